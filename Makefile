@@ -1,0 +1,58 @@
+# run · test · check · bench · demo-persona. Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TRAIN ?= 0
+
+.PHONY: run test check bench demo-persona tools clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.run$(TRAIN)
+	$(BIN)/twin run
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m docs.drift
+
+bench: $(VENV)/.test
+	$(BIN)/twin bench first-light
+
+demo-persona: $(VENV)/.test
+	$(BIN)/python -m data.demo.build
+
+tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "CPython 3.11 or newer is needed: install python3.11 and python3.11-venv, then make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "venv is missing: install the package python3-venv"; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "a C++ compiler is missing: install g++ (Debian: build-essential; macOS: xcode-select --install)"; exit 1; }
+	@command -v cmake >/dev/null || { echo "cmake is missing: install the package cmake"; exit 1; }
+
+$(VENV)/.made: | tools
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run0: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing; llama-cpp-python compiles for 5-8 minutes the first time."
+	@date +%s > $(VENV)/.began
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@test -f $(VENV)/.install_seconds || echo $$(( $$(date +%s) - $$(cat $(VENV)/.began) )) > $(VENV)/.install_seconds
+	@touch $@
+
+$(VENV)/.run1: $(VENV)/.run0
+	$(PIP) install -q -c constraints.txt -e '.[demo,train]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run0
+	$(PIP) install -q -c constraints.txt -e '.[demo,train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
