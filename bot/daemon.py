@@ -1,0 +1,91 @@
+"""Settings → the running daemon: NoneBot with our adapter, the plugins, the assembled twin."""
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import nonebot
+from loguru import logger
+
+from bot import config, log
+from bot.errors import ConfigError, SendError, TwinError
+from bot.message import Origin, Scene
+from bot.onebot import OneBotTransport, Outbox, TwinAdapter
+from bot.twin import Twin
+
+PLUGINS = ("recorder", "chat", "persona", "retrain")
+_WEBSOCKET_PING_S = 5
+"""A half-open peer is noticed after two of these; without, after 39 s."""
+
+
+def serve(settings: config.Settings, config_path: Path) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    Args:
+        settings: checked settings.
+        config_path: bot.toml; relative paths in it count from its folder.
+
+    Raises:
+        TwinError: what cannot start, and the remedy.
+    """
+    log.setup(settings.log.level, settings.data / "logs", settings.log.retention_days)
+    token, file = config.access_token(settings)
+    outbox = Outbox()
+    transport = OneBotTransport(outbox, settings.onebot.api_timeout_s)
+    twin = Twin.assemble(settings, config_path.parent, transport, only_record=True)
+    twin.owner_lines = _owner_lines(settings, transport)
+    parts = {"twin": twin, "outbox": outbox, "transport": transport, "config_path": config_path}
+    _start_nonebot(settings, token, parts)
+    _load_plugins()
+    nonebot.get_driver().on_bot_connect(twin.greet)
+    nonebot.get_driver().on_shutdown(twin.close)
+    logger.info("OneBot clients connect to {}; the token is {}", config.websocket_url(settings), file or "configured")
+    nonebot.run(
+        ws_ping_interval=_WEBSOCKET_PING_S, ws_ping_timeout=_WEBSOCKET_PING_S, access_log=False, log_level="warning"
+    )
+
+
+def _start_nonebot(settings: config.Settings, token: str, parts: dict[str, Any]) -> None:
+    """`nonebot.init` from our settings alone: an .env or variables of other bots must not change what we checked."""
+    for name in [n for n in os.environ if n.upper().startswith(("ONEBOT_", "ONEBOT_V11_"))]:
+        logger.warning("{} in the environment is ignored; settings are bot.toml and TWIN__…", name)
+        del os.environ[name]
+    nonebot.init(
+        _env_file=(os.devnull,),
+        driver="~fastapi+~websockets",
+        host=settings.onebot.host,
+        port=settings.onebot.port,
+        superusers=set(settings.onebot.superusers),
+        api_timeout=settings.onebot.api_timeout_s,
+        onebot_access_token=token or None,
+        onebot_secret=secrets.token_urlsafe(24),
+        onebot_ws_urls=list(settings.onebot.ws_urls),
+        log_level=settings.log.level,
+        **parts,
+    )
+    nonebot.get_driver().register_adapter(TwinAdapter)
+    log.setup(settings.log.level, settings.data / "logs", settings.log.retention_days)
+
+
+def _load_plugins() -> None:
+    for name in PLUGINS:
+        # A plugin that fails to import is only logged by NoneBot, and the bot starts deaf.
+        if nonebot.load_plugin(f"plugins.{name}") is None:
+            raise ConfigError(f"plugin {name!r} did not load; the log line above says why")
+
+
+def _owner_lines(settings: config.Settings, transport: OneBotTransport) -> Callable[[str], Awaitable[None]]:
+    async def tell(text: str) -> None:
+        account = next(iter(nonebot.get_bots()), None)
+        if account is None:
+            raise TwinError("no OneBot client is connected")
+        for owner in settings.onebot.superusers:
+            try:
+                segments = [{"type": "text", "data": {"text": text}}]
+                await transport.send(account, Scene("private", owner), segments, Origin.SYSTEM)
+            except SendError as e:
+                logger.warning("owner not reached: {}", e)
+
+    return tell

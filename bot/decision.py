@@ -1,0 +1,167 @@
+"""To speak or not: a small logistic model over P(silent) and what the text does not show.
+
+log-odds of speaking = intercept + Σ weight · feature, fitted on the tune split (training/evaluate.py), stored in the
+version's manifest, and added to by the configured shifts in the open: `/why` shows every term.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+
+from bot.message import Message
+from bot.persona import Calibration
+from bot.prompt import Exchange
+
+LOG_ODDS_MAX = 12.0
+"""P(silent) is clipped to e^-12: beyond, float32 logits are noise."""
+FEATURES = ("log_odds", "since_spoke", "private", "mentioned", "quoted", "named", "burst", "hour_sin", "hour_cos")
+"""Names of all features, in the order of the fit."""
+_LONG_AGO_S = 3 * 86400.0
+
+UNCALIBRATED = Calibration(
+    intercept=-3.0, weights={"private": 5.0, "mentioned": 3.0, "quoted": 3.0, "named": 2.5, "since_spoke": -0.1}
+)
+"""Without a fitted version: answers in private and when addressed, seldom otherwise. Set by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A decision point.
+
+    Args:
+        p_silent: the model's probability of end-of-turn as the first token, or None without a model.
+        since_spoke_s: seconds since the person (or twin) last spoke in the scene; None: never, or long ago.
+        private: whether it is a chat between two.
+        mentioned: whether the burst mentions the person's or the account's number.
+        quoted: whether the burst quotes the person or the twin.
+        named: whether a name of the person occurs in the burst.
+        burst: bubbles in it.
+        hour: local hour with fraction, 0–24.
+    """
+
+    p_silent: float | None
+    since_spoke_s: float | None
+    private: bool
+    mentioned: bool
+    quoted: bool
+    named: bool
+    burst: int
+    hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether to speak, and every term that led there.
+
+    Args:
+        speaks: the decision.
+        p_speak: probability of speaking after all shifts.
+        draw: the random number it was compared with; below `p_speak` speaks.
+        terms: log-odds by feature or shift; they add up to logit(p_speak).
+    """
+
+    speaks: bool
+    p_speak: float
+    draw: float
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+def moment_of(
+    exchange: Exchange,
+    *,
+    last_spoke: datetime | None,
+    ids: Collection[str],
+    names: Collection[str],
+    quoted: Callable[[Message], Message | None],
+    ours: Callable[[Message], bool],
+    zone: tzinfo,
+    p_silent: float | None = None,
+) -> Moment:
+    """The decision point at the end of an exchange's burst; the same for training and for answering.
+
+    Args:
+        exchange: the burst; not empty, or the person spoke first and there is nothing to decide.
+        last_spoke: when the person or twin last spoke in the scene before the burst ended.
+        ids: QQ numbers whose mention means the person (theirs and the account's).
+        names: names the person listens to.
+        quoted: the message another one quotes, or None.
+        ours: whether a message is the person's or the twin's.
+        zone: where the person lives.
+        p_silent: the model's, where known.
+    """
+    targets = [quoted(m) for m in exchange.heard]
+    since = None if last_spoke is None else (exchange.decided_at - last_spoke).total_seconds()
+    return Moment(
+        p_silent=p_silent,
+        since_spoke_s=since,
+        private=exchange.first.scene.private,
+        mentioned=any(i in m.mentions for m in exchange.heard for i in ids),
+        quoted=any(t is not None and ours(t) for t in targets),
+        named=any(n in m.text for m in exchange.heard for n in names),
+        burst=len(exchange.heard),
+        hour=local_hour(exchange.decided_at, zone),
+    )
+
+
+def local_hour(time: datetime, zone: tzinfo) -> float:
+    """Hour of the day with fraction, 0–24, where the person lives."""
+    local = time.astimezone(zone)
+    return local.hour + local.minute / 60
+
+
+def features(moment: Moment, silence_keep: float = 1.0) -> dict[str, float]:
+    """Feature values by name.
+
+    Args:
+        moment: the decision point.
+        silence_keep: part of the silences that was trained; P(silent) is corrected for the rest here, once.
+    """
+    angle = moment.hour / 24 * 2 * math.pi
+    since = _LONG_AGO_S if moment.since_spoke_s is None else min(moment.since_spoke_s, _LONG_AGO_S)
+    values = {
+        "since_spoke": math.log1p(max(0.0, since)),
+        "private": float(moment.private),
+        "mentioned": float(moment.mentioned),
+        "quoted": float(moment.quoted),
+        "named": float(moment.named),
+        "burst": math.log1p(moment.burst),
+        "hour_sin": math.sin(angle),
+        "hour_cos": math.cos(angle),
+    }
+    if moment.p_silent is not None:
+        values["log_odds"] = speak_log_odds(moment.p_silent, silence_keep)
+    return values
+
+
+def speak_log_odds(p_silent: float, silence_keep: float = 1.0) -> float:
+    """log((1 - p) / p) of a probability of silence, corrected for subsampled silences, clipped to ±12."""
+    tiny = math.exp(-LOG_ODDS_MAX)
+    p = min(max(p_silent, tiny), 1 - tiny)
+    raw = math.log1p(-p) - math.log(p) + math.log(silence_keep)
+    return min(max(raw, -LOG_ODDS_MAX), LOG_ODDS_MAX)
+
+
+def decide(moment: Moment, calibration: Calibration | None, shifts: dict[str, float], draw: float) -> Verdict:
+    """Decide one moment.
+
+    Args:
+        moment: the decision point.
+        calibration: the version's; None uses `UNCALIBRATED`.
+        shifts: configured log-odds by name, already chosen for this moment.
+        draw: uniform in [0, 1), the same for every re-decision of a burst.
+    """
+    model = calibration or UNCALIBRATED
+    values = features(moment, model.silence_keep)
+    terms = {"intercept": model.intercept}
+    terms |= {name: weight * values[name] for name, weight in model.weights.items() if name in values}
+    terms |= {f"shift:{name}": value for name, value in shifts.items() if value}
+    p_speak = sigmoid(sum(terms.values()))
+    return Verdict(draw < p_speak, p_speak, draw, terms)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    if x >= 0:
+        return 1 / (1 + math.exp(-x))
+    return math.exp(x) / (1 + math.exp(x))

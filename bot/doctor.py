@@ -1,0 +1,185 @@
+"""What a user is told in a terminal: the welcome, what works on this machine, how far long work is."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bot import base as base_file
+from bot.archive import Archive
+from bot.config import Settings, access_token, websocket_url
+from bot.errors import TrainingError, TwinError
+from bot.persona import Personas
+from bot.twin import install_shipped
+
+TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "gguf", "sklearn", "matplotlib")
+TRAINING_MISSING = (
+    "training is not installed here (missing: {missing}); nights need it: "
+    "`make run TRAIN=1`, or `pip install '.[train]'`"
+)
+Report = Callable[[str, int, int, str], None]
+"""Progress of long work: (step, done, total, words)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: whether it works, what was found or what to do, whether nothing works without it."""
+
+    name: str
+    ok: bool
+    text: str
+    needed: bool = True
+
+
+def welcome(settings: Settings) -> str:
+    """What `twin run` prints first: where clients connect, the token, what to paste into NapCat, how to talk now.
+
+    The token itself is shown on a terminal only: elsewhere this ends in a service's journal.
+    """
+    token, file = access_token(settings)
+    if token and not sys.stdout.isatty():
+        token = f"see {file}" if file else "as configured"
+    napcat = {
+        "name": "qqtwin", "enable": True, "url": websocket_url(settings), "token": token,
+        "messagePostFormat": "array", "reportSelfMessage": True, "reconnectInterval": 5000,
+    }  # fmt: skip
+    return "\n".join(
+        [
+            f"OneBot clients connect to  {websocket_url(settings)}",
+            f"Access token               {token or '(none)'}" + (f"  (kept in {file})" if file else ""),
+            "NapCat → 网络配置 → WebSocket 客户端, paste:",
+            "  " + json.dumps(napcat, ensure_ascii=False),
+            "Talk right now, in another terminal:  .venv/bin/twin chat",
+            "",
+        ]
+    )
+
+
+def missing_for_training() -> list[str]:
+    """Names of the packages a night needs that are not installed."""
+    return [name for name in TRAINING_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def require_training() -> None:
+    """Raise TrainingError with the remedy where training is not installed."""
+    if missing := missing_for_training():
+        raise TrainingError(TRAINING_MISSING.format(missing=", ".join(missing)))
+
+
+def examine(settings: Settings, root: Path) -> list[Check]:
+    """Look at everything a twin needs."""
+    return [
+        Check("python", sys.version_info >= (3, 11), sys.version.split()[0]),
+        _attempt("base", lambda: str(base_file.resolve(settings.engine.base, settings.data, root))),
+        _attempt("archive", lambda: _archive(settings)),
+        _attempt("personas", lambda: _persona_rows(settings, root)),
+        _attempt("token", lambda: f"in {access_token(settings)[1] or 'bot.toml or environment'}"),
+        _port(settings),
+        _disk(settings),
+        _training(),
+        Check("processor", True, f"{os.cpu_count()} cores", needed=False),
+    ]
+
+
+def _attempt(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except TwinError as e:
+        return Check(name, False, str(e))
+
+
+def _archive(settings: Settings) -> str:
+    archive = Archive(settings.archive_url)
+    scenes = archive.scenes()
+    archive.close()
+    return f"{sum(s.messages for s in scenes)} messages in {len(scenes)} scenes"
+
+
+def _persona_rows(settings: Settings, root: Path) -> str:
+    install_shipped(settings.data / "personas")
+    base = base_file.resolve(settings.engine.base, settings.data, root)
+    personas = Personas(settings.data / "personas", base_file.digest(base))
+    rows = []
+    for name in personas.names():
+        loaded = personas.load(name)
+        rows.append(f"{name} ({loaded.version.name if loaded.version else loaded.refused or 'untrained'})")
+    personas.find(settings.chat.persona)
+    return ", ".join(rows)
+
+
+def _port(settings: Settings) -> Check:
+    try:
+        with socket.create_server((settings.onebot.host, settings.onebot.port)):
+            return Check("port", True, f"{settings.onebot.port} is free")
+    except OSError:
+        text = f"{settings.onebot.port} is taken (is the daemon running?); set [onebot] port"
+        return Check("port", False, text, needed=False)
+
+
+def _disk(settings: Settings) -> Check:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    free_gb = shutil.disk_usage(settings.data).free / 1e9
+    return Check("disk", free_gb > 3, f"{free_gb:.0f} GB free; a night needs about 3", needed=False)
+
+
+def _training() -> Check:
+    missing = missing_for_training()
+    text = TRAINING_MISSING.format(missing=", ".join(missing)) if missing else "installed"
+    return Check("training", not missing, text, needed=False)
+
+
+def be_idle() -> None:
+    """Give this process the least priority there is: beside a trainer at normal priority decoding is 12 x slower."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    elif hasattr(os, "nice"):
+        os.nice(19)
+    else:
+        import ctypes
+
+        idle_priority_class = 0x40
+        kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+        kernel.SetPriorityClass(kernel.GetCurrentProcess(), idle_priority_class)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives a function of (done, total)."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def plain_progress() -> Report:
+    """Progress as plain lines on stderr."""
+
+    def report(step: str, done: int, total: int, words: str) -> None:
+        count = f" {done}/{total}" if total else ""
+        typer.echo(f"{step}{count} {words}".rstrip(), err=True)
+
+    return report
+
+
+def json_progress() -> Report:
+    """Progress as JSON lines on stdout, for the daemon that started this process."""
+
+    def report(step: str, done: int, total: int, words: str) -> None:
+        line: dict[str, Any] = {"step": step, "done": done, "total": total, "text": words}
+        typer.echo(json.dumps(line, ensure_ascii=False))
+        sys.stdout.flush()
+
+    return report

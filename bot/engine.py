@@ -1,0 +1,113 @@
+"""The port: what a reply engine can do. `bot/serving.py` is the real one; a remote one keeps the same promises."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from bot.errors import EngineError
+from bot.persona import Sampling
+from bot.prompt import FORMATS, ChatFormat, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Whose words an answer is drawn from.
+
+    Args:
+        name: persona and version, for logs.
+        lora: the version's LoRA; None speaks with the bare base.
+        format: the chat format it was trained with.
+    """
+
+    name: str
+    lora: Path | None
+    format: ChatFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One look at one scene.
+
+    Args:
+        seat: names the KV sequence to reuse: one per (scene, persona).
+        voice: who speaks.
+        pieces: the prompt; ends with the open assistant header.
+        sampling: how words are drawn.
+        seed: same seed, prompt and settings → same text.
+    """
+
+    seat: str
+    voice: Voice
+    pieces: Sequence[Piece]
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+
+class ReplyEngine(Protocol):
+    """What the twin needs of a model. Every method may raise EngineError."""
+
+    @property
+    def base_sha256(self) -> str:
+        """Hash of the base file; versions of another base are refused."""
+        ...
+
+    @property
+    def format(self) -> ChatFormat:
+        """The chat format of the bare base."""
+        ...
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of one window, the reply included."""
+        ...
+
+    def count(self, pieces: Sequence[Piece]) -> int:
+        """Tokens of pieces, without BOS."""
+        ...
+
+    async def p_silent(self, request: Request) -> float:
+        """Probability that the first token is end-of-turn; one prompt evaluation, nothing generated."""
+        ...
+
+    def bubbles(self, request: Request) -> AsyncIterator[str]:
+        """The answer's bubbles, each as soon as its line is complete; the first token is never end-of-turn.
+
+        Closing the iterator stops the generation within one decode step.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class AbsentEngine:
+    """Stands in where no base could be loaded: the bot records, and says why it does not answer.
+
+    Args:
+        reason: why there is none, and the remedy.
+        n_ctx: tokens of a window.
+    """
+
+    def __init__(self, reason: str, n_ctx: int) -> None:
+        self.reason = reason
+        self.n_ctx = n_ctx
+        self.base_sha256 = ""
+        self.format = FORMATS["chatml"]
+
+    def count(self, pieces: Sequence[Piece]) -> int:
+        """Characters: there is no vocabulary to count with."""
+        return sum(len(piece.text) for piece in pieces)
+
+    async def p_silent(self, request: Request) -> float:
+        """Raise EngineError with the reason."""
+        raise EngineError(self.reason)
+
+    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+        """Raise EngineError with the reason."""
+        raise EngineError(self.reason)
+        yield ""
+
+    async def close(self) -> None:
+        """Nothing to free."""

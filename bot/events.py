@@ -1,0 +1,124 @@
+"""OneBot v11 event (a dict, as it came over the socket or lies in a JSONL file) → Message or recall.
+
+Pure: nothing of NoneBot is needed, so that importing history and the live daemon share this one reading.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bot.message import Message, Origin, Scene
+from bot.segments import to_text, whole
+
+MESSAGE_TYPES = ("message", "message_sent")
+_DIGITS_MAX = 18
+"""Digits of a sequence number at most: more do not fit the archive's 64-bit column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A message that was taken back: where, which, by whom, when (aware UTC)."""
+
+    scene: Scene
+    message_id: str
+    operator_id: str
+    time: datetime
+
+
+class MalformedEvent(ValueError):
+    """An event that lacks what makes it a message; says which field."""
+
+
+def read(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None) -> Message | Recall | None:
+    """The message or recall an event tells of; None for every other kind.
+
+    Args:
+        event: OneBot v11 event.
+        name_of: newest nickname of a QQ number, for `@昵称` where the event carries only the number.
+
+    Raises:
+        MalformedEvent: a message or recall without its ids or time.
+    """
+    kind = event.get("post_type")
+    if kind in MESSAGE_TYPES:
+        return message(event, name_of)
+    if kind == "notice" and event.get("notice_type") in ("group_recall", "friend_recall"):
+        return _recall(event)
+    return None
+
+
+def message(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None) -> Message:
+    """The message of a `message` or `message_sent` event, or of a history action's answer.
+
+    Raises:
+        MalformedEvent: ids or time are missing.
+    """
+    sender = event.get("sender") if isinstance(event.get("sender"), Mapping) else {}
+    assert isinstance(sender, Mapping)
+    sender_id = _number(event, "user_id")
+    segments = event.get("message")
+    if isinstance(segments, str):
+        segments = [{"type": "text", "data": {"text": segments}}]
+    if not isinstance(segments, list | tuple):
+        raise MalformedEvent("field 'message' is neither a list of segments nor text")
+    told = to_text(segments, name_of)
+    return Message(
+        id=_number(event, "message_id"),
+        scene=_scene(event, sender_id),
+        sender_id=sender_id,
+        sender_name=whole(str(sender.get("card") or sender.get("nickname") or "")),
+        time=_time(event),
+        text=told.text,
+        origin=Origin.HUMAN,
+        reply_to=told.reply_to,
+        mentions=told.mentions,
+        recalled=bool(event.get("recalled", False)),
+        seq=_sequence(event),
+        segments=tuple(s for s in segments if isinstance(s, Mapping)),
+        scene_name=whole(str(event.get("group_name") or "")),
+    )
+
+
+def _scene(event: Mapping[str, Any], sender_id: str) -> Scene:
+    kind = event.get("message_type")
+    # A private message through a group carries that group's number too.
+    if kind == "group" or (kind != "private" and event.get("group_id")):
+        return Scene("group", _number(event, "group_id"))
+    own = sender_id == str(event.get("self_id", ""))
+    if own and event.get("target_id"):
+        return Scene("private", _number(event, "target_id"))
+    return Scene("private", sender_id)
+
+
+def _recall(event: Mapping[str, Any]) -> Recall:
+    message_id, time = _number(event, "message_id"), _time(event)
+    if event["notice_type"] == "group_recall":
+        return Recall(Scene("group", _number(event, "group_id")), message_id, _number(event, "operator_id"), time)
+    peer = _number(event, "user_id")
+    return Recall(Scene("private", peer), message_id, peer, time)
+
+
+def _number(event: Mapping[str, Any], key: str) -> str:
+    value = event.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or str(value).strip() in ("", "0"):
+        raise MalformedEvent(f"field {key!r} is missing or empty")
+    return str(value)
+
+
+def _time(event: Mapping[str, Any]) -> datetime:
+    value = event.get("time")
+    try:
+        return datetime.fromtimestamp(float(value), UTC)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError) as e:
+        raise MalformedEvent("field 'time' is not unix seconds") from e
+
+
+def _sequence(event: Mapping[str, Any]) -> int | None:
+    """The chat's own running number: NapCat's `real_seq`; LLBot's `message_seq`, unless it only repeats the id."""
+    for key in ("real_seq", "message_seq"):
+        value = event.get(key)
+        digits = str(value)
+        if digits.isdecimal() and len(digits) <= _DIGITS_MAX and digits != str(event.get("message_id")):
+            return int(digits)
+    return None

@@ -1,0 +1,363 @@
+"""llama.cpp through its low-level API: a model, its vocabulary, LoRAs, a context of many sequences, scoring.
+
+The only file of the daemon that imports llama_cpp. The high-level `Llama` re-reads a chat's history whenever another
+chat spoke in between, copies a vocabulary-sized row to Python for every token and binds one LoRA for life.
+Nothing here is thread-safe: one thread owns a model and its contexts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lc
+import numpy as np
+import numpy.typing as npt
+
+from bot.errors import EngineError
+from bot.persona import Sampling
+from bot.prompt import ChatFormat, format_for
+
+BASE_KEY = "qqtwin.base.sha256"
+"""Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+_LOG: deque[str] = deque(maxlen=50)
+_ready = False
+_log_callback: Any = None  # llama.cpp keeps the pointer: it must not be collected
+
+
+def _start_backend() -> None:
+    """Once per process: initialise llama.cpp and keep its log instead of printing it (the only error text there is)."""
+    global _ready, _log_callback
+    if _ready:
+        return
+
+    def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        if level >= 3:
+            _LOG.append(text.decode("utf-8", "replace").strip())
+
+    _log_callback = lc.llama_log_callback(keep)
+    lc.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    lc.llama_backend_init()
+    _ready = True
+
+
+def _why() -> str:
+    lines = [line for line in _LOG if line][-3:]
+    return "; ".join(lines) or "llama.cpp gave no reason"
+
+
+class Model:
+    """A GGUF loaded for inference, with its vocabulary.
+
+    Args:
+        path: the GGUF.
+        n_gpu_layers: layers on the GPU; -1 all.
+
+    Raises:
+        EngineError: missing, truncated, or of a kind no chat format renders.
+    """
+
+    def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
+        _start_backend()
+        if not path.is_file():
+            raise EngineError(f"base {str(path)!r} does not exist; set [engine] base in bot.toml")
+        params = lc.llama_model_default_params()
+        params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
+        _LOG.clear()
+        self._model = lc.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise EngineError(f"base {path.name!r} cannot be loaded ({_why()}); is the file complete?")
+        self.path = path
+        self._vocab = lc.llama_model_get_vocab(self._model)
+        self.n_vocab: int = lc.llama_vocab_n_tokens(self._vocab)
+        bos = lc.llama_vocab_bos(self._vocab)
+        self.bos: int | None = bos if bos >= 0 and lc.llama_vocab_get_add_bos(self._vocab) else None
+        self.architecture = self.metadata("general.architecture")
+        found = format_for(self.architecture, self.is_control)
+        if found is None:
+            self.close()
+            raise EngineError(f"base {path.name!r} ({self.architecture}) has the markers of no known chat format")
+        self.format: ChatFormat = found
+        self.control_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_control(self._vocab, i)]
+        self.end_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_eog(self._vocab, i)]
+        end = self.tokens(self.format.end, control=True)[0]
+        self.end_id = end
+        if end not in self.end_ids:
+            self.end_ids.append(end)
+
+    def close(self) -> None:
+        """Free the model; contexts and LoRAs of it must be freed before."""
+        if self._model:
+            lc.llama_model_free(self._model)
+            self._model = None
+
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's pointer."""
+        return self._model
+
+    @property
+    def vocab(self) -> Any:
+        """llama.cpp's vocabulary pointer."""
+        return self._vocab
+
+    def metadata(self, key: str) -> str:
+        """A metadata value as text, empty when absent."""
+        buffer = ctypes.create_string_buffer(65536)
+        n = lc.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+
+    def is_control(self, text: str) -> bool:
+        """Whether a text is exactly one control token."""
+        ids = self.tokens(text, control=True)
+        return len(ids) == 1 and bool(lc.llama_vocab_is_control(self._vocab, ids[0]))
+
+    def tokens(self, text: str, control: bool) -> list[int]:
+        """Ids of a text; special tokens are parsed only if `control`; no BOS."""
+        if not self._model:
+            raise EngineError(f"the model {self.path.name!r} is closed")
+        raw = text.encode("utf-8")
+        room = len(raw) + 8
+        buffer = (lc.llama_token * room)()
+        n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
+        if n < 0:
+            raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
+        return list(buffer[:n])
+
+    def piece(self, token: int) -> bytes:
+        """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing."""
+        buffer = ctypes.create_string_buffer(256)
+        n = lc.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:n] if n > 0 else b""
+
+    def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:
+        """A LoRA for this model; free it with `free_lora`.
+
+        Args:
+            path: LoRA GGUF.
+            base_sha256: this base's hash; a LoRA that names another is refused.
+
+        Raises:
+            EngineError: with llama.cpp's reason, or both hashes.
+        """
+        _LOG.clear()
+        lora = lc.llama_adapter_lora_init(self._model, str(path).encode())
+        if not lora:
+            raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
+        buffer = ctypes.create_string_buffer(256)
+        n = lc.llama_adapter_meta_val_str(lora, BASE_KEY.encode(), buffer, len(buffer))
+        named = buffer.value.decode() if n >= 0 else ""
+        if base_sha256 is not None and named and named != base_sha256:
+            lc.llama_adapter_lora_free(lora)
+            raise EngineError(
+                f"LoRA {str(path)!r} was trained on the base {named[:12]}…, not on {self.path.name!r} "
+                f"({base_sha256[:12]}…); retrain it or set that base"
+            )
+        return lora
+
+    def free_lora(self, lora: Any) -> None:
+        """Free a LoRA no context uses (freed while set, the next decode gives NaN)."""
+        lc.llama_adapter_lora_free(lora)
+
+
+class Context:
+    """A KV cache of many sequences over one model.
+
+    Args:
+        model: the model.
+        n_tokens: cells shared by all sequences (unified: one sequence may use all).
+        n_seq_max: sequences at most.
+        n_batch: tokens of one decode call.
+        n_threads: CPU threads; None: the cores, half of them where there are more than four (hyper-threads).
+        n_outputs: rows of logits kept from one call; at 262,144 words each is 1 MB.
+
+    Raises:
+        EngineError: llama.cpp gave no context (too little memory).
+    """
+
+    def __init__(
+        self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1
+    ) -> None:
+        self.model = model
+        self.n_tokens, self.n_batch = n_tokens, n_batch
+        cores = os.cpu_count() or 1
+        threads = n_threads or (cores if cores <= 4 else cores // 2)
+        params = lc.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
+        params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, threads
+        params.kv_unified = True
+        # The full-size cache of sliding-window layers lets any prefix be kept; the small one forgets what slid out.
+        params.swa_full = True
+        params.n_outputs_max = max(n_outputs, n_seq_max)
+        _LOG.clear()
+        self._context = lc.llama_init_from_model(model.handle, params)
+        if not self._context:
+            raise EngineError(f"no context of {n_tokens} tokens for {model.path.name!r} ({_why()}); lower kv_tokens")
+        self._memory = lc.llama_get_memory(self._context)
+        self._batch = lc.llama_batch_init(n_batch, 0, 1)
+        self._lora: Any = None
+        self._stop: Callable[[], bool] = _never
+        self._abort = lc.ggml_abort_callback(lambda _: self._stop())
+        lc.llama_set_abort_callback(self._context, self._abort, ctypes.c_void_p(0))
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._context:
+            lc.llama_batch_free(self._batch)
+            lc.llama_free(self._context)
+            self._context = None
+
+    def use(self, lora: Any) -> None:
+        """Set the LoRA of the next decode; None is the bare base."""
+        if lora is self._lora:
+            return
+        if lora is None:
+            lc.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            lc.llama_set_adapters_lora(
+                self._context, (lc.llama_adapter_lora_p_ctypes * 1)(lora), 1, (ctypes.c_float * 1)(1.0)
+            )
+        self._lora = lora
+
+    def keep(self, seq: int, n: int) -> bool:
+        """Forget what a sequence holds from position `n` on; False if the cache cannot (then it forgets all)."""
+        if lc.llama_memory_seq_rm(self._memory, seq, n, -1):
+            return True
+        lc.llama_memory_seq_rm(self._memory, seq, -1, -1)
+        return False
+
+    def decode(
+        self,
+        tokens: Sequence[tuple[int, int, int, bool]],
+        stop: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Evaluate tokens; False if `stop` became true in the middle (the sequences then hold nothing certain).
+
+        Args:
+            tokens: (token, sequence, position, whether its logits are wanted), at most `n_batch`.
+            stop: asked about every millisecond, from a thread of llama.cpp's; must only read a flag.
+
+        Raises:
+            EngineError: the cache is full (`.full` is set), or the decode failed.
+        """
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, (token, seq, position, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0], batch.logits[i] = seq, wanted
+        self._stop = stop or _never
+        try:
+            rc = lc.llama_decode(self._context, batch)
+        finally:
+            self._stop = _never
+        if rc == 2:
+            return False
+        if rc == 1:
+            raise CacheFull(f"the KV cache of {self.n_tokens} tokens is full")
+        if rc != 0:
+            raise EngineError(f"llama_decode failed with {rc} ({_why()})")
+        return True
+
+    def logits(self, rows: int = 1) -> npt.NDArray[np.float32]:
+        """The wanted rows of the last decode, (rows, n_vocab), a view that the next decode overwrites."""
+        pointer = lc.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.model.n_vocab))
+
+    def sample(self, sampler: Sampler) -> int:
+        """Draw the next token from the last wanted row, and accept it."""
+        return int(lc.llama_sampler_sample(sampler.handle, self._context, -1))
+
+
+class CacheFull(EngineError):
+    """No free cells; drop a sequence and try again."""
+
+
+class Sampler:
+    """A native sampler chain: bans, penalties, top_k, top_p, min_p, temperature, seed.
+
+    Args:
+        model: whose control tokens (but for ends of turn) are never drawn.
+        sampling: the settings.
+        seed: of the draw.
+    """
+
+    def __init__(self, model: Model, sampling: Sampling, seed: int) -> None:
+        self.handle = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
+        banned = [i for i in model.control_ids if i not in model.end_ids]
+        bias = (lc.llama_logit_bias * len(banned))(*(lc.llama_logit_bias(i, float("-inf")) for i in banned))
+        links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(banned), bias)]
+        if sampling.repeat_penalty != 1:
+            links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
+        if sampling.temperature == 0:
+            links.append(lc.llama_sampler_init_greedy())
+        else:
+            if sampling.top_k:
+                links.append(lc.llama_sampler_init_top_k(sampling.top_k))
+            links.append(lc.llama_sampler_init_top_p(sampling.top_p, 1))
+            links.append(lc.llama_sampler_init_min_p(sampling.min_p, 1))
+            links.append(lc.llama_sampler_init_temp(sampling.temperature))
+            links.append(lc.llama_sampler_init_dist(seed & 0xFFFFFFFF))
+        for link in links:
+            lc.llama_sampler_chain_add(self.handle, link)
+
+    def close(self) -> None:
+        """Free the chain."""
+        lc.llama_sampler_free(self.handle)
+
+
+def log_probs(row: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Natural-log probabilities of some words of one row of logits, (len(ids),)."""
+    top = float(row.max())
+    total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+    return row[list(ids)].astype(np.float64) - total
+
+
+class Scorer:
+    """Log-probabilities of given tokens, as evaluation, parity and gate need them; owns its model.
+
+    Args:
+        base: the base GGUF.
+        lora: a LoRA, or None for the bare base.
+        n_ctx: tokens of the longest window.
+        n_threads: CPU threads.
+    """
+
+    def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
+        self.model = Model(base)
+        self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
+        self._lora = self.model.load_lora(lora) if lora is not None else None
+        self._context.use(self._lora)
+
+    def close(self) -> None:
+        """Free everything."""
+        self._context.use(None)
+        self._context.close()
+        if self._lora is not None:
+            self.model.free_lora(self._lora)
+        self.model.close()
+
+    def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:
+        """Gives log p(token | ids[:position]) in nats for each wanted (position, token); positions ≥ 1, ascending."""
+        context, out = self._context, np.full(len(wanted), np.nan)
+        context.keep(0, 0)
+        rows: dict[int, list[int]] = {}
+        for number, (position, _) in enumerate(wanted):
+            rows.setdefault(position - 1, []).append(number)
+        last = max(rows, default=-1)
+        for start in range(0, last + 1, context.n_batch):
+            end = min(start + context.n_batch, last + 1)
+            context.decode([(ids[i], 0, i, i in rows) for i in range(start, end)])
+            asked = [i for i in range(start, end) if i in rows]
+            logits = context.logits(len(asked)) if asked else None
+            for row, i in enumerate(asked):
+                assert logits is not None
+                out[rows[i]] = log_probs(logits[row], [wanted[n][1] for n in rows[i]])
+        return out
+
+
+def _never() -> bool:
+    return False

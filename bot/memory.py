@@ -1,0 +1,180 @@
+"""What the twin remembers of a scene: the newest exchanges that fit the window, read from the archive.
+
+When the window overflows, the oldest half goes at once, so that the cost of re-reading is amortized. Where each window
+begins is noted in the archive when it moves: a restart forgets nothing, `/memory clear` sets a mark.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from bot.archive import Archive
+from bot.config import Settings
+from bot.errors import ArchiveError
+from bot.message import Message, Origin, Scene
+from bot.persona import Persona
+from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
+
+MEMORY_KIND = "memory"
+"""Scene-log kind of a `/memory clear` mark."""
+WINDOW_KIND = "window"
+"""Scene-log kind of where a persona's window begins, `window:<persona>`: the first message's id."""
+_MESSAGES_PER_TURN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one look at a scene sees.
+
+    Args:
+        exchanges: oldest first; the last one is to be decided if nothing was said in it.
+        pieces: the prompt up to the open assistant header.
+        quoted: finds a quoted message.
+        last_spoke: when the person or twin last spoke there, or None.
+        ours: whether a message stands on the assistant's side.
+        speakers: names of the scene's recent messages and the ids bearing each.
+    """
+
+    exchanges: Sequence[Exchange]
+    pieces: Sequence[Piece]
+    quoted: Callable[[Message], Message | None]
+    last_spoke: datetime | None
+    ours: Callable[[Message], bool]
+    speakers: dict[str, set[str]]
+
+
+class Memory:
+    """Windows over the archive.
+
+    Args:
+        archive: the message store.
+        settings: gaps, caps and the time zone.
+        count: tokens of pieces, as the engine counts.
+    """
+
+    def __init__(self, archive: Archive, settings: Settings, count: Callable[[Sequence[Piece]], int]) -> None:
+        self._archive = archive
+        self._settings = settings
+        self._count = count
+        self._starts: dict[tuple[Scene, str], str] = {}
+
+    def window(self, scene: Scene, persona: Persona, format: ChatFormat) -> Window:  # noqa: A002
+        """The window of a scene for a persona, as it stands now.
+
+        Args:
+            scene: where.
+            persona: whose side is the assistant's.
+            format: chat format of its version.
+        """
+        rules = self._settings.conversation
+        cleared = self._archive.latest(scene, MEMORY_KIND)
+        limit = rules.max_turns * _MESSAGES_PER_TURN
+        stored = self._archive.window(scene, limit, cleared[1] if cleared else None)
+        messages = [m for m in stored if m.text.strip()]
+        people = frozenset(persona.spec.people)
+        found = exchanges(messages, people, rules)
+        if len(stored) == limit:
+            del found[:1]  # cut in the middle: it would read differently at the next look
+        renderer = Renderer(format, self._system(scene, persona, messages), self._settings.zone, not scene.private)
+        quoted = self._quotes(scene, messages)
+        kept = self._fit(scene, persona, renderer, found, quoted)
+        spoken = [m.time for m in messages if spoken_by(m, people)]
+        speakers: dict[str, set[str]] = {}
+        for m in messages:
+            # In a private chat QQ drops an at, and with it the words.
+            if not scene.private and not spoken_by(m, people) and m.sender_name:
+                speakers.setdefault(m.sender_name, set()).add(m.sender_id)
+        return Window(
+            kept, render(renderer, kept, quoted), quoted, spoken[-1] if spoken else None,
+            lambda m: spoken_by(m, people), speakers,
+        )  # fmt: skip
+
+    def clear(self, scene: Scene, now: datetime) -> None:
+        """Forget what was said in a scene until now (the archive keeps it)."""
+        self._archive.note(scene, MEMORY_KIND, "clear", now)
+
+    def _system(self, scene: Scene, persona: Persona, messages: Sequence[Message]) -> str:
+        if scene.private:
+            theirs = [m.sender_name for m in messages if m.sender_id == scene.id and m.sender_name]
+        else:
+            theirs = [m.scene_name for m in messages if m.scene_name]
+        return f"{persona.system_prompt}\n{scene_line(scene, theirs[-1] if theirs else '')}"
+
+    def _quotes(self, scene: Scene, messages: Sequence[Message]) -> Callable[[Message], Message | None]:
+        by_id = {m.id: m for m in messages}
+
+        def quoted(message: Message) -> Message | None:
+            if message.reply_to is None:
+                return None
+            if message.reply_to not in by_id and (stored := self._archive.get(scene, message.reply_to)):
+                by_id[message.reply_to] = stored
+            target = by_id.get(message.reply_to)
+            seen = target is not None and not target.recalled and target.origin is not Origin.SYSTEM
+            return target if seen else None
+
+        return quoted
+
+    def _fit(
+        self,
+        scene: Scene,
+        persona: Persona,
+        renderer: Renderer,
+        found: list[Exchange],
+        quoted: Callable[[Message], Message | None],
+    ) -> list[Exchange]:
+        """The exchanges that fit, from the scene's remembered start; moves the start when they no longer do."""
+        start_id = self._start_of(scene, persona.name)
+        start = next((i for i, e in enumerate(found) if e.first.id == start_id), 0)
+        kept = found[start:]
+        n_ctx = self._settings.engine.n_ctx
+        budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
+
+        def cost(e: Exchange) -> int:
+            return self._count([*renderer.heard(e, quoted, first=False), *renderer.said(e, trained=False)])
+
+        costs = [cost(e) for e in kept]
+        fixed = self._count(renderer.opening()) + 2
+        if fixed + sum(costs) > budget or len(kept) > self._settings.conversation.max_turns:
+            room, turns = (budget - fixed) // 2, max(1, self._settings.conversation.max_turns // 2)
+            n = _newest(costs, room, turns)
+            kept = kept[len(kept) - n :]
+            self._begin_at(scene, persona.name, kept[0].first)
+            if costs[-1] > budget - fixed:
+                kept = [_shortened(kept[-1], cost, budget - fixed)]
+        return kept
+
+    def _begin_at(self, scene: Scene, persona: str, message: Message) -> None:
+        if self._starts.get((scene, persona)) == message.id:
+            return
+        self._starts[(scene, persona)] = message.id
+        with contextlib.suppress(ArchiveError):  # only a restart would miss it
+            self._archive.note(scene, f"{WINDOW_KIND}:{persona}", message.id, datetime.now(UTC))
+
+    def _start_of(self, scene: Scene, persona: str) -> str:
+        """Id of the message a persona's window begins with; empty where it never overflowed."""
+        if (scene, persona) not in self._starts:
+            noted = self._archive.latest(scene, f"{WINDOW_KIND}:{persona}")
+            self._starts[(scene, persona)] = noted[0] if noted else ""
+        return self._starts[(scene, persona)]
+
+
+def _shortened(exchange: Exchange, cost: Callable[[Exchange], int], room: int) -> Exchange:
+    """A burst longer than a whole window: its oldest bubbles go, then the beginning of the last one."""
+    heard = list(exchange.heard)
+    while len(heard) > 1 and cost(replace(exchange, heard=heard)) > room:
+        heard.pop(0)
+    while heard and cost(replace(exchange, heard=heard)) > room and len(heard[0].text) > 1:
+        heard[0] = replace(heard[0], text=heard[0].text[len(heard[0].text) // 2 :])
+    return replace(exchange, heard=heard)
+
+
+def _newest(costs: Sequence[int], room: int, turns: int) -> int:
+    """How many of the newest entries fit into `room`, at least one and at most `turns`."""
+    n = used = 0
+    for cost in reversed(costs):
+        if n >= turns or (n and used + cost > room):
+            break
+        used += cost
+        n += 1
+    return n

@@ -1,0 +1,447 @@
+"""Persona folders: load, verify, publish, roll back.
+
+`data/personas/<name>/` holds `persona.toml` (who is imitated and how), `versions/<version>/` (one trained LoRA with
+its manifest) and `current`, one line naming the version that serves, replaced by rename. A reader sees the old
+version or the new one, never half of one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bot.errors import PersonaError
+
+LORA_FILE = "lora.gguf"
+MANIFEST_FILE = "manifest.json"
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Part(BaseModel):
+    """A table of persona.toml or of a manifest: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Who(Part):
+    """Who it is, and its limits."""
+
+    identity: str = ""
+    """Name, age, work, the people around: one or two sentences."""
+    limits: str = ""
+    """What it never says or does."""
+
+
+class Speech(Part):
+    """How it speaks."""
+
+    style: str = ""
+    """Length, particles, laughter, punctuation: what the model should lean on."""
+
+
+class Leaning(Part):
+    """What it leans to."""
+
+    likes: str = ""
+    """What it warms to."""
+    ignores: str = ""
+    """What it does not answer."""
+
+
+class Sampling(Part):
+    """How words are drawn."""
+
+    temperature: float = Field(0.7, ge=0, le=2)
+    """Below 1 the usual words win more often; a small model babbles above 0.8. 0 is greedy."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Words outside the most likely 90 % are never drawn: they are where a small model derails."""
+    top_k: int = Field(40, ge=0)
+    """Words considered at most; 0 is all."""
+    min_p: float = Field(0.05, ge=0, le=1)
+    """Words less likely than this part of the likeliest are dropped."""
+    repeat_penalty: float = Field(1.05, ge=1)
+    """Divides the logits of words of the last 64 tokens; 1 is off."""
+    max_tokens: int = Field(512, ge=1)
+    """Tokens of one answer at most; a chat turn is rarely over 60, the rest is a guard."""
+
+
+class ReplyPolicy(Part):
+    """When it answers, beyond what was learned."""
+
+    bias: float = 0.0
+    """Added to the log-odds of speaking everywhere; above 0 is more talkative."""
+
+
+class Spec(Part):
+    """persona.toml."""
+
+    display_name: str = Field(min_length=1)
+    """The name people see, and one it listens to."""
+    nicknames: tuple[str, ...] = ()
+    """Further names it listens to."""
+    people: tuple[str, ...] = ()
+    """QQ numbers of the imitated person: their messages are what is learned."""
+    who: Who = Who()
+    speech: Speech = Speech()
+    leaning: Leaning = Leaning()
+    sampling: Sampling = Sampling()
+    reply: ReplyPolicy = ReplyPolicy()
+
+    @property
+    def system_prompt(self) -> str:
+        """The three parts as the system prompt; empty parts are left out."""
+        parts = [f"你是{self.display_name}。{self.who.identity}"]
+        if self.speech.style:
+            parts.append(f"说话：{self.speech.style}")
+        leaning = [f"喜欢{self.leaning.likes}" if self.leaning.likes else "", self.leaning.ignores]
+        if any(leaning):
+            parts.append("；".join(x for x in leaning if x))
+        if self.who.limits:
+            parts.append(self.who.limits)
+        return "\n".join(parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name it listens to."""
+        return (self.display_name, *self.nicknames)
+
+
+class Calibration(Part):
+    """The logistic model of speaking (bot/decision.py): log-odds = intercept + Σ weight · feature."""
+
+    intercept: float
+    weights: dict[str, float]
+    """By feature name; a feature that is missing here counts nothing."""
+    silence_keep: float = 1.0
+    """Part of the silences that was trained; P(silent) is corrected by it before it becomes a feature."""
+
+
+class Pacing(Part):
+    """How long the person takes, as quantiles 0, 0.1, … 1 of what was measured (seconds)."""
+
+    private_delay_s: tuple[float, ...] = ()
+    group_delay_s: tuple[float, ...] = ()
+    bubble_gap_s: tuple[float, ...] = ()
+
+
+class Base(Part):
+    """The base a version was trained on."""
+
+    file: str
+    sha256: str
+    architecture: str
+    """GGUF's `general.architecture`."""
+
+
+class Manifest(Part):
+    """What a version is and where it comes from."""
+
+    version: str
+    created: str
+    """ISO 8601, UTC."""
+    base: Base
+    format: str
+    """Name of the chat format (bot/prompt.py) it was trained with."""
+    system_prompt: str
+    """As trained; the one used to answer."""
+    files: dict[str, str]
+    """File name → sha256."""
+    corpus: dict[str, Any] = {}
+    """Fingerprint, counts, time span."""
+    contributors: tuple[str, ...] = ()
+    """QQ numbers whose words were labels."""
+    settings: dict[str, Any] = {}
+    """The training settings, as used."""
+    libraries: dict[str, str] = {}
+    seed: int = 0
+    metrics: dict[str, Any] = {}
+    """Held-out figures (training/evaluate.py)."""
+    parity: dict[str, Any] = {}
+    """What the export measured (export/parity.py)."""
+    calibration: Calibration | None = None
+    pacing: Pacing = Pacing()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A verified version: its folder and manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """Its name, such as `20261122-0400`."""
+        return self.manifest.version
+
+    @property
+    def lora(self) -> Path:
+        """The LoRA's path."""
+        return self.folder / LORA_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """A persona folder that was read.
+
+    Args:
+        name: the folder's name.
+        folder: where it lies.
+        spec: persona.toml.
+        version: the version that serves; None answers from the bare base.
+        refused: why the version named by `current` is not the one serving, or None.
+    """
+
+    name: str
+    folder: Path
+    spec: Spec
+    version: Version | None
+    refused: str | None = None
+
+    @property
+    def system_prompt(self) -> str:
+        """The trained version's system prompt, else persona.toml's."""
+        return self.version.manifest.system_prompt if self.version else self.spec.system_prompt
+
+
+class Personas:
+    """The persona folders under a root.
+
+    Args:
+        root: `data/personas`.
+        base_sha256: hash of the base that serves; versions of another base are refused. None: not checked.
+    """
+
+    def __init__(self, root: Path, base_sha256: str | None = None) -> None:
+        self.root = root
+        self.base_sha256 = base_sha256
+
+    def names(self) -> list[str]:
+        """Folder names of all personas, sorted."""
+        found = (p.parent.name for p in self.root.glob("*/persona.toml"))
+        return sorted(name for name in found if not name.startswith("."))
+
+    def find(self, wanted: str) -> Persona:
+        """The persona with this folder name or display name.
+
+        Raises:
+            PersonaError: there is none, or its persona.toml is wrong.
+        """
+        if wanted in self.names():
+            return self.load(wanted)
+        for name in self.names():
+            # Another persona's broken file is no reason to refuse this one.
+            with contextlib.suppress(PersonaError):
+                if self.spec(name).display_name == wanted:
+                    return self.load(name)
+        known = "、".join(self.names()) or "none yet; make one with `twin persona new`"
+        raise PersonaError(f"no persona {wanted!r} in {self.root.name}/ (there are: {known})")
+
+    def spec(self, name: str) -> Spec:
+        """persona.toml, read and checked.
+
+        Raises:
+            PersonaError: every fault of the file, one a line.
+        """
+        file = self.root / name / "persona.toml"
+        try:
+            return Spec.model_validate(tomllib.loads(file.read_text("utf-8-sig")))
+        except FileNotFoundError as e:
+            raise PersonaError(f"persona {name!r} has no persona.toml; make one with `twin persona new {name}`") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise PersonaError(f"persona {name!r}: persona.toml is not readable as TOML ({e})") from e
+        except ValidationError as e:
+            faults = (f"persona {name!r}: persona.toml {'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors())
+            raise PersonaError("\n".join(faults)) from e
+
+    def load(self, name: str) -> Persona:
+        """A persona with the version `current` names; if that does not verify, the newest older one that does."""
+        spec, folder = self.spec(name), self.root / name
+        wanted = self.current(name)
+        refused = None
+        if wanted is not None:
+            for candidate in [wanted, *(v for v in reversed(self.versions(name)) if v < wanted)]:
+                try:
+                    return Persona(name, folder, spec, self.verify(name, candidate), refused)
+                except PersonaError as e:
+                    refused = refused or str(e)
+        return Persona(name, folder, spec, None, refused)
+
+    def current(self, name: str) -> str | None:
+        """The version name `current` holds, or None."""
+        try:
+            return (self.root / name / "current").read_text("utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def versions(self, name: str) -> list[str]:
+        """Names of all complete versions, oldest first."""
+        found = (p.parent.name for p in (self.root / name / "versions").glob(f"*/{MANIFEST_FILE}"))
+        return sorted(v for v in found if not v.startswith("."))
+
+    def verify(self, name: str, version: str) -> Version:
+        """A version whose manifest parses, whose files have the recorded hashes, and whose base is ours.
+
+        Raises:
+            PersonaError: names the version and what is wrong with it.
+        """
+        label = f"version {version!r} of persona {name!r}"
+        return self._check(self.root / name / "versions" / version, version, label)
+
+    def _check(self, folder: Path, version: str, label: str) -> Version:
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_text("utf-8"))
+        except FileNotFoundError as e:
+            raise PersonaError(f"{label} has no manifest.json; choose another with `twin persona rollback`") from e
+        except (ValidationError, UnicodeDecodeError) as e:
+            raise PersonaError(f"{label}: manifest.json is not valid ({str(e).splitlines()[0]})") from e
+        if manifest.version != version:
+            raise PersonaError(f"{label}: manifest.json is of version {manifest.version!r}; was the folder renamed?")
+        for file, expected in manifest.files.items():
+            path = folder / file
+            if not path.is_file():
+                raise PersonaError(f"{label}: {file} is missing")
+            if sha256(path) != expected:
+                raise PersonaError(f"{label}: {file} does not have the sha256 of its manifest (truncated or changed)")
+        if LORA_FILE not in manifest.files:
+            raise PersonaError(f"{label}: its manifest lists no {LORA_FILE}")
+        if self.base_sha256 is not None and manifest.base.sha256 != self.base_sha256:
+            other = manifest.base.file
+            raise PersonaError(f"{label} was trained on another base ({other}); retrain or change the base")
+        return Version(folder, manifest)
+
+    def publish(self, name: str, result: Path) -> Version:
+        """Copy a finished version in, verify it, and make it current; atomic at every step.
+
+        Args:
+            name: the persona.
+            result: a folder with manifest.json and the files it lists.
+
+        Raises:
+            PersonaError: the result does not verify; nothing changed.
+        """
+        try:
+            version = json.loads((result / MANIFEST_FILE).read_text("utf-8"))["version"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise PersonaError(f"{result.name!r} holds no readable manifest.json") from e
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise PersonaError(f"{result.name!r}: version {version!r} is no folder name such as '20261122-0400'")
+        final = self.root / name / "versions" / version
+        if not final.exists():
+            beside = final.with_name(f".{version}.tmp")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(result, beside)
+            try:
+                self._check(beside, version, f"version {version!r} of persona {name!r}")
+            except PersonaError:
+                shutil.rmtree(beside)
+                raise
+            _sync(beside)
+            os.replace(beside, final)
+        verified = self.verify(name, version)
+        self._point(name, version)
+        return verified
+
+    def rollback(self, name: str, version: str | None = None) -> Version:
+        """Make an older version current: the one named, else the one before the current.
+
+        Raises:
+            PersonaError: there is none, or it does not verify.
+        """
+        if version is None:
+            now = self.current(name)
+            older = [v for v in self.versions(name) if now is None or v < now]
+            if not older:
+                raise PersonaError(f"persona {name!r} has no version before {now!r}")
+            version = older[-1]
+        verified = self.verify(name, version)
+        self._point(name, version)
+        return verified
+
+    def _point(self, name: str, version: str) -> None:
+        file = self.root / name / "current"
+        beside = file.with_name(".current.tmp")
+        with beside.open("w", encoding="utf-8") as f:
+            f.write(version + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, file)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+
+
+TEMPLATE = """\
+# Who is imitated and how they answer. Texts in 【】 are examples: write your own, short sentences are best.
+
+# The name people see, and one the twin listens to.
+display_name = {display_name}
+# Further names it listens to.
+nicknames = []
+# QQ numbers of the person: their messages are what is learned.
+people = {people}
+
+[who]
+# Who it is: one or two sentences.【在读研究生，住在学校旁边，养一只猫】
+identity = ""
+# What it never says or does.【不透露住址和单位，不谈借钱】
+limits = ""
+
+[speech]
+# How it speaks.【短句，一次发两三条，句尾不加句号，爱用[捂脸]】
+style = ""
+
+[leaning]
+# What it warms to.【猫、奶茶、下雨天】
+likes = ""
+# What it does not answer.【广告和链接不理】
+ignores = ""
+
+[sampling]
+# 0.7 and 0.9: the unlikely words, where a small model derails, are hardly ever drawn.
+temperature = 0.7
+top_p = 0.9
+# A chat turn is rarely over 60 tokens; the rest is a guard.
+max_tokens = 512
+
+[reply]
+# Added to the log-odds of speaking everywhere; above 0 is more talkative.
+bias = 0.0
+"""
+
+
+def new_persona(root: Path, name: str, display_name: str, people: tuple[str, ...]) -> Path:
+    """Make a persona folder with a commented persona.toml; gives the file.
+
+    Raises:
+        PersonaError: the name is no folder name, is taken, or nobody is imitated.
+    """
+    if not name.isidentifier() and not name.replace("-", "_").isalnum():
+        raise PersonaError(f"persona name {name!r} must be letters, digits, - or _")
+    if not people or not all(p.isdigit() for p in people):
+        raise PersonaError("give the person's QQ numbers, digits only, such as --people 123456789")
+    file = root / name / "persona.toml"
+    if file.exists():
+        raise PersonaError(f"persona {name!r} exists already: {file}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    quoted = json.dumps(display_name, ensure_ascii=False)
+    file.write_text(TEMPLATE.format(display_name=quoted, people=json.dumps(list(people))), "utf-8")
+    return file

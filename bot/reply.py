@@ -1,0 +1,143 @@
+"""decide → generate → bubbles, and why: one look at a scene."""
+
+import unicodedata
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from bot.archive import Decision
+from bot.config import Settings
+from bot.decision import Moment, Verdict, decide, moment_of
+from bot.engine import ReplyEngine, Request, Voice
+from bot.errors import PersonaError
+from bot.memory import Memory, Window
+from bot.message import Scene
+from bot.persona import Persona
+from bot.prompt import FORMATS, Exchange
+
+_TEXT_MAX = 500
+"""Characters of one bubble at most; longer ones are cut there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a scene found.
+
+    Args:
+        scene: where.
+        persona: who looked.
+        exchange: the burst decided on.
+        verdict: whether to speak, and why.
+        request: what the engine was asked, to go on from.
+        speakers: recent names, for `@昵称` in the answer.
+    """
+
+    scene: Scene
+    persona: Persona
+    exchange: Exchange
+    verdict: Verdict
+    moment: Moment
+    request: Request
+    speakers: dict[str, set[str]]
+
+    def decision(self, outcome: str, now: datetime) -> Decision:
+        """What is stored beside the messages: numbers, never text."""
+        v, m = self.verdict, self.moment
+        why = {
+            "p_silent": m.p_silent, "p_speak": v.p_speak, "draw": v.draw, "terms": v.terms, "burst": m.burst,
+            "mentioned": m.mentioned, "quoted": m.quoted, "named": m.named,
+        }  # fmt: skip
+        version = self.persona.version.name if self.persona.version else None
+        return Decision(self.scene, self.exchange.heard[-1].id, now, self.persona.name, version, outcome, why)
+
+
+class Replier:
+    """Looks at scenes.
+
+    Args:
+        settings: `[chat]` shifts and caps.
+        memory: windows.
+        engine: the model.
+    """
+
+    def __init__(self, settings: Settings, memory: Memory, engine: ReplyEngine) -> None:
+        self._settings = settings
+        self._memory = memory
+        self._engine = engine
+
+    async def look(self, scene: Scene, persona: Persona, account: str, draw_of: Callable[[str], float]) -> Look | None:
+        """Decide whether to speak now; None when there is nothing to decide (the last word was ours).
+
+        Args:
+            scene: where.
+            persona: who answers there.
+            account: the bot's own QQ number; mentioning it means the persona.
+            draw_of: first message id of a burst → uniform in [0, 1), the same at every re-decision of the burst.
+
+        Raises:
+            EngineError: the model cannot be evaluated.
+            PersonaError: it was trained, and no version of it verifies; the bare base does not speak in its name.
+        """
+        if persona.version is None and persona.refused is not None:
+            raise PersonaError(persona.refused)
+        voice = self.voice(persona)
+        window = self._memory.window(scene, persona, voice.format)
+        if not window.exchanges or window.exchanges[-1].said or not window.exchanges[-1].heard:
+            return None
+        draw = draw_of(window.exchanges[-1].first.id)
+        seed = int(draw * 2**32)
+        request = Request(f"{scene}|{persona.name}", voice, window.pieces, persona.spec.sampling, seed)
+        p_silent = await self._engine.p_silent(request) if persona.version else None
+        moment = self._moment(window, persona, account, p_silent)
+        calibration = persona.version.manifest.calibration if persona.version else None
+        verdict = decide(moment, calibration, self._shifts(moment, persona), draw)
+        return Look(scene, persona, window.exchanges[-1], verdict, moment, request, window.speakers)
+
+    def voice(self, persona: Persona) -> Voice:
+        """What the engine needs to speak as a persona: its version's LoRA, or the bare base."""
+        if persona.version is None:
+            return Voice(f"{persona.name}/base", None, self._engine.format)
+        return Voice(
+            f"{persona.name}/{persona.version.name}", persona.version.lora, FORMATS[persona.version.manifest.format]
+        )
+
+    async def bubbles(self, look: Look) -> AsyncIterator[str]:
+        """The answer's bubbles, tidied: none empty, none twice in a row, at most `max_bubbles`.
+
+        Raises:
+            EngineError: the generation failed.
+        """
+        said: list[str] = []
+        lines = self._engine.bubbles(look.request)
+        try:
+            async for line in lines:
+                bubble = tidy(line)
+                if not bubble or (said and bubble == said[-1]):
+                    continue
+                said.append(bubble)
+                yield bubble
+                if len(said) >= self._settings.chat.max_bubbles:
+                    break
+        finally:
+            await lines.aclose()  # type: ignore[attr-defined]
+
+    def _moment(self, window: Window, persona: Persona, account: str, p_silent: float | None) -> Moment:
+        return moment_of(
+            window.exchanges[-1], last_spoke=window.last_spoke, ids={account, *persona.spec.people},
+            names=persona.spec.names, quoted=window.quoted, ours=window.ours, zone=self._settings.zone,
+            p_silent=p_silent,
+        )  # fmt: skip
+
+    def _shifts(self, moment: Moment, persona: Persona) -> dict[str, float]:
+        chat = self._settings.chat
+        return {
+            "mention": chat.mention_shift if moment.mentioned else 0.0,
+            "quote": chat.quote_shift if moment.quoted else 0.0,
+            "name": chat.name_shift if moment.named else 0.0,
+            "bias": persona.spec.reply.bias,
+        }
+
+
+def tidy(line: str) -> str:
+    """A generated line as it may be sent: no control characters (a byte-fallback token can be an ESC), no long text."""
+    return "".join(c for c in line if unicodedata.category(c) != "Cc").strip()[:_TEXT_MAX]

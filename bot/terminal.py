@@ -1,0 +1,131 @@
+"""`twin chat`: the persona in a terminal, from its own small archive; nothing said here is ever learned."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from bot.errors import EngineError, PersonaError
+from bot.message import Message, Origin, Scene
+from bot.presence import PERSONA_KIND
+from bot.reply import Look
+from bot.twin import Twin
+
+ME, ACCOUNT = "1", "2"
+"""Numbers of the two ends of the terminal; no QQ number is that short."""
+SCENE = Scene("private", ME)
+HELP = "/persona /why /clear /quit"
+
+
+class NoTransport:
+    """The terminal prints bubbles itself."""
+
+    async def send(self, account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
+        """Never called: nothing is sent from here."""
+        raise AssertionError("the terminal sends nothing")
+
+
+@dataclass(slots=True)
+class Terminal:
+    """A conversation.
+
+    Args:
+        twin: assembled over a terminal archive.
+        console: where answers are printed.
+        read: gives the next line typed; EOFError ends.
+        name: what the person at the keyboard is called.
+    """
+
+    twin: Twin
+    console: Console
+    read: Callable[[], str]
+    name: str = "你"
+    rng: random.Random = field(default_factory=random.Random)
+    _last: Look | None = None
+    _count: int = 0
+
+    async def run(self) -> None:
+        """Read and answer until /quit, /exit or end of input."""
+        persona = self.twin.persona_of(SCENE)
+        version = persona.version.name if persona.version else "未训练的底模"
+        self.console.print(f"[bold]{persona.spec.display_name}[/] [dim]{version} · {HELP}[/]")
+        while True:
+            try:
+                line = self.read().strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                if line.startswith("/"):
+                    self._command(line.split())
+                elif line:
+                    await self._answer(line)
+            except (EngineError, PersonaError) as e:
+                self.console.print(f"[red]{e}[/]", highlight=False)
+
+    def _command(self, words: list[str]) -> None:
+        match words:
+            case ["/clear"]:
+                self.twin.memory.clear(SCENE, datetime.now(UTC))
+                self._last = None
+                self.console.print("[dim]好，刚才聊的不记得了。[/]")
+            case ["/why"]:
+                self.console.print(f"[dim]{self._why()}[/]", highlight=False)
+            case ["/persona"]:
+                here = self.twin.persona_of(SCENE).name
+                names = " ".join(f"[bold]{n}[/]" if n == here else n for n in self.twin.personas.names())
+                self.console.print(names)
+            case ["/persona", *rest]:
+                persona = self.twin.switch_persona(SCENE, rest[-1], datetime.now(UTC))
+                self.console.print(f"[dim]现在是 {persona.spec.display_name}。[/]")
+            case _:
+                self.console.print(f"[dim]{HELP}[/]")
+
+    def _why(self) -> str:
+        if self._last is None:
+            return "还没有做过决定。"
+        v, m = self._last.verdict, self._last.moment
+        silent = "—" if m.p_silent is None else f"{m.p_silent:.0%}"
+        terms = "，".join(f"{k} {x:+.1f}" for k, x in sorted(v.terms.items(), key=lambda t: -abs(t[1])))
+        return f"开口概率 {v.p_speak:.0%}，随机数 {v.draw:.2f}；模型认为沉默的概率 {silent}；{terms}"
+
+    async def _answer(self, line: str) -> None:
+        self._store(ME, self.name, line, Origin.HUMAN)
+        persona = self.twin.persona_of(SCENE)
+        # Halved: who opens a terminal came to talk. What is likelier than not is always said, the rest twice as often.
+        draw = self.rng.random() / 2
+        look = await self.twin.replier.look(SCENE, persona, ACCOUNT, lambda _: draw)
+        self._last = look
+        if look is None:
+            return
+        if not look.verdict.speaks:
+            self.console.print("[dim]（看到了，没回。/why 看原因）[/]")
+            return
+        said = False
+        async for bubble in self.twin.replier.bubbles(look):
+            said = True
+            self.console.print(f"[cyan]{persona.spec.display_name}[/] ", end="")
+            self.console.print(bubble.replace("↵", "\n"), markup=False, emoji=False, highlight=False)
+            self._store(ACCOUNT, persona.spec.display_name, bubble, Origin.TWIN)
+        if not said:
+            self.console.print("[dim]（想说，没想出词。）[/]")
+
+    def _store(self, sender_id: str, name: str, text: str, origin: Origin) -> None:
+        self._count += 1
+        now = datetime.now(UTC)
+        message_id = f"{int(now.timestamp() * 1000)}-{self._count}"
+        self.twin.archive.append([Message(message_id, SCENE, sender_id, name, now, text, origin)])
+
+
+def choose(twin: Twin, wanted: str | None) -> None:
+    """Let a persona answer in the terminal; None keeps the configured one.
+
+    Raises:
+        PersonaError: there is none of that name.
+    """
+    name = twin.personas.find(wanted or twin.settings.chat.persona).name
+    twin.archive.note(SCENE, PERSONA_KIND, name, datetime.now(UTC))
