@@ -1,0 +1,23 @@
+"""Answers: the one message matcher of the bot. Commands are dispatched, everything else goes to the scene's task."""
+
+from nonebot import get_driver, on
+from nonebot.adapters.onebot.v11.event import Event
+from nonebot.plugin import PluginMetadata
+
+from bot.onebot import raw_event
+from plugins.chat import commands
+from plugins.chat.listening import Listener
+
+__plugin_meta__ = PluginMetadata("chat", "Answers as the persona would", "/twin on|off|status /why /memory /about")
+
+listener = Listener(get_driver().config.twin, get_driver().config.transport)
+commands.register(get_driver().config.twin)
+heard = on("message", priority=10, block=False)
+sent = on("message_sent", priority=10, block=False)
+
+
+@heard.handle()
+@sent.handle()
+async def hear(event: Event) -> None:
+    """Hand the message over and return: the answer is made in the scene's own task."""
+    await listener.hear(raw_event(event))

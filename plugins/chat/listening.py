@@ -1,0 +1,57 @@
+"""Message → command, or the scene's task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from loguru import logger
+
+from bot.errors import SendError
+from bot.events import message as read_message
+from bot.message import Message, Origin
+from bot.onebot import OneBotTransport
+from bot.twin import Twin, now
+
+
+class Listener:
+    """Tells commands from talk.
+
+    Args:
+        twin: the assembled twin.
+        transport: sends the answers of commands.
+    """
+
+    def __init__(self, twin: Twin, transport: OneBotTransport) -> None:
+        self._twin = twin
+        self._transport = transport
+
+    async def hear(self, raw: Mapping[str, Any]) -> None:
+        """Take one message event that was recorded already."""
+        account = str(raw.get("self_id", ""))
+        message = read_message(raw)
+        stored = self._twin.archive.get(message.scene, message.id)
+        if stored is None or stored.recalled or stored.origin is Origin.TWIN:
+            return
+        sender = raw.get("sender")
+        role = str(sender.get("role") or "") if isinstance(sender, Mapping) else ""
+        answer = await self._twin.commands.run(stored.text, stored.scene, stored.sender_id, role, account)
+        if answer is not None:
+            await self._answer(stored, account, answer)
+        elif stored.origin is Origin.HUMAN:
+            if stored.sender_id == account:
+                self._twin.presence.own_words(stored)
+            else:
+                self._twin.presence.heard(stored, account)
+
+    async def _answer(self, message: Message, account: str, text: str) -> None:
+        """Send a command's answer; stored as `system`, so that the model never sees it."""
+        if not text:
+            return
+        segments = [{"type": "text", "data": {"text": text}}]
+        try:
+            message_id = await self._transport.send(account, message.scene, segments, Origin.SYSTEM)
+        except SendError as e:
+            logger.warning("the answer to a command was not sent: {}", e)
+            return
+        self._twin.archive.append(
+            [Message(message_id, message.scene, account, "", now(), text, Origin.SYSTEM, segments=tuple(segments))]
+        )

@@ -1,0 +1,30 @@
+"""What this plugin says in QQ."""
+
+ON = "已开启，我会在这里说话了。"
+OFF = "已关闭，我只看不说。"
+STATUS = "这里{state}，由「{persona}」（{version}）回复。"
+STATE_ON, STATE_OFF = "开着", "关着"
+BASE_VERSION = "未训练的底模"
+TWIN_USAGE = "用法：/twin on|off|status"
+MEMORY_CLEARED = "好，之前聊的不再记得了（聊天记录还在）。"
+MEMORY_USAGE = "用法：/memory clear"
+WHY_NONE = "这里还没有做过决定。"
+WHY = (
+    "最近一次（{time}，{persona} {version}）：{outcome}\n"
+    "开口概率 {p_speak:.0%}，随机数 {draw:.2f}（小于概率才开口）；模型认为沉默的概率 {p_silent}\n"
+    "各项（对数几率）：{terms}"
+)
+OUTCOMES = {
+    "spoke": "说了", "silent": "看到了，没说话", "cancelled": "准备说，被新消息打断后重新决定",
+    "cut short": "说到一半停了", "budget": "想说，但这一分钟说得够多了", "empty": "想说，但没生成出内容",
+}  # fmt: skip
+OUTCOME_FAILED = "想说，没发出去（{how}）"
+TERMS = {
+    "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
+    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "时辰1", "hour_cos": "时辰2",
+    "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
+}  # fmt: skip
+ABOUT = (
+    "我是「{persona}」的数字分身（qqtwin），不是本人：用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。\n"
+    "版本：{version}。命令：{commands}"
+)

@@ -1,0 +1,12 @@
+"""What this plugin says in QQ."""
+
+LIST = "现有人格：\n{rows}"
+ROW = "{mark} {display}（{name}，{version}）"
+NONE = "还没有人格。用 twin persona new 新建一个。"
+BASE_VERSION = "未训练"
+SWITCHED = "好，这里现在由「{display}」（{version}）回复。"
+INFO = "「{display}」（{name}）\n版本：{version}（共 {count} 个）\n模仿：{people}\n留出损失：{loss}"
+ROLLED_BACK = "「{display}」已回到版本 {version}。"
+USAGE = "用法：/persona list | switch 名字 | info [名字] | rollback [版本]"
+NOT_POSSIBLE = "做不到：{why}"
+OWNER_ONLY = "只有主人可以回滚版本。"

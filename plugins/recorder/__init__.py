@@ -1,0 +1,33 @@
+"""Stores what is said: every message and recall goes into the archive before any other plugin sees it."""
+
+from loguru import logger
+from nonebot import get_driver, on
+from nonebot.adapters.onebot.v11.event import Event
+from nonebot.exception import IgnoredException
+from nonebot.message import event_preprocessor
+from nonebot.plugin import PluginMetadata
+
+from bot.events import MalformedEvent, Recall, read
+from bot.message import Message
+from bot.onebot import raw_event
+from plugins.recorder.recording import Recorder
+
+__plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "nothing to type")
+
+recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
+on("message_sent", priority=99)
+
+
+@event_preprocessor
+async def record(event: Event) -> None:
+    """Store what the event tells of; a replay is stored once and answered at most once."""
+    raw = raw_event(event)
+    try:
+        item = read(raw, recorder.name_of)
+    except MalformedEvent as e:
+        logger.warning("a {} event is malformed: {}", raw.get("post_type"), e)
+        raise IgnoredException("malformed") from e
+    if isinstance(item, Recall):
+        await recorder.recall(item)
+    elif isinstance(item, Message) and not await recorder.message(item, str(raw.get("self_id", ""))):
+        raise IgnoredException("replayed")

@@ -1,0 +1,53 @@
+"""Event → archive: who made a message, and whether it is new."""
+
+from dataclasses import replace
+
+from bot.events import Recall
+from bot.message import Message
+from bot.onebot import Outbox
+from bot.twin import Twin
+
+
+class Recorder:
+    """Stores messages and recalls.
+
+    Args:
+        twin: the assembled twin.
+        outbox: tells the echo of our own sends from the person's words.
+    """
+
+    def __init__(self, twin: Twin, outbox: Outbox) -> None:
+        self._twin = twin
+        self._outbox = outbox
+        self._names: dict[str, str] = {}
+
+    def name_of(self, sender_id: str) -> str | None:
+        """Newest nickname seen for a QQ number."""
+        if sender_id not in self._names:
+            name = self._twin.archive.name_of(sender_id)
+            if name is None:
+                return None
+            self._names[sender_id] = name
+        return self._names[sender_id]
+
+    async def message(self, message: Message, account: str) -> bool:
+        """Store a message; False for a replay, which nobody answers.
+
+        On the bot's own account, an echo of our send is the twin's (or the system's), and nobody answers it either;
+        anything else there is the person's.
+        """
+        if message.sender_name:
+            self._names[message.sender_id] = message.sender_name
+        if message.sender_id == account:
+            origin = await self._outbox.origin_of(message.scene, message.id, message.segments)
+            if origin is not None:
+                self._twin.record(replace(message, origin=origin))
+                return False
+        new = self._twin.record(message)
+        await self._twin.watch_archive()
+        return new
+
+    async def recall(self, recall: Recall) -> None:
+        """Mark a message as taken back; an answer prepared on its ground is decided anew."""
+        self._twin.archive.recall(recall.scene, recall.message_id, recall.time)
+        self._twin.presence.recalled(recall.scene)

@@ -1,0 +1,19 @@
+"""The night, by schedule and by `/train`; a child process, so a failed run cannot take the bot down."""
+
+from nonebot import get_driver
+from nonebot.plugin import PluginMetadata
+
+from plugins.retrain import commands
+from plugins.retrain.nights import Nights
+from plugins.retrain.schedule import Schedule
+
+__plugin_meta__ = PluginMetadata("retrain", "Retrains the persona every night", "/train now|status|cancel")
+
+_driver = get_driver()
+_twin = _driver.config.twin
+nights = Nights(_twin, _driver.config.config_path)
+schedule = Schedule(_twin.settings, nights)
+commands.register(_twin, nights)
+_driver.on_startup(schedule.start)
+_driver.on_shutdown(schedule.stop)
+_driver.on_shutdown(nights.close)

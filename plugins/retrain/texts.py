@@ -1,0 +1,19 @@
+"""What this plugin says in QQ."""
+
+STARTED = "开始训练「{persona}」了，跑完告诉你。/train status 看进度，/train cancel 停下。"
+RUNNING = "已经有一个训练在跑：{state}"
+STATUS = "{step} {count}{words}"
+IDLE = "现在没有训练在跑。{last}"
+LAST = "上一次：{summary}"
+CANCELLED = "好，停下了。做完的部分留着，下次接着跑。"
+NOTHING = "没有正在跑的训练。"
+USAGE = "用法：/train now|status|cancel"
+NOT_INSTALLED = (
+    "这里没装训练用的包（缺 {missing}），晚上也不会训练。装好再来：make run TRAIN=1，或 pip install '.[train]'。"
+)
+FAILED = "训练没跑完：{why}"
+TIMEOUT = "训练超过了 {hours:.1f} 小时，停了；做完的部分留着。"
+STEPS = {
+    "snapshot": "整理聊天记录", "train": "训练", "export": "导出", "parity": "核对导出", "evaluate": "评估",
+    "gate": "把关", "publish": "换上",
+}  # fmt: skip
