@@ -1,0 +1,97 @@
+"""What a version says at held-out moments: real answers from the real engine, for the gate and for reading."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.config import Engine
+from bot.engine import Request, Voice
+from bot.persona import Sampling
+from bot.prompt import ChatFormat, Piece, render
+from bot.serving import LlamaEngine
+from training.corpus import Corpus
+from training.samples import Split, renderer_for, split_of
+
+_CONTEXT = 12
+"""Exchanges read before the one to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out moment at which the person spoke.
+
+    Args:
+        scene: where.
+        pieces: the prompt.
+        heard: the burst, bubbles joined by line breaks.
+        real: what the person said.
+    """
+
+    scene: str
+    pieces: tuple[Piece, ...]
+    heard: str
+    real: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer: P(silent) before it, and its bubbles joined by line breaks."""
+
+    p_silent: float
+    text: str
+
+
+def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split) -> list[Question]:
+    """All moments of a split at which the person answered somebody, oldest first."""
+    found = []
+    for part in corpus.scenes:
+        renderer = renderer_for(part, corpus, fmt, system_prompt)
+        for number, exchange in enumerate(part.exchanges):
+            if not exchange.heard or not exchange.said:
+                continue
+            if split_of(part.scene, part.conversation[number]) is not split:
+                continue
+            history = [*part.exchanges[max(0, number - _CONTEXT) : number], exchange]
+            found.append(
+                Question(
+                    str(part.scene),
+                    tuple(render(renderer, history, part.quoted)),
+                    "\n".join(m.text for m in exchange.heard),
+                    "\n".join(m.text for m in exchange.said),
+                )
+            )
+    return found
+
+
+def spread(items: list[Question], n: int) -> list[Question]:
+    """At most `n` of them, evenly from first to last."""
+    if len(items) <= n:
+        return items
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def answer(
+    base: Path, base_sha256: str, lora: Path | None, fmt: ChatFormat, asked: list[Question], sampling: Sampling,
+    settings: Engine, seed: int = 0,
+) -> list[Said]:  # fmt: skip
+    """What a LoRA on a base says to each question, in order; raises EngineError."""
+
+    async def run() -> list[Said]:
+        engine = LlamaEngine(base, settings, base_sha256)
+        try:
+            return [await _one(engine, r) for r in _requests(asked, Voice("held-out", lora, fmt), sampling, seed)]
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def _requests(asked: list[Question], voice: Voice, sampling: Sampling, seed: int) -> Iterator[Request]:
+    for number, question in enumerate(asked):
+        yield Request(question.scene, voice, question.pieces, sampling, seed + number)
+
+
+async def _one(engine: LlamaEngine, request: Request) -> Said:
+    p_silent = await engine.p_silent(request)
+    return Said(p_silent, "\n".join([bubble async for bubble in engine.bubbles(request)]))

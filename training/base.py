@@ -1,0 +1,153 @@
+"""A base, GGUF or Hugging Face folder → a checkpoint that trains. A GGUF is dequantized once and kept.
+
+Reading a GGUF takes transformers a minute each time, nearly all of it for the vocabulary; a saved checkpoint loads in
+seconds. bf16: what is trained on is within rounding of what llama.cpp serves, at half of float32's memory.
+"""
+
+import json
+import os
+import shutil
+import struct
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from loguru import logger
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from bot.errors import TrainingError
+from bot.persona import sha256
+
+_ORIGIN_FILE = "qqtwin_base.json"
+_READING_ERRORS = (
+    ValueError, KeyError, IndexError, TypeError, NotImplementedError, OSError, RuntimeError, ImportError,
+    AssertionError, EOFError, struct.error, SafetensorError,
+)  # fmt: skip
+"""What transformers raises on a file it cannot read."""
+
+
+def checkpoint(base: Path, models: Path) -> Path:
+    """The folder of a Hugging Face checkpoint with the base's weights and tokenizer.
+
+    Args:
+        base: a checkpoint folder, given back as it is, or a GGUF.
+        models: where dequantized checkpoints are kept, as `<stem>-<first 12 digits of the GGUF's sha256>/`.
+
+    Raises:
+        TrainingError: it does not exist, or transformers cannot read it.
+    """
+    if base.is_dir():
+        if not (base / "config.json").is_file():
+            raise TrainingError(f"base {base.name!r} is a folder without config.json; give a checkpoint or a GGUF file")
+        return base
+    if not base.is_file():
+        raise TrainingError(f"base {str(base)!r} does not exist; set [engine] base in bot.toml")
+    digest = sha256(base)
+    final = models / f"{base.stem}-{digest[:12]}"
+    if (final / _ORIGIN_FILE).is_file():
+        return final
+    logger.info("dequantizing base {} once, into {}", base.name, final.name)
+    beside = models / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _dequantize(base, beside)
+        (beside / _ORIGIN_FILE).write_text(
+            json.dumps({"file": base.name, "sha256": digest, "transformers": version("transformers")}), "utf-8"
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return final
+
+
+def _dequantize(base: Path, folder: Path) -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Newer transformers keep GGUF weights packed where a kernel is at hand; those cannot be trained or saved plainly.
+    config = getattr(transformers, "GgufConfig", None)
+    options: dict[str, Any] = {"dtype": torch.bfloat16}
+    if config is not None:
+        options["quantization_config"] = config(dequantize=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
+    except _READING_ERRORS as e:
+        raise TrainingError(
+            f"base {base.name!r} cannot be read by transformers {version('transformers')} ({_short(e)}); is the file "
+            "complete? Else give the Hugging Face checkpoint it was made from as a folder"
+        ) from e
+    _forget_quantization(model)
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _forget_quantization(model: Any) -> None:
+    """Dequantized weights are plain, but transformers refuses to save what it believes to be quantized."""
+    model.is_quantized = False
+    for owner, name in (
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+def precision_of(wanted: Literal["auto", "nf4", "none"]) -> Literal["nf4", "none"]:
+    """What `auto` means here: nf4 on CUDA, none on a CPU, where NF4 saves memory and costs time."""
+    if wanted != "auto":
+        return wanted
+    return "nf4" if torch.cuda.is_available() else "none"
+
+
+def nf4() -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantization, computed in bf16 (QLoRA, arXiv:2305.14314)."""
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
+def load(folder: Path, precision: Literal["nf4", "none"]) -> Any:
+    """The model of a checkpoint, frozen, on the GPU where there is one.
+
+    Args:
+        folder: from `checkpoint`.
+        precision: `none` is bf16 weights; `nf4` 4-bit linear layers, computed in bf16.
+
+    Raises:
+        TrainingError: the folder is not a checkpoint of a causal language model, or is damaged.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
+    if precision == "nf4":
+        options["quantization_config"] = nf4()
+        # Without the optional `kernels` package, which fetches from a hub, it dequantizes and multiplies: fine.
+        warnings.filterwarnings("ignore", message=".*gemm_4bit.*")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+    except _READING_ERRORS as e:
+        raise TrainingError(f"checkpoint {folder.name!r} cannot be loaded ({_short(e)}); fetch it anew") from e
+    # Not peft's prepare_model_for_kbit_training: it casts the embedding to float32, 335 MB more for Gemma 3 270M.
+    model.requires_grad_(False)
+    return model
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Last name parts of all linear layers but the output layer: what LoRA is put on.
+
+    PEFT's `all-linear` would also take a mixture's experts and router, which no export writes.
+    """
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names - {"lm_head"})
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

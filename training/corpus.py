@@ -1,0 +1,222 @@
+"""Archive → what can be learned: every scene's exchanges, and which of its silences count.
+
+Where the twin answers, the person need not: their quiet there means nothing. So a silence counts only at moments when
+the twin was off in that scene and the person was around. Their words count everywhere, the twin's own nowhere; without
+both rules every night would make the twin a little more mute and a little more like itself.
+"""
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeAlias
+from zoneinfo import ZoneInfo
+
+from bot.archive import Archive
+from bot.config import Conversation
+from bot.message import Message, Origin, Scene
+from bot.prompt import Exchange, exchanges, spoken_by
+
+Timeline: TypeAlias = Sequence[tuple[datetime, str]]
+"""What the twin was doing in a scene: (since when, `on` | `off` | `held`), oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneCorpus:
+    """One scene. The lists are parallel: one entry an exchange, oldest first.
+
+    Args:
+        scene: where.
+        name: the group's newest name, or the peer's.
+        exchanges: bursts and what was said to them.
+        counted_silence: whether the exchange is a silence that counts as a label.
+        last_spoke: when the person or the twin last spoke before the exchange was decided.
+        conversation: id of the first message of the exchange's conversation.
+        quotes: quoted messages by id.
+    """
+
+    scene: Scene
+    name: str
+    exchanges: list[Exchange]
+    counted_silence: list[bool]
+    last_spoke: list[datetime | None]
+    conversation: list[str]
+    quotes: dict[str, Message]
+
+    def quoted(self, message: Message) -> Message | None:
+        """The message another one quotes, or None."""
+        return None if message.reply_to is None else self.quotes.get(message.reply_to)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Everything one persona can learn from.
+
+    Args:
+        people: QQ numbers of the imitated person.
+        names: names they listen to.
+        ids: QQ numbers whose mention means them: theirs, and every account a twin has spoken from.
+        scenes: scenes they spoke in, by size, largest first.
+        rules: how scenes were cut.
+        zone: where the person lives.
+        fingerprint: sha256 of the ids and texts of all messages used, in order.
+        counts: `messages`, `turns` and `bubbles` of the person, `silences` that count and `silences_unlabelled`,
+            `twin_turns`, `conversations`, `scenes`, and what was left out.
+        contributors: QQ numbers whose words are labels.
+        span: times of the first and last message used; None without any.
+    """
+
+    people: frozenset[str]
+    names: tuple[str, ...]
+    ids: frozenset[str]
+    scenes: list[SceneCorpus]
+    rules: Conversation
+    zone: ZoneInfo
+    fingerprint: str
+    counts: dict[str, int] = field(default_factory=dict)
+    contributors: tuple[str, ...] = ()
+    span: tuple[datetime, datetime] | None = None
+
+
+def build(
+    archive: Archive,
+    people: Sequence[str],
+    names: Sequence[str],
+    rules: Conversation,
+    until: datetime | None = None,
+) -> Corpus:
+    """What an archive can teach of a person.
+
+    Args:
+        archive: the message store.
+        people: the imitated person's QQ numbers.
+        names: names they listen to.
+        rules: gaps and caps.
+        until: messages after this are not seen, as if training ran at that moment; None: all.
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    who = frozenset(people)
+    summaries = archive.scenes()
+    known_until = until or max((s.last for s in summaries), default=None)
+    counts: Counter[str] = Counter()
+    scenes: list[SceneCorpus] = []
+    for summary in summaries:
+        scene = summary.scene
+        if scene.private and scene.id in who:
+            # The person talking with their own twin: they are the other side there, and nothing is a label.
+            counts["scenes_with_own_twin"] += 1
+            continue
+        # A bubble without text would render as an empty turn: a silence that never was.
+        messages = [m for m in archive.history(scene, until) if m.text.strip()]
+        if known_until is None or not any(_by_person(m, who) for m in messages):
+            counts["scenes_without_person"] += 1
+            continue
+        scenes.append(_scene(scene, messages, archive.timeline(scene, "state"), who, rules, known_until))
+    return _assembled(scenes, who, tuple(names), rules, counts)
+
+
+def twin_was_off(timeline: Timeline, start: datetime, stop: datetime) -> bool:
+    """Whether the twin was off in a scene from `start` to `stop`. Before the first entry it is off; held is not off."""
+    times = [time for time, _ in timeline]
+    first, last = bisect_right(times, start), bisect_right(times, stop)
+    before = timeline[first - 1][1] if first else "off"
+    return all(state == "off" for state in (before, *(value for _, value in timeline[first:last])))
+
+
+def _by_person(message: Message, people: frozenset[str]) -> bool:
+    return message.origin is Origin.HUMAN and spoken_by(message, people)
+
+
+def _scene(
+    scene: Scene,
+    messages: list[Message],
+    timeline: Timeline,
+    people: frozenset[str],
+    rules: Conversation,
+    known_until: datetime,
+) -> SceneCorpus:
+    cut = exchanges(messages, people, rules)
+    by_id = {m.id: m for m in messages}
+    spoke = [m.time for m in messages if spoken_by(m, people)]
+    present = [m.time for m in messages if _by_person(m, people)]
+    conversation: list[str] = []
+    for exchange in cut:
+        conversation.append(exchange.first.id if exchange.opened is not None else conversation[-1])
+    counted = [
+        not exchange.said
+        and _around(present, exchange.decided_at, rules)
+        and twin_was_off(
+            # An answer may come until the burst is surely over; OneBot's seconds are cut, the twin's log is not.
+            timeline,
+            exchange.decided_at,
+            exchange.decided_at + timedelta(seconds=rules.burst_gap_s),
+        )
+        for exchange in cut
+    ]
+    if cut and counted[-1]:
+        # Nothing came after: the person may still answer.
+        wait_s = max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0)
+        counted[-1] = known_until - cut[-1].decided_at > timedelta(seconds=wait_s)
+    quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
+    last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
+    return SceneCorpus(scene, _name(scene, messages), cut, counted, last_spoke, conversation, quotes)
+
+
+def _around(present: Sequence[datetime], moment: datetime, rules: Conversation) -> bool:
+    latest = _latest(present, moment)
+    return latest is not None and moment - latest <= timedelta(seconds=rules.presence_s)
+
+
+def _latest(times: Sequence[datetime], before: datetime) -> datetime | None:
+    """The last of ascending times strictly before a moment, as `Archive.last_spoke` gives it live."""
+    place = bisect_left(times, before)
+    return times[place - 1] if place else None
+
+
+def _name(scene: Scene, messages: Sequence[Message]) -> str:
+    if scene.private:
+        return next((m.sender_name for m in reversed(messages) if m.sender_id == scene.id and m.sender_name), "")
+    return next((m.scene_name for m in reversed(messages) if m.scene_name), "")
+
+
+def _assembled(
+    scenes: list[SceneCorpus],
+    people: frozenset[str],
+    names: tuple[str, ...],
+    rules: Conversation,
+    counts: Counter[str],
+) -> Corpus:
+    digest = hashlib.sha256()
+    twins: set[str] = set()
+    contributors: set[str] = set()
+    times: list[datetime] = []
+    for part in scenes:
+        counts["conversations"] += len(set(part.conversation))
+        counts["silences"] += sum(part.counted_silence)
+        counts["silences_unlabelled"] += sum(not e.said for e in part.exchanges) - sum(part.counted_silence)
+        for exchange in part.exchanges:
+            human = [m for m in exchange.said if m.origin is Origin.HUMAN]
+            contributors |= {m.sender_id for m in human}
+            twins |= {m.sender_id for m in exchange.said if m.origin is Origin.TWIN}
+            counts["turns"] += bool(human)
+            counts["bubbles"] += len(human)
+            counts["twin_turns"] += bool(exchange.said) and not human
+            for message in (*exchange.heard, *exchange.said):
+                counts["messages"] += 1
+                times.append(message.time)
+                digest.update(_identity(message))
+    counts["scenes"] = len(scenes)
+    for key in ("messages", "turns", "bubbles", "silences", "silences_unlabelled", "twin_turns", "conversations"):
+        counts.setdefault(key, 0)
+    return Corpus(
+        people, names, people | twins, scenes, rules, ZoneInfo(rules.timezone), digest.hexdigest(), dict(counts),
+        tuple(sorted(contributors)), (min(times), max(times)) if times else None,
+    )  # fmt: skip
+
+
+def _identity(message: Message) -> bytes:
+    return f"{message.scene}\0{message.id}\0{message.text}\0\0".encode()

@@ -1,0 +1,343 @@
+"""Held-out windows and a scorer → figures with their uncertainty, the calibration of speaking, and the person's pace.
+
+Everything is scored in llama.cpp, as it will be served. The calibration is fitted on the tune split and never sees the
+test split; every figure is of the test split. Words of one conversation depend on each other, so intervals come from
+resampling whole conversations, not words.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from loguru import logger
+from pydantic import BaseModel, ConfigDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from bot.decision import FEATURES, Moment, decide, features
+from bot.message import Origin
+from bot.persona import Calibration, Pacing
+from training.corpus import Corpus
+from training.samples import Label, Split, Window
+
+RESAMPLES = 2000
+"""Bootstrap draws."""
+_AUC_RESAMPLES = 500
+"""The same for AUCs, which hold a weight for every decision point and draw."""
+_MIN_CLUSTERS = 8
+"""Fewer conversations than this say nothing of their spread: single labels are resampled instead, and it is shown."""
+_MIN_OF_A_CLASS = 8
+"""Answers and silences each that a calibration needs; with fewer, nine weights would be noise."""
+_MIN_PACES = 5
+"""Measurements that quantiles need."""
+_L2 = 1.0
+"""scikit-learn's C on standardized features: mild, and keeps weights finite where a split is separable."""
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+class Measure(Protocol):
+    """What scoring needs; `bot.llama.Scorer` is the real one."""
+
+    def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> Array:
+        """Log p(token | ids[:position]) in nats for each wanted (position, token)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A held-out label as a model sees it.
+
+    Args:
+        label: the decision point.
+        nll: -log p summed over its trained tokens (nats).
+        tokens: how many those are.
+        p_silent: probability of end-of-turn as the first token.
+        cluster: labels of one number depend on each other: a conversation, with its neighbour if that is held out too.
+    """
+
+    label: Label
+    nll: float
+    tokens: int
+    p_silent: float
+    cluster: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Names the label in any model's scores."""
+        return (self.label.scene, self.label.message_id)
+
+
+class Figure(BaseModel):
+    """A measured value with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Tokens of a loss, decision points otherwise."""
+    resampled: Literal["conversation", "label"]
+    """What the bootstrap drew; by label, the interval is too narrow."""
+
+
+class Metrics(BaseModel):
+    """Figures of one model on the test split. None: it could not be measured, for want of answers or silences."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    loss: Figure | None
+    """Held-out loss on the person's words and silences (nats per token)."""
+    loss_words: Figure | None
+    """The same without silences."""
+    decisions: int
+    """Decision points of the test split."""
+    silences: int
+    """Silences among them."""
+    auc_text: Figure | None
+    """AUC of P(silent) alone, silence against answer."""
+    auc_features: Figure | None
+    """AUC of what the text does not show, fitted on the tune split: the baseline."""
+    auc_both: Figure | None
+    """AUC of both together, as served."""
+    brier: Figure | None
+    """Mean squared error of the served P(speak)."""
+    brier_constant: float | None
+    """The same when always saying the tune split's rate: what must be beaten."""
+    calibrated: bool
+    """Whether the tune split had enough answers and silences to fit a calibration; if not, the built-in one serves."""
+
+
+def score(
+    windows: Sequence[Window],
+    scorer: Measure,
+    end_id: int,
+    splits: Collection[Split] = (Split.TUNE, Split.TEST),
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Scored]:
+    """Score all labels of some splits.
+
+    Args:
+        windows: from `training.samples.windows`, whole and in order.
+        scorer: base with or without LoRA.
+        end_id: end-of-turn.
+        splits: which.
+        progress: told (windows done, of how many).
+    """
+    found: list[Scored] = []
+    clusters = _clusters(windows)
+    for number, window in enumerate(windows):
+        labels = [x for x in window.labels if x.split in splits and (x.trained or x.decision)]
+        if labels:
+            found += _score_window(window, labels, scorer, end_id, clusters)
+        if progress:
+            progress(number + 1, len(windows))
+    return found
+
+
+def _clusters(windows: Sequence[Window]) -> dict[tuple[str, str], int]:
+    """Runs of consecutive labels of one split in one scene, numbered."""
+    numbers: dict[tuple[str, str], int] = {}
+    current, before = 0, None
+    for label in (x for w in windows for x in w.labels):
+        now = (label.scene, label.split)
+        current += now != before
+        before = now
+        numbers[label.scene, label.message_id] = current
+    return numbers
+
+
+def _score_window(
+    window: Window, labels: Sequence[Label], scorer: Measure, end_id: int, clusters: dict[tuple[str, str], int]
+) -> list[Scored]:
+    wanted: list[tuple[int, int]] = []
+    for label in labels:
+        wanted.append((label.start, end_id))
+        wanted += [(i, window.ids[i]) for i in label.trained]
+    values = iter(scorer.log_probs(window.ids, wanted))
+    found = []
+    for label in labels:
+        p_silent = math.exp(next(values))
+        nll = -sum(float(next(values)) for _ in label.trained)
+        cluster = clusters[label.scene, label.message_id]
+        found.append(Scored(label, nll, len(label.trained), p_silent, cluster))
+    return found
+
+
+def fit_calibration(
+    scored: Iterable[Scored], silence_keep: float = 1.0, names: Sequence[str] = FEATURES
+) -> Calibration | None:
+    """The logistic model of speaking, fitted on the tune split's decision points.
+
+    Args:
+        scored: labels of any splits; only tune is used.
+        silence_keep: part of the silences that was trained.
+        names: features of the fit, from `bot.decision.FEATURES`.
+
+    Returns:
+        None when the tune split has too few answers or silences; `bot.decision.UNCALIBRATED` serves then.
+    """
+    decisions = _decisions(scored, Split.TUNE)
+    silences = sum(x.label.silence for x in decisions)
+    if min(silences, len(decisions) - silences) < _MIN_OF_A_CLASS:
+        logger.warning(
+            "no calibration: {} answers and {} silences in the tune split, at least {} of each are needed",
+            len(decisions) - silences, silences, _MIN_OF_A_CLASS,
+        )  # fmt: skip
+        return None
+    rows = np.array([[values[n] for n in names] for values in (features(_moment(x), silence_keep) for x in decisions)])
+    mean, spread = rows.mean(0), rows.std(0)
+    used = spread > 1e-9
+    model = LogisticRegression(C=_L2, max_iter=1000)
+    speaks = np.array([not x.label.silence for x in decisions])
+    model.fit((rows[:, used] - mean[used]) / spread[used], speaks)
+    weights = model.coef_[0] / spread[used]
+    intercept = float(model.intercept_[0] - (weights * mean[used]).sum())
+    kept = [name for name, use in zip(names, used, strict=True) if use]
+    return Calibration(
+        intercept=round(intercept, 6),
+        weights={name: round(float(w), 6) for name, w in zip(kept, weights, strict=True)},
+        silence_keep=silence_keep,
+    )
+
+
+def metrics(scored: Sequence[Scored], calibration: Calibration | None, silence_keep: float = 1.0) -> Metrics:
+    """Figures of the test split.
+
+    Args:
+        scored: labels of tune and test; tune serves the feature baseline's fit alone.
+        calibration: what serves; None: the built-in one.
+        silence_keep: part of the silences that was trained.
+    """
+    test = [x for x in scored if x.label.split is Split.TEST]
+    decisions = _decisions(scored, Split.TEST)
+    tuned = _decisions(scored, Split.TUNE)
+    baseline = fit_calibration(scored, silence_keep, [n for n in FEATURES if n != "log_odds"])
+    served = _p_speak(decisions, calibration)
+    truth = np.array([not x.label.silence for x in decisions], dtype=np.float64)
+    rate = float(np.mean([not x.label.silence for x in tuned])) if tuned else None
+    return Metrics(
+        loss=loss_figure(test),
+        loss_words=loss_figure([x for x in test if not x.label.silence]),
+        decisions=len(decisions),
+        silences=int(len(truth) - truth.sum()),
+        auc_text=_auc(decisions, np.array([-x.p_silent for x in decisions])),
+        auc_features=_auc(decisions, _p_speak(decisions, baseline)) if baseline else None,
+        auc_both=_auc(decisions, served) if calibration else None,
+        brier=ratio_figure((served - truth) ** 2, np.ones(len(truth)), [x.cluster for x in decisions]),
+        brier_constant=float(((rate - truth) ** 2).mean()) if rate is not None and len(truth) else None,
+        calibrated=calibration is not None,
+    )
+
+
+def loss_figure(scored: Sequence[Scored]) -> Figure | None:
+    """Mean loss in nats per token; None without a token."""
+    return ratio_figure(
+        np.array([x.nll for x in scored]), np.array([float(x.tokens) for x in scored]), [x.cluster for x in scored]
+    )
+
+
+def paired_difference(new: Sequence[Scored], old: Sequence[Scored]) -> Figure | None:
+    """Loss of `new` less loss of `old` on the labels both have, in nats per token; None without any."""
+    before = {x.key: x for x in old}
+    both = [(x, before[x.key]) for x in new if x.key in before and before[x.key].tokens == x.tokens]
+    return ratio_figure(
+        np.array([a.nll - b.nll for a, b in both]),
+        np.array([float(a.tokens) for a, _ in both]),
+        [a.cluster for a, _ in both],
+    )
+
+
+def ratio_figure(sums: Array, weights: Array, clusters: Sequence[int], seed: int = 0) -> Figure | None:
+    """Σ sums / Σ weights with its 95 % percentile interval from resampled clusters; None if the weights add to 0."""
+    if not len(weights) or weights.sum() <= 0:
+        return None
+    groups, by = _groups(clusters)
+    totals, sizes = np.bincount(groups, sums), np.bincount(groups, weights)
+    n = len(totals)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    drawn_sizes = counts @ sizes
+    drawn = (counts @ totals)[drawn_sizes > 0] / drawn_sizes[drawn_sizes > 0]
+    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+    return Figure(value=float(sums.sum() / weights.sum()), low=low, high=high, n=int(weights.sum()), resampled=by)
+
+
+def _groups(clusters: Sequence[int]) -> tuple[npt.NDArray[np.int64], Literal["conversation", "label"]]:
+    distinct, groups = np.unique(np.asarray(clusters, dtype=np.int64), return_inverse=True)
+    if len(distinct) < _MIN_CLUSTERS:
+        return np.arange(len(clusters)), "label"
+    return groups, "conversation"
+
+
+def _auc(decisions: Sequence[Scored], speak: Array, seed: int = 0) -> Figure | None:
+    """AUC of a score of speaking with its 95 % interval; None with one class only."""
+    truth = np.array([not x.label.silence for x in decisions])
+    if not len(truth) or truth.all() or not truth.any() or not np.isfinite(speak).all():
+        return None
+    groups, by = _groups([x.cluster for x in decisions])
+    n = int(groups.max()) + 1
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _AUC_RESAMPLES)
+    drawn = weighted_aucs(truth, speak, counts[:, groups].astype(np.float64))
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975])) if len(drawn) else (0.0, 1.0)
+    return Figure(value=float(roc_auc_score(truth, speak)), low=low, high=high, n=len(truth), resampled=by)
+
+
+def weighted_aucs(truth: npt.NDArray[np.bool_], scores: Array, weights: Array) -> Array:
+    """AUCs under many weightings at once, (draws,); scikit-learn's one by one would take seconds. NaN: one class only.
+
+    Args:
+        truth: class of each point, (n,).
+        scores: higher for True, (n,).
+        weights: how often each point was drawn, (draws, n).
+    """
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~truth[order], starts, axis=1)
+    below = negative.cumsum(1) - negative / 2
+    pairs = positive.sum(1) * negative.sum(1)
+    found = np.full(len(weights), np.nan)
+    np.divide((positive * below).sum(1), pairs, out=found, where=pairs > 0)
+    return found
+
+
+def _decisions(scored: Iterable[Scored], split: Split) -> list[Scored]:
+    return [x for x in scored if x.label.decision and x.label.split is split and math.isfinite(x.p_silent)]
+
+
+def _moment(scored: Scored) -> Moment:
+    return replace(scored.label.moment, p_silent=scored.p_silent)
+
+
+def _p_speak(decisions: Sequence[Scored], calibration: Calibration | None) -> Array:
+    """P(speak) as the daemon would have it, without configured shifts."""
+    return np.array([decide(_moment(x), calibration, {}, 0.5).p_speak for x in decisions])
+
+
+def pacing(corpus: Corpus) -> Pacing:
+    """How long the person takes to answer and between bubbles, as deciles; empty where too little was seen."""
+    delays: dict[bool, list[float]] = {True: [], False: []}
+    gaps: list[float] = []
+    for part in corpus.scenes:
+        for exchange in part.exchanges:
+            said = exchange.said
+            if exchange.heard and said and said[0].origin is Origin.HUMAN:
+                delays[part.scene.private].append((said[0].time - exchange.heard[-1].time).total_seconds())
+            gaps += [
+                (b.time - a.time).total_seconds() for a, b in pairwise(said) if a.origin is b.origin is Origin.HUMAN
+            ]
+    return Pacing(
+        private_delay_s=_deciles(delays[True]), group_delay_s=_deciles(delays[False]), bubble_gap_s=_deciles(gaps)
+    )
+
+
+def _deciles(seconds: Sequence[float]) -> tuple[float, ...]:
+    if len(seconds) < _MIN_PACES:
+        return ()
+    return tuple(round(float(x), 2) for x in np.quantile(np.maximum(seconds, 0.0), np.linspace(0, 1, 11)))

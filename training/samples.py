@@ -1,0 +1,239 @@
+"""Corpus → windows of token ids with their labels, rendered by `bot.prompt` alone, as live.
+
+A window is the system prompt and consecutive exchanges of one scene. Rendering is prefix-stable, so one forward pass
+over a window covers every decision point in it. When a window is full the oldest half of its exchanges goes and the
+newer half stays as context, as it does live; labels trained before are not repeated, so every label stands in exactly
+one window, with at least the context it would have had live.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from loguru import logger
+
+from bot.decision import Moment, moment_of
+from bot.message import Origin, Scene
+from bot.prompt import ChatFormat, Exchange, Renderer, Tokenizer, encode, scene_line, spoken_by
+from training.corpus import Corpus, SceneCorpus
+
+_TEST_PART, _TUNE_PART = 0.1, 0.1
+
+
+class Split(StrEnum):
+    """What a conversation is for, for ever."""
+
+    TRAIN = "train"
+    TUNE = "tune"
+    """Early stop, calibration, importance matrix."""
+    TEST = "test"
+    """Only the gate and the report read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One decision point of a window.
+
+    Args:
+        start: index in `ids` of the first token after the assistant header: the first word said, or end-of-turn.
+        stop: one past the end-of-turn token.
+        trained: indices in `ids` of tokens that are labels; human tokens only, end-of-turn included.
+        silence: nothing was said.
+        decision: whether it tells when the person speaks: a silence that counts, or their answer to a burst.
+        split: what its conversation is for.
+        scene: where.
+        message_id: the last message heard, or the first said when nothing was heard.
+        moment: what the text does not show, with `p_silent` None.
+    """
+
+    start: int
+    stop: int
+    trained: tuple[int, ...]
+    silence: bool
+    decision: bool
+    split: Split
+    scene: str
+    message_id: str
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One forward pass: BOS, system prompt, exchanges.
+
+    Args:
+        scene: where.
+        ids: token ids.
+        labels: its own decision points, ascending; earlier exchanges may stand before them as context.
+    """
+
+    scene: str
+    ids: tuple[int, ...]
+    labels: tuple[Label, ...]
+
+
+class _Turn(NamedTuple):
+    """An exchange as tokens: the user turn with the open header, the answer, which answer tokens are labels."""
+
+    heard: list[int]
+    said: list[int]
+    trained: list[bool]
+
+    @property
+    def size(self) -> int:
+        return len(self.heard) + len(self.said)
+
+
+def split_of(scene: Scene, first_message_id: str) -> Split:
+    """The split of a conversation: a hash of its identity, so it never changes as the history grows."""
+    draw = _uniform(str(scene), first_message_id)
+    if draw < _TEST_PART:
+        return Split.TEST
+    return Split.TUNE if draw < _TEST_PART + _TUNE_PART else Split.TRAIN
+
+
+def windows(corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt: str, max_length: int) -> list[Window]:
+    """All windows of a corpus, scene by scene, oldest first.
+
+    Args:
+        corpus: what can be learned.
+        tokenizer: the base's vocabulary.
+        fmt: chat format of the base.
+        system_prompt: the persona's; the scene's line is added here.
+        max_length: tokens of a window at most. A burst that is longer loses its oldest bubbles, never the answer; an
+            answer that is longer still is left out and counted in the log.
+    """
+    found: list[Window] = []
+    dropped = 0
+    for part in corpus.scenes:
+        packer = _Packer(part, corpus, tokenizer, renderer_for(part, corpus, fmt, system_prompt), max_length)
+        found += packer.pack()
+        dropped += packer.dropped
+    if dropped:
+        logger.warning("{} exchanges are longer than a window of {} tokens and are left out", dropped, max_length)
+    return found
+
+
+def renderer_for(part: SceneCorpus, corpus: Corpus, fmt: ChatFormat, system_prompt: str) -> Renderer:
+    """The renderer of a scene: system prompt and the scene's line, as live."""
+    system = f"{system_prompt}\n{scene_line(part.scene, part.name)}"
+    return Renderer(fmt, system, corpus.zone, group=not part.scene.private)
+
+
+def trained_positions(window: Window, *, silence_keep: float = 1.0, seed: int = 0) -> list[int]:
+    """Indices in `ids` whose tokens the training loss counts: labels of the train split.
+
+    Args:
+        window: the window.
+        silence_keep: part of the silences that is trained; which ones, a hash decides. The others' empty turns stay
+            in the context, and `Calibration.silence_keep` corrects the probability when it is used.
+        seed: of that choice.
+    """
+    return [
+        position
+        for label in window.labels
+        if label.split is Split.TRAIN
+        and not (label.silence and _uniform(str(seed), label.scene, label.message_id) >= silence_keep)
+        for position in label.trained
+    ]
+
+
+class _Packer:
+    """Packs one scene's exchanges into windows."""
+
+    def __init__(
+        self, part: SceneCorpus, corpus: Corpus, tokenizer: Tokenizer, renderer: Renderer, max_length: int
+    ) -> None:
+        self.part, self.corpus, self.tokenizer, self.renderer = part, corpus, tokenizer, renderer
+        self.max_length = max_length
+        self.opening, _ = encode(renderer.opening(), tokenizer)
+        after, _ = encode(renderer.said(Exchange(), trained=False)[1:], tokenizer, bos=False)
+        self._after = len(after)  # tokens behind end-of-turn, such as Gemma's line break
+        self.dropped = 0
+        self._turns: dict[tuple[int, bool], _Turn] = {}
+
+    def pack(self) -> list[Window]:
+        """The scene's windows."""
+        found: list[Window] = []
+        context: list[int] = []
+        fresh = 0  # how many of the newest in `context` are not in an earlier window
+        for index in range(len(self.part.exchanges)):
+            trial = [*context, index]
+            while not self._fits(trial):
+                if fresh:
+                    found.append(self._window(trial[:-1], fresh))
+                    fresh = 0
+                if len(trial) == 1:
+                    break
+                trial = trial[len(trial) // 2 :]
+            if not self._fits(trial) and not self._shorten(index):
+                self.dropped += 1
+                context = []
+                continue
+            context, fresh = trial, fresh + 1
+        if fresh:
+            found.append(self._window(context, fresh))
+        return found
+
+    def _fits(self, indices: Sequence[int]) -> bool:
+        used = sum(self._turn(i, first=n == 0).size for n, i in enumerate(indices))
+        return len(self.opening) + used <= self.max_length
+
+    def _turn(self, index: int, *, first: bool) -> _Turn:
+        if (index, first) not in self._turns:
+            self._turns[index, first] = self._rendered(index, self.part.exchanges[index], first=first)
+        return self._turns[index, first]
+
+    def _rendered(self, index: int, exchange: Exchange, *, first: bool) -> _Turn:
+        heard, _ = encode(self.renderer.heard(exchange, self.part.quoted, first=first), self.tokenizer, bos=False)
+        counts = bool(exchange.said) or self.part.counted_silence[index]
+        said, trained = encode(self.renderer.said(exchange, trained=counts), self.tokenizer, bos=False)
+        return _Turn(heard, said, trained)
+
+    def _shorten(self, index: int) -> bool:
+        """Drop the oldest bubbles of a burst that fills more than a window alone; False if that is not enough."""
+        exchange = self.part.exchanges[index]
+        for first_kept in range(1, len(exchange.heard)):
+            short = replace(exchange, heard=exchange.heard[first_kept:])
+            for first in (True, False):
+                self._turns[index, first] = self._rendered(index, short, first=first)
+            if self._fits([index]):
+                return True
+        return False
+
+    def _window(self, indices: Sequence[int], fresh: int) -> Window:
+        ids = list(self.opening)
+        labels: list[Label] = []
+        for number, index in enumerate(indices):
+            turn = self._turn(index, first=number == 0)
+            ids += turn.heard
+            if number >= len(indices) - fresh:
+                labels.append(self._label(index, turn, len(ids)))
+            ids += turn.said
+        return Window(str(self.part.scene), tuple(ids), tuple(labels))
+
+    def _label(self, index: int, turn: _Turn, start: int) -> Label:
+        part, corpus, exchange = self.part, self.corpus, self.part.exchanges[index]
+        by_person = bool(exchange.said) and exchange.said[0].origin is Origin.HUMAN
+        moment = moment_of(
+            exchange, last_spoke=part.last_spoke[index], ids=corpus.ids, names=corpus.names, quoted=part.quoted,
+            ours=lambda m: spoken_by(m, corpus.people), zone=corpus.zone,
+        )  # fmt: skip
+        return Label(
+            start=start,
+            stop=start + len(turn.said) - self._after,
+            trained=tuple(start + i for i, counts in enumerate(turn.trained) if counts),
+            silence=not exchange.said,
+            decision=bool(exchange.heard) and (part.counted_silence[index] or by_person),
+            split=split_of(part.scene, part.conversation[index]),
+            scene=str(part.scene),
+            message_id=(exchange.heard[-1] if exchange.heard else exchange.said[0]).id,
+            moment=moment,
+        )
+
+
+def _uniform(*parts: str) -> float:
+    """A number in [0, 1) that depends on the parts alone, the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") / 2**64
