@@ -1,0 +1,19 @@
+"""Tiny models with real tokenizers, built once for all tests of this folder."""
+
+from pathlib import Path
+
+import pytest
+import tinymodel
+
+from bot.llama import Model
+
+
+@pytest.fixture(scope="session")
+def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tinymodel.Tiny]:
+    root: Path = tmp_path_factory.mktemp("tiny")
+    return {name: tinymodel.build(root / name, name) for name in ("gemma3", "qwen3")}
+
+
+@pytest.fixture(scope="session")
+def models(tinies: dict[str, tinymodel.Tiny]) -> dict[str, Model]:
+    return {name: Model(tiny.gguf, 0) for name, tiny in tinies.items()}

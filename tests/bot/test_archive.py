@@ -1,0 +1,353 @@
+"""bot/archive.py on a real SQLite file: stored once, in order, and nothing recorded is lost."""
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, START, at, say
+
+from bot.archive import WAITING_MAX, Archive, Decision
+from bot.errors import ArchiveError
+from bot.message import Origin
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "archive.db"
+
+
+@pytest.fixture
+def archive(file: Path) -> Iterator[Archive]:
+    opened = Archive(f"sqlite:///{file}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def lock(archive: Archive, file: Path) -> Iterator[sqlite3.Connection]:
+    """Another process in the middle of writing: `BEGIN IMMEDIATE` until it rolls back."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield other
+    other.close()
+
+
+def texts(archive: Archive, limit: int = 100) -> list[str]:
+    return [m.text for m in archive.window(GROUP, limit)]
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def test_a_message_comes_back_as_it_was_stored(archive: Archive) -> None:
+    said = say(
+        0.25, FRIEND, "嗨↵你好", reply_to="7", mentions=("10001", "all"), seq=12, origin=Origin.TWIN,
+        segments=({"type": "text", "data": {"text": "嗨\n你好", "x": [1, None]}},),
+    )  # fmt: skip
+    assert archive.append([said]) == 1
+    assert archive.get(GROUP, said.id) == said
+    assert archive.window(GROUP, 10) == [said]
+
+
+def test_appending_twice_adds_nothing(archive: Archive) -> None:
+    said = [say(i, FRIEND, str(i)) for i in range(5)]
+    assert [archive.append(said), archive.append(said), archive.append([*said, *said])] == [5, 0, 0]
+    assert texts(archive) == ["0", "1", "2", "3", "4"]
+
+
+def test_twins_in_one_batch_are_stored_once(archive: Archive) -> None:
+    said = say(0, FRIEND, "嗨")
+    assert archive.append([said, said]) == 1
+
+
+def test_one_id_in_two_scenes_is_two_messages(archive: Archive) -> None:
+    assert archive.append([say(0, FRIEND, "群", id="1"), say(0, FRIEND, "私", PRIVATE, id="1")]) == 2
+
+
+def test_an_id_met_again_much_later_is_another_message(archive: Archive) -> None:
+    first, second = say(0, FRIEND, "旧", id="7"), say(86400, OTHER, "新", id="7")
+    assert archive.append([first]) + archive.append([second]) == 2
+    assert archive.append([first, second]) == 0
+    assert texts(archive) == ["旧", "新"]
+    assert archive.get(GROUP, "7") == first
+
+
+def test_the_order_is_time_then_the_chats_number_then_arrival(archive: Archive) -> None:
+    said = [
+        say(1, FRIEND, "三", id="c", seq=12), say(1, FRIEND, "二", id="b", seq=11),
+        say(0, FRIEND, "一", id="a", seq=99),        say(2, FRIEND, "四", id="d"), say(2, FRIEND, "五", id="e"),
+    ]  # fmt: skip
+    for message in said:
+        archive.append([message])
+    assert texts(archive) == ["一", "二", "三", "四", "五"]
+    assert [m.text for m in archive.history(GROUP)] == texts(archive)
+
+
+def test_the_order_does_not_depend_on_arrival_where_numbers_are_known(archive: Archive) -> None:
+    said = [say(i // 3, FRIEND, str(i), id=f"m{i}", seq=1000 + i) for i in range(60)]
+    random.Random(0).shuffle(said)
+    archive.append(said)
+    assert texts(archive) == [str(i) for i in range(60)]
+
+
+def test_the_window_holds_the_newest_and_begins_after_a_moment(archive: Archive) -> None:
+    archive.append([say(i, FRIEND, str(i)) for i in range(10)])
+    assert texts(archive, 3) == ["7", "8", "9"]
+    assert [m.text for m in archive.window(GROUP, 100, after=at(6))] == ["7", "8", "9"]
+
+
+def test_system_messages_are_kept_and_not_shown(archive: Archive) -> None:
+    archive.append([say(0, FRIEND, "/about", id="1", origin=Origin.SYSTEM)])
+    assert texts(archive) == []
+    assert archive.history(GROUP) == []
+    stored = archive.get(GROUP, "1")
+    assert stored is not None
+    assert stored.text == "/about"
+
+
+def test_history_ends_where_it_is_told(archive: Archive) -> None:
+    archive.append([say(i, FRIEND, str(i)) for i in range(4)])
+    assert [m.text for m in archive.history(GROUP, until=at(1))] == ["0", "1"]
+
+
+# -- recalls --------------------------------------------------------------------------------------
+
+
+def test_a_recalled_message_loses_its_words_and_is_not_shown(archive: Archive, file: Path) -> None:
+    archive.append([say(0, FRIEND, "秘密", id="1"), say(1, FRIEND, "嗨")])
+    assert archive.recall(GROUP, "1", at(5)) is True
+    assert texts(archive) == ["嗨"]
+    stored = archive.get(GROUP, "1")
+    assert stored is not None
+    assert (stored.recalled, stored.text, stored.segments) == (True, "", ())
+    assert "秘密" not in str(sqlite3.connect(file).execute("SELECT * FROM messages").fetchall())
+
+
+def test_a_backfill_does_not_bring_recalled_words_back(archive: Archive) -> None:
+    said = say(0, FRIEND, "秘密", id="1")
+    archive.append([said])
+    archive.recall(GROUP, "1", at(5))
+    assert archive.append([said]) == 0
+    assert texts(archive) == []
+
+
+def test_a_recall_of_something_never_seen_keeps_its_words_out(archive: Archive) -> None:
+    assert archive.recall(GROUP, "1", at(500)) is False
+    archive.append([say(0, FRIEND, "秘密", id="1")])
+    assert texts(archive) == []
+
+
+def test_a_recall_in_another_scene_changes_nothing(archive: Archive) -> None:
+    archive.append([say(0, FRIEND, "嗨", id="1")])
+    archive.recall(PRIVATE, "1", at(5))
+    assert texts(archive) == ["嗨"]
+
+
+# -- a store that cannot be written ---------------------------------------------------------------
+
+
+def test_a_locked_store_makes_messages_wait_and_the_window_shows_them(
+    archive: Archive, lock: sqlite3.Connection
+) -> None:
+    lock.execute("ROLLBACK")
+    archive.append([say(0, FRIEND, "前")])
+    lock.execute("BEGIN IMMEDIATE")
+    assert archive.append([say(2, FRIEND, "后", id="z")]) == 0
+    assert archive.append([say(1, FRIEND, "中")]) == 0
+    assert archive.waiting == 2
+    assert texts(archive) == ["前", "中", "后"]
+    found = archive.get(GROUP, "z")
+    assert found is not None
+    assert found.text == "后"
+    lock.execute("ROLLBACK")
+    assert archive.append([say(3, FRIEND, "末")]) == 3
+    assert archive.waiting == 0
+    assert texts(archive) == ["前", "中", "后", "末"]
+
+
+def test_a_message_heard_twice_while_locked_is_stored_once(archive: Archive, lock: sqlite3.Connection) -> None:
+    said = say(0, FRIEND, "嗨")
+    archive.append([said])
+    archive.append([said])
+    lock.execute("ROLLBACK")
+    assert archive.flush() == 1
+    assert archive.lost == 0
+
+
+def test_a_recall_while_locked_is_not_forgotten(archive: Archive, lock: sqlite3.Connection, file: Path) -> None:
+    lock.execute("ROLLBACK")
+    archive.append([say(0, FRIEND, "早说的", id="1")])
+    lock.execute("BEGIN IMMEDIATE")
+    archive.append([say(1, FRIEND, "刚说的", id="2")])
+    assert archive.recall(GROUP, "1", at(2)) is True
+    assert archive.recall(GROUP, "2", at(2)) is True
+    assert archive.recall(GROUP, "3", at(2)) is False
+    assert texts(archive) == []
+    gone = archive.get(GROUP, "2")
+    assert gone is not None
+    assert (gone.recalled, gone.text) == (True, "")
+    lock.execute("ROLLBACK")
+    archive.append([say(0, FRIEND, "没见过的", id="3")])
+    assert texts(archive) == []
+    rows = sqlite3.connect(file).execute("SELECT message_id, recalled, text FROM messages ORDER BY message_id")
+    assert rows.fetchall() == [("1", 1, ""), ("2", 1, ""), ("3", 1, "")]
+
+
+def test_a_full_disk_makes_messages_wait_until_there_is_room(file: Path) -> None:
+    archive = Archive(f"sqlite:///{file}")
+    bound: list[int] = []
+
+    @sa.event.listens_for(archive._engine, "checkout")
+    def _bounded(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute(f"PRAGMA max_page_count={bound[0] if bound else 1_000_000}")
+
+    archive.append([say(0, FRIEND, "前")])
+    bound.append(sqlite3.connect(file).execute("PRAGMA page_count").fetchone()[0])
+    for i in range(1, 4):
+        archive.append([say(i, FRIEND, str(i) + "长" * 3000)])
+    assert archive.waiting >= 2
+    assert [t[0] for t in texts(archive)] == ["前", "1", "2", "3"]
+    bound.clear()
+    archive.flush()
+    assert (archive.waiting, archive.lost) == (0, 0)
+    assert [t[0] for t in texts(archive)] == ["前", "1", "2", "3"]
+    archive.close()
+
+
+def test_what_waits_is_bounded_and_the_loss_counted(archive: Archive, lock: sqlite3.Connection) -> None:
+    archive.append([say(i, FRIEND, str(i)) for i in range(WAITING_MAX + 2)])
+    assert (archive.waiting, archive.lost) == (WAITING_MAX, 2)
+    assert archive.window(GROUP, WAITING_MAX + 2)[0].text == "2"
+
+
+def test_one_message_the_store_can_never_hold_does_not_hold_up_the_others(archive: Archive) -> None:
+    said = [say(0, FRIEND, "前"), say(1, FRIEND, "坏", seq=2**70), say(2, FRIEND, "后"), say(3, FRIEND, "半\ud83d")]
+    assert archive.append(said) == 2
+    assert (archive.waiting, archive.lost) == (0, 2)
+    assert texts(archive) == ["前", "后"]
+    assert archive.append([say(4, FRIEND, "再")]) == 1
+
+
+def test_what_still_waits_is_written_when_closing(file: Path) -> None:
+    archive = Archive(f"sqlite:///{file}")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    archive.append([say(0, FRIEND, "嗨")])
+    other.execute("ROLLBACK")
+    other.close()
+    archive.close()
+    again = Archive(f"sqlite:///{file}")
+    assert texts(again) == ["嗨"]
+    again.close()
+
+
+_CHILD = """
+import sys
+from datetime import UTC, datetime
+from bot.archive import Archive
+from bot.message import Message, Scene
+archive, scene = Archive(sys.argv[1]), Scene("group", "20001")
+for i in range(100000):
+    archive.append([Message(str(i), scene, "1", "x", datetime.fromtimestamp(1795329019 + i, UTC), str(i))])
+    print(i, flush=True)
+"""
+
+
+def test_kill_9_loses_no_recorded_message(file: Path) -> None:
+    command = [sys.executable, "-c", _CHILD, f"sqlite:///{file}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as child:
+        assert child.stdout is not None
+        recorded = [line for line, _ in zip(child.stdout, range(50), strict=False)]
+        child.send_signal(signal.SIGKILL)
+        recorded += [line for line in child.stdout.read().splitlines() if line]
+    archive = Archive(f"sqlite:///{file}")
+    stored = {m.text for m in archive.window(GROUP, 100_000)}
+    assert len(recorded) >= 50
+    assert {line.strip() for line in recorded} <= stored
+    assert archive.append([say(0, FRIEND, "还能写")]) == 1
+    archive.close()
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "archive.db").write_text("not a database at all, " * 100)
+    with pytest.raises(ArchiveError, match=r"archive\.db' cannot be opened"):
+        Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+
+
+def test_a_password_in_the_url_is_not_shown() -> None:
+    with pytest.raises(ArchiveError) as caught:
+        Archive("sqlite://user:s3cret@host/nowhere/a.db")
+    assert "s3cret" not in str(caught.value)
+
+
+# -- looking things up ----------------------------------------------------------------------------
+
+
+def test_names_speakers_and_counts(archive: Archive) -> None:
+    archive.append(
+        [
+            say(0, FRIEND, "一", sender_name="旧名"), say(5, FRIEND, "二", sender_name="新名"),
+            say(6, FRIEND, "三", PRIVATE, sender_name="昵称"), say(7, OTHER, "四", sender_name="新名"),
+            say(8, ME, "五"), say(9, ME, "六", origin=Origin.TWIN),
+        ]
+    )  # fmt: skip
+    assert archive.name_of(FRIEND) == "昵称"
+    assert archive.name_of(FRIEND, GROUP) == "新名"
+    assert archive.name_of("nobody") is None
+    assert archive.speakers(GROUP) == {"旧名": {FRIEND}, "新名": {FRIEND, OTHER}, "小满": {ME}}
+    assert archive.last_spoke(GROUP, [ME], before=at(9)) == at(8)
+    assert archive.last_spoke(GROUP, [ME], before=at(8)) is None
+    assert (archive.count([ME]), archive.count([FRIEND]), archive.count([FRIEND], after=at(5))) == (1, 3, 1)
+
+
+def test_scenes_are_listed_by_size(archive: Archive) -> None:
+    archive.append([say(0, FRIEND, "一"), say(9, FRIEND, "二"), say(3, FRIEND, "三", PRIVATE)])
+    first, second = archive.scenes()
+    assert (first.scene, first.name, first.messages, first.first, first.last) == (GROUP, "测试群", 2, START, at(9))
+    assert (second.scene, second.messages) == (PRIVATE, 1)
+
+
+# -- decisions and the scene log ------------------------------------------------------------------
+
+
+def test_decisions_come_back_newest_first(archive: Archive) -> None:
+    why = {"p_speak": 0.25, "terms": {"intercept": -3.0}}
+    first = Decision(GROUP, "1", at(0), "xiaoman", None, "silent", why)
+    second = replace(first, message_id="2", time=at(1), version="20261122-0400", outcome="spoke")
+    for decision in (first, second, replace(second, scene=PRIVATE)):
+        archive.decide(decision)
+    assert archive.decisions(GROUP, 5) == [second, first]
+    assert archive.decisions(GROUP) == [second]
+
+
+def test_the_scene_log_tells_what_was_going_on_when(archive: Archive) -> None:
+    for seconds, kind, value in [(0, "state", "on"), (5, "state", "held"), (6, "persona", "x"), (9, "state", "off")]:
+        archive.note(GROUP, kind, value, at(seconds))
+    assert archive.timeline(GROUP, "state") == [(at(0), "on"), (at(5), "held"), (at(9), "off")]
+    assert archive.timeline(GROUP, "state", limit=1) == [(at(9), "off")]
+    assert archive.latest(GROUP, "persona") == ("x", at(6))
+    assert archive.latest(PRIVATE, "state") is None
+
+
+def test_of_two_notes_of_one_moment_the_later_written_counts(archive: Archive) -> None:
+    archive.note(GROUP, "state", "on", at(0))
+    archive.note(GROUP, "state", "off", at(0))
+    assert archive.latest(GROUP, "state") == ("off", at(0))
+
+
+def test_everything_is_there_after_a_restart(archive: Archive, file: Path) -> None:
+    archive.append([say(0, FRIEND, "嗨")])
+    archive.note(GROUP, "state", "on", START + timedelta(milliseconds=7))
+    archive.close()
+    again = Archive(f"sqlite:///{file}")
+    assert texts(again) == ["嗨"]
+    assert again.latest(GROUP, "state") == ("on", START + timedelta(milliseconds=7))
+    again.close()

@@ -1,0 +1,79 @@
+"""bot/commands.py: who may run what."""
+
+import pytest
+from chats import GROUP, PRIVATE
+
+from bot.commands import Call, Commands, Who
+from bot.message import Scene
+
+OWNER, SOMEONE, ACCOUNT = "1", "2", "9"
+
+
+def registry(calls: list[Call]) -> Commands:
+    commands = Commands("/", (OWNER,))
+
+    async def handler(call: Call) -> str:
+        calls.append(call)
+        return "好"
+
+    commands.add("about", Who.EVERYONE, handler)
+    commands.add("why", Who.GROUP_ADMIN, handler, private_for_everyone=True)
+    commands.add("twin", Who.GROUP_ADMIN, handler)
+    commands.add("train", Who.SUPERUSER, handler)
+    return commands
+
+
+ALLOWED = {
+    # (sender, role, scene): commands that answer
+    (OWNER, "member", GROUP): {"about", "why", "twin", "train"},
+    (OWNER, "", PRIVATE): {"about", "why", "twin", "train"},
+    (SOMEONE, "owner", GROUP): {"about", "why", "twin"},
+    (SOMEONE, "admin", GROUP): {"about", "why", "twin"},
+    (SOMEONE, "member", GROUP): {"about"},
+    (SOMEONE, "", GROUP): {"about"},
+    (SOMEONE, "", PRIVATE): {"about", "why"},
+    # A role in a private message would be made up: it counts nothing.
+    (SOMEONE, "owner", PRIVATE): {"about", "why"},
+    (SOMEONE, "superuser", GROUP): {"about"},
+}
+
+
+@pytest.mark.parametrize(("sender", "role", "scene"), ALLOWED)
+async def test_who_may_run_what(sender: str, role: str, scene: Scene) -> None:
+    calls: list[Call] = []
+    commands = registry(calls)
+    answered = {n for n in commands.names() if await commands.run(f"/{n}", scene, sender, role, ACCOUNT) is not None}
+    assert answered == ALLOWED[(sender, role, scene)]
+    assert len(calls) == len(answered)
+    assert commands.names() == ["about", "train", "twin", "why"]
+
+
+async def test_the_handler_gets_the_words_and_who_typed_them() -> None:
+    calls: list[Call] = []
+    answer = await registry(calls).run("/twin  on   now", GROUP, SOMEONE, "admin", ACCOUNT)
+    assert answer == "好"
+    assert calls == [Call(GROUP, SOMEONE, Who.GROUP_ADMIN, ACCOUNT, ("on", "now"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("/about", True), ("/about x", True), ("/ about", True), ("about", False), ("/", False), ("", False),
+        ("/aboutx", False), ("/weather", False), ("说/about", False), (" /about", False), ("//about", False),
+    ],
+)  # fmt: skip
+async def test_only_a_known_name_after_the_prefix_is_a_command(text: str, is_one: bool) -> None:
+    commands = registry([])
+    assert commands.is_command(text) is is_one
+    assert (await commands.run(text, GROUP, OWNER, "", ACCOUNT) is not None) is is_one
+
+
+async def test_the_prefix_can_be_anything() -> None:
+    commands = Commands("小满，", (OWNER,))
+
+    async def handler(call: Call) -> str:
+        return " ".join(call.args)
+
+    commands.add("about", Who.EVERYONE, handler)
+    assert await commands.run("小满，about 你", GROUP, SOMEONE, "", ACCOUNT) == "你"
+    assert not commands.is_command("/about")

@@ -1,0 +1,135 @@
+"""bot/llama.py on tiny models: vocabulary, LoRAs, scoring."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinylora
+import tinymodel
+from nasty import TEXTS
+
+from bot.errors import EngineError
+from bot.llama import Context, Model, Scorer, log_probs
+from bot.persona import sha256
+from bot.prompt import clean
+
+ARCHITECTURES = ["gemma3", "qwen3"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_read_back_as_the_text_they_were_made_of(models: dict[str, Model], architecture: str) -> None:
+    model, swept = models[architecture], 0
+    for text in map(clean, TEXTS):
+        ids = model.tokens(text, control=False)
+        assert b"".join(model.piece(i) for i in ids).decode("utf-8") == text
+        assert not set(ids) & set(model.control_ids)
+        swept += 1
+    assert swept == len(TEXTS) >= 100
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_control_tokens_are_parsed_where_we_write_them(models: dict[str, Model], architecture: str) -> None:
+    model = models[architecture]
+    end = model.format.end
+    assert model.tokens(end, control=True) == [model.end_id]
+    assert model.end_id in model.end_ids
+    assert model.end_id not in model.tokens(end, control=False)
+    assert model.piece(model.end_id) == b""
+    assert model.is_control(end)
+    assert not model.is_control("嗨")
+
+
+def test_the_format_comes_with_the_base(models: dict[str, Model]) -> None:
+    assert {name: m.format.name for name, m in models.items()} == {"gemma3": "gemma", "qwen3": "qwen3"}
+    assert {m.architecture for m in models.values()} == set(ARCHITECTURES)
+    assert models["gemma3"].metadata("no.such.key") == ""
+
+
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"nowhere\.gguf' does not exist"):
+        Model(tmp_path / "nowhere.gguf")
+
+
+def test_a_truncated_base_is_named(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    half = tmp_path / "half.gguf"
+    half.write_bytes(tinies["gemma3"].gguf.read_bytes()[:100_000])
+    with pytest.raises(EngineError, match=r"base 'half\.gguf' cannot be loaded"):
+        Model(half)
+
+
+# -- LoRAs ----------------------------------------------------------------------------------------
+
+
+def test_a_lora_of_another_base_is_refused_by_both_hashes(
+    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    base = sha256(tinies["gemma3"].gguf)
+    lora = tinylora.write(tmp_path / "other.gguf", tinies["gemma3"].gguf, names_base="f" * 64)
+    with pytest.raises(EngineError, match=f"other.gguf.*{'f' * 12}…, not on .*{base[:12]}…"):
+        models["gemma3"].load_lora(lora, base)
+    own = tinylora.write(tmp_path / "own.gguf", tinies["gemma3"].gguf, names_base=base)
+    models["gemma3"].free_lora(models["gemma3"].load_lora(own, base))
+
+
+def test_a_lora_of_another_architecture_is_refused_with_llamas_reason(
+    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    lora = tinylora.write(tmp_path / "lora.gguf", tinies["gemma3"].gguf)
+    with pytest.raises(EngineError, match="mismatch"):
+        models["qwen3"].load_lora(lora)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no gguf at all"])
+def test_a_broken_lora_is_refused(models: dict[str, Model], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lora.gguf").write_bytes(content)
+    with pytest.raises(EngineError, match=r"lora\.gguf' does not load"):
+        models["gemma3"].load_lora(tmp_path / "lora.gguf")
+
+
+# -- scoring --------------------------------------------------------------------------------------
+
+
+def full(model: Model, ids: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+    """Log-probabilities of every word at every position, token by token in a fresh context."""
+    context = Context(model, 512, 1, 64, 1)
+    rows = []
+    for position, token in enumerate(ids):
+        assert context.decode([(token, 0, position, True)])
+        rows.append(log_probs(context.logits()[0], range(model.n_vocab)))
+    context.close()
+    return np.stack(rows)
+
+
+def test_log_probabilities_sum_to_one() -> None:
+    row = np.array([1.0, 2.0, -float("inf"), 50.0], dtype=np.float32)
+    assert np.exp(log_probs(row, range(4))).sum() == pytest.approx(1)
+    assert log_probs(row, [3])[0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_scorer_agrees_with_decoding_token_by_token(
+    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], architecture: str
+) -> None:
+    model = models[architecture]
+    text = clean("".join(TEXTS))
+    ids = ([model.bos] if model.bos is not None else []) + model.tokens(text, control=False)[:400]
+    assert 300 < len(ids) < 500, "longer than one batch of the scorer"
+    expected = full(model, ids)
+    wanted = [(p, t) for p in (1, 2, 100, 255, 256, 257, len(ids)) for t in (model.end_id, 300)]
+    scorer = Scorer(tinies[architecture].gguf, None, 512, 1)
+    for _ in range(2):
+        found = scorer.log_probs(ids, wanted)
+        assert found == pytest.approx([expected[p - 1][t] for p, t in wanted], abs=0.02)
+    assert len(scorer.log_probs(ids, [])) == 0
+    scorer.close()
+
+
+def test_the_scorer_scores_with_its_lora(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    tiny = tinies["gemma3"]
+    lora = tinylora.write(tmp_path / "lora.gguf", tiny.gguf)
+    bare, adapted = Scorer(tiny.gguf, None, 128, 1), Scorer(tiny.gguf, lora, 128, 1)
+    ids = [2, *bare.model.tokens("早呀，今天吃什么？", control=False)]
+    wanted = [(i, ids[i]) for i in range(1, len(ids))]
+    assert abs(bare.log_probs(ids, wanted) - adapted.log_probs(ids, wanted)).max() > 0.1
+    bare.close()
+    adapted.close()

@@ -1,0 +1,362 @@
+"""The adapter's mends, each over a real socket against a child process.
+
+`QQTWIN_TEST_ADAPTER=upstream` runs them against nonebot-adapter-onebot as published: then every test of a mend fails.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import napcat
+import pytest
+from napcat import ACCOUNT, NapCat
+from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
+from websockets.exceptions import InvalidStatus
+
+from bot.errors import SendFailure
+from bot.message import Origin, Scene
+from bot.onebot import Outbox, TwinAdapter, failure_of, raw_event
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "s3cret-4711"
+HELLO = Scene("private", "10001"), [napcat.text("你好")]
+
+
+class Probe:
+    """The child: its address, and the lines it printed."""
+
+    def __init__(self, folder: Path, adapter: str) -> None:
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}/onebot/v11/ws"
+        self.out = folder / "out.jsonl"
+        self.log = folder / "log"
+        with self.out.open("wb") as out, self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tests/lib/probe.py"), str(self.port), TOKEN, adapter],
+                stdout=out, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+        self.read = 0
+
+    def wait_until_listening(self) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text("utf-8")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError("the probe does not listen")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was printed since `forget`."""
+        whole = self.out.read_bytes()[self.read :]
+        return [json.loads(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
+
+    def forget(self) -> None:
+        self.read = self.out.stat().st_size
+
+    async def line(self, wanted: Callable[[dict[str, Any]], bool], within_s: float = 5.0) -> dict[str, Any]:
+        """The first line that is wanted."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if found := [line for line in self.lines() if wanted(line)]:
+                return found[0]
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"no such line within {within_s} s; there are: {self.lines()}")
+
+    async def done(self, words: str, within_s: float = 5.0) -> dict[str, Any]:
+        """How what was asked for ended."""
+        return await self.line(lambda x: x.get("done") == words, within_s)
+
+    async def heard(self, text: str, within_s: float = 5.0) -> dict[str, Any]:
+        """The event with this text."""
+        return await self.line(lambda x: x.get("text") == text, within_s)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
+    probe = Probe(tmp_path_factory.mktemp("probe"), os.environ.get("QQTWIN_TEST_ADAPTER", "twin"))
+    probe.wait_until_listening()
+    yield probe
+    probe.process.terminate()
+    probe.process.wait(10)
+
+
+@pytest.fixture
+def probe(server: Probe) -> Probe:
+    server.forget()
+    return server
+
+
+@pytest.fixture
+async def client(probe: Probe) -> AsyncIterator[NapCat]:
+    async with NapCat(probe.url, TOKEN) as connected:
+        await probe.line(lambda x: x.get("connected") == ACCOUNT)
+        yield connected
+    await probe.line(lambda x: x.get("disconnected") == ACCOUNT)
+
+
+# -- who may speak --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/onebot/v11/", "/onebot/v11/http", "/onebot/v11/http/"])
+async def test_no_event_is_taken_over_http(probe: Probe, path: str) -> None:
+    event = {"post_type": "meta_event", "meta_event_type": "heartbeat", "time": 1, "self_id": 1, "interval": 1,
+             "status": {"online": True, "good": True}}  # fmt: skip
+    async with httpx.AsyncClient(trust_env=False) as http:
+        answer = await http.post(f"http://127.0.0.1:{probe.port}{path}", json=event, headers={"X-Self-ID": "1"})
+    assert answer.status_code in (404, 405)
+    assert probe.lines() == []
+
+
+@pytest.mark.parametrize(
+    ("token", "authorization"),
+    [(None, "Bearer"), ("", "Bearer"), ("s3cret", "Bearer"), (TOKEN + "x", "Bearer"), ("wrong", "Token"),
+     ("wrong", "query"), (TOKEN, "Basic")],
+)  # fmt: skip
+async def test_a_client_without_the_token_is_refused(probe: Probe, token: str | None, authorization: str) -> None:
+    with pytest.raises(InvalidStatus, match="403"):
+        await NapCat(probe.url, token, authorization=authorization).open()
+    assert probe.lines() == []
+
+
+@pytest.mark.parametrize("authorization", ["Bearer", "bearer", "Token", "query"])
+async def test_the_token_is_taken_from_header_and_query(probe: Probe, authorization: str) -> None:
+    async with NapCat(probe.url, TOKEN, authorization=authorization):
+        await probe.line(lambda x: x.get("connected") == ACCOUNT)
+    await probe.line(lambda x: x.get("disconnected") == ACCOUNT)
+
+
+# -- frames ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", ["{not json", b"\xff\xfe", "[" * 200_000, '"text"', "[1, 2]", "null", "{}"])
+async def test_a_frame_that_is_no_event_does_not_close_the_socket(
+    probe: Probe, client: NapCat, frame: str | bytes
+) -> None:
+    await client.raw(frame)
+    await client.say("还在吗")
+    assert (await probe.heard("还在吗"))["account"] == ACCOUNT
+
+
+MALFORMED: list[dict[str, Any]] = [
+    {"post_type": "message"},
+    {"post_type": ["message"], "time": 1, "self_id": 1},
+    {"post_type": "message", "message_type": "group", "notice_type": "poke", "self_id": "x", "raw_message": "秘密"},
+    {"post_type": None, "raw_message": "秘密"},
+    {"post_type": "message", "time": "秘密", "self_id": 1, "message": [{"type": "text", "data": {"text": "秘密"}}]},
+]
+
+
+async def test_a_malformed_event_is_left_out_and_logged_without_its_words(probe: Probe, client: NapCat) -> None:
+    for frame in MALFORMED:
+        await client.raw(json.dumps(frame))
+    await client.say("还在吗")
+    await probe.heard("还在吗")
+    log = probe.log.read_text("utf-8")
+    assert log.count("is malformed and left out") == len(MALFORMED)
+    assert "秘密" not in log
+
+
+async def test_a_message_without_the_optional_fields_is_heard(probe: Probe, client: NapCat) -> None:
+    words = [napcat.text("没有字体")]
+    await client.emit(valid=False, post_type="message", message_type="private", user_id=1, message_id=2, message=words)
+    assert (await probe.heard("没有字体"))["event"] == "LooseMessageEvent"
+    assert "Error while parsing command" not in probe.log.read_text("utf-8")
+
+
+MODELS = [
+    ({"post_type": "message_sent", "message_type": "group", "sub_type": "normal"}, "MessageSentEvent"),
+    ({"post_type": "notice", "notice_type": "notify", "sub_type": "input_status"}, "InputStatusEvent"),
+    ({"post_type": "notice", "notice_type": "bot_offline"}, "BotOfflineEvent"),
+    ({"post_type": "notice", "notice_type": "unheard_of"}, "NoticeEvent"),
+    ({"post_type": "unheard_of"}, "Event"),
+]
+
+
+@pytest.mark.parametrize(("frame", "model"), MODELS)
+async def test_every_kind_of_event_has_its_own_model(
+    probe: Probe, client: NapCat, frame: dict[str, Any], model: str
+) -> None:
+    await client.emit(valid=False, message=[napcat.text(model)], **frame)
+    assert (await probe.heard(model))["event"] == model
+
+
+async def test_the_accounts_own_message_is_an_event_of_its_own(probe: Probe, client: NapCat) -> None:
+    await client.say_myself("我自己说的", group=20001)
+    heard = await probe.heard("我自己说的")
+    assert (heard["event"], heard["post_type"]) == ("MessageSentEvent", "message_sent")
+
+
+def test_the_frame_of_an_event_is_kept_as_it_came() -> None:
+    checked = 0
+    for line in (ROOT / "tests/data/napcat_frames.jsonl").read_text("utf-8").splitlines():
+        frame = json.loads(line)["frame"] if '"frame"' in line else {}
+        event = TwinAdapter.json_to_event(json.loads(json.dumps(frame))) if "post_type" in frame else None
+        if event is not None:
+            checked += 1
+            assert raw_event(event) == frame
+    assert checked == 18
+
+
+# -- order and connections ------------------------------------------------------------------------
+
+
+async def test_a_quoting_message_is_not_overtaken_while_its_quote_is_looked_up(probe: Probe, client: NapCat) -> None:
+    client.delays["get_msg"] = 3.0
+    await client.say("看这条", group=20001, quotes=4711)
+    await client.say("第二句", group=20001)
+    await probe.heard("第二句")
+    assert [x["text"] for x in probe.lines() if x.get("text")] == ["看这条", "第二句"]
+    assert client.calls == []
+
+
+async def test_a_half_open_peer_is_taken_over_at_once(probe: Probe) -> None:
+    gone = NapCat(probe.url, TOKEN)
+    await gone.open()
+    await gone.vanish()
+    started = time.monotonic()
+    async with NapCat(probe.url, TOKEN) as back:
+        assert time.monotonic() - started < 1.0
+        await back.say("回来了")
+        await probe.heard("回来了")
+        states = [next(iter(x)) for x in probe.lines() if "connected" in x or "disconnected" in x]
+        assert sorted(states) == ["connected", "connected", "disconnected"]
+        await back.say("call get_login_info")
+        assert (await probe.done("call get_login_info"))["result"]["user_id"] == int(ACCOUNT)
+    await gone.drop()
+    await gone.close()
+
+
+async def test_the_older_connection_ends_without_ending_the_newer(probe: Probe) -> None:
+    first = NapCat(probe.url, TOKEN)
+    await first.open()
+    async with NapCat(probe.url, TOKEN) as second:
+        assert await first.closed(2.0)
+        await asyncio.sleep(0.2)
+        await second.say("call get_login_info")
+        assert "result" in await probe.done("call get_login_info")
+    await first.close()
+
+
+async def test_two_accounts_are_served_side_by_side(probe: Probe, client: NapCat) -> None:
+    async with NapCat(probe.url, TOKEN, account="3889000771") as other:
+        await other.say("call get_login_info")
+        assert (await probe.done("call get_login_info"))["result"]["user_id"] == 3889000771
+        await client.say("我也在")
+        assert (await probe.heard("我也在"))["account"] == ACCOUNT
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+async def test_a_second_answer_to_a_call_is_ignored(probe: Probe, client: NapCat) -> None:
+    client.answers_per_call = 3
+    await client.say("call get_login_info")
+    assert (await probe.done("call get_login_info"))["result"]["nickname"] == "本人"
+    await client.say("还在吗")
+    await probe.heard("还在吗")
+
+
+async def test_calls_in_flight_fail_at_once_when_the_socket_goes(probe: Probe) -> None:
+    client = NapCat(probe.url, TOKEN, deaf={"get_status"})
+    await client.open()
+    await client.say("call get_status")
+    await probe.heard("call get_status")
+    await asyncio.sleep(0.2)
+    await client.drop()
+    ended = await probe.done("call get_status", within_s=3.0)
+    assert ended["error"] == "NetworkError"
+    assert ended["after_s"] < 1.0
+    await client.close()
+
+
+async def test_cq_code_in_what_is_sent_stays_text(probe: Probe, client: NapCat) -> None:
+    evil = "[CQ:at,qq=all][CQ:image,file=file:///etc/hostname]&#91;"
+    await client.say(f"send {evil}")
+    (bubble,) = await client.expect(1)
+    assert bubble.segments == [napcat.text(evil)]
+
+
+async def test_how_a_send_failed_is_told_apart(probe: Probe, client: NapCat) -> None:
+    said = [napcat.SHADOWED, napcat.REFUSED, (1200, "消息体无法解析"), (1400, "Schema"), (1404, "不支持的Api")]
+    client.failures["send_private_msg"] = deque(said)
+    ends = []
+    for number in range(len(said)):
+        await client.say(f"send {number}")
+        ends.append((await probe.done(f"send {number}"))["failure"])
+    assert ends == ["shadowed", "refused", "bug", "bug", "bug"]
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (ApiNotAvailable(), SendFailure.OFFLINE),
+        (NetworkError("no answer"), SendFailure.UNKNOWN),
+        (ActionFailed(retcode=1200, message="EventChecker Failed: …"), SendFailure.REFUSED),
+        (ActionFailed(retcode=1200, wording="Timeout: NTEvent …"), SendFailure.SHADOWED),
+    ],
+)
+def test_failures_of_the_adapter_have_a_meaning(error: Exception, failure: SendFailure) -> None:
+    assert failure_of(error) is failure
+
+
+# -- our own echo ---------------------------------------------------------------------------------
+
+
+async def test_an_echo_with_the_answered_id_is_ours() -> None:
+    outbox, (scene, words) = Outbox(), HELLO
+    await outbox.end(outbox.begin(scene, words, Origin.SYSTEM), "7")
+    assert await outbox.origin_of(scene, "7", []) is Origin.SYSTEM
+    assert await outbox.origin_of(scene, "8", words) is None
+    assert await outbox.origin_of(Scene("group", "10001"), "7", words) is None
+
+
+async def test_an_echo_before_the_answer_is_known_by_its_words_at_once() -> None:
+    outbox, (scene, words) = Outbox(), HELLO
+    outbox.begin(scene, words, Origin.TWIN)
+    started = time.monotonic()
+    assert await outbox.origin_of(scene, "7", [napcat.text(" 你好 ")]) is Origin.TWIN
+    assert time.monotonic() - started < 0.5
+
+
+async def test_other_words_during_a_send_wait_for_it_and_are_the_persons() -> None:
+    outbox, (scene, words) = Outbox(), HELLO
+    flight = outbox.begin(scene, words, Origin.TWIN)
+    asked = asyncio.create_task(outbox.origin_of(scene, "9", [napcat.text("我自己来")]))
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    await outbox.end(flight, "8")
+    assert await asked is None
+
+
+async def test_a_send_without_an_answer_is_known_when_it_arrives_after_all() -> None:
+    outbox, (scene, words) = Outbox(), HELLO
+    await outbox.end(outbox.begin(scene, words, Origin.TWIN), None, lost=True)
+    assert await outbox.origin_of(scene, "7", words) is Origin.TWIN
+    assert await outbox.origin_of(scene, "8", words) is None
+
+
+async def test_a_refused_send_claims_nothing_the_person_says() -> None:
+    outbox, (scene, words) = Outbox(), HELLO
+    await outbox.end(outbox.begin(scene, words, Origin.TWIN), None)
+    assert await outbox.origin_of(scene, "7", words) is None

@@ -1,0 +1,100 @@
+"""bot/pacing.py: the person's own tempo, and a budget that keeps the account alive."""
+
+import random
+
+import pytest
+from chats import GROUP, PRIVATE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.config import Chat
+from bot.message import Scene
+from bot.pacing import DEFAULT_DELAY_S, DEFAULT_GAP_S, Budget, answer_delay_s, bubble_gap_s, quantile
+from bot.persona import Pacing
+
+LEARNED = Pacing(private_delay_s=(1, 2, 3), group_delay_s=(10, 20, 30), bubble_gap_s=(4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("u", "value"), [(0, 1.0), (0.25, 2.0), (0.5, 3.0), (0.75, 6.5), (1, 10.0), (-1, 1.0), (2, 10.0)]
+)
+def test_a_quantile_lies_between_its_neighbours(u: float, value: float) -> None:
+    assert quantile((1, 3, 10), u) == pytest.approx(value)
+
+
+def test_one_measured_value_is_every_quantile() -> None:
+    assert quantile((7.0,), 0.3) == 7.0
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=20).map(sorted), st.floats(0, 1), st.floats(0, 1))
+def test_quantiles_rise_and_stay_within_what_was_measured(values: list[float], a: float, b: float) -> None:
+    low, high = quantile(values, min(a, b)), quantile(values, max(a, b))
+    assert low <= high or low == pytest.approx(high)
+    assert values[0] <= low
+    assert high <= values[-1] or high == pytest.approx(values[-1])
+
+
+def test_delays_are_drawn_from_the_persons_own_for_the_kind_of_scene() -> None:
+    rng = random.Random(0)
+    private = [answer_delay_s(LEARNED, Chat(), PRIVATE, rng) for _ in range(200)]
+    group = [answer_delay_s(LEARNED, Chat(), GROUP, rng) for _ in range(200)]
+    assert 1 <= min(private) < 1.2 < 2.8 < max(private) <= 3
+    assert 10 <= min(group) < 12 < 28 < max(group) <= 30
+
+
+def test_delays_are_scaled_and_capped() -> None:
+    rng = random.Random(0)
+    assert answer_delay_s(LEARNED, Chat(delay_scale=0), GROUP, rng) == 0
+    assert max(answer_delay_s(LEARNED, Chat(delay_cap_s=12), GROUP, rng) for _ in range(50)) == 12
+    assert bubble_gap_s(LEARNED, Chat(delay_scale=0.5), rng) == 2
+
+
+def test_without_measurements_the_defaults_serve() -> None:
+    rng = random.Random(0)
+    delays = [answer_delay_s(Pacing(), Chat(), GROUP, rng) for _ in range(500)]
+    assert DEFAULT_DELAY_S[0] <= min(delays)
+    assert max(delays) <= Chat().delay_cap_s
+    gaps = [bubble_gap_s(Pacing(), Chat(), rng) for _ in range(500)]
+    assert DEFAULT_GAP_S[0] <= min(gaps)
+    assert max(gaps) == 8
+
+
+def test_a_scene_is_full_after_its_minute_and_free_again_later() -> None:
+    budget = Budget(Chat(scene_per_minute=3, account_per_minute=100))
+    for second in range(3):
+        assert budget.allows(GROUP, second)
+        budget.spend(GROUP, second)
+    assert not budget.allows(GROUP, 59)
+    assert budget.allows(PRIVATE, 59)
+    assert budget.allows(GROUP, 60.5)
+
+
+def test_the_account_is_full_whatever_the_scene() -> None:
+    budget = Budget(Chat(scene_per_minute=3, account_per_minute=4))
+    scenes = [Scene("group", str(i)) for i in range(4)]
+    for scene in scenes:
+        assert budget.allows(scene, 0)
+        budget.spend(scene, 0)
+    assert not any(budget.allows(s, 30) for s in [*scenes, PRIVATE])
+    assert budget.allows(PRIVATE, 61)
+
+
+def test_every_refusal_halves_a_scenes_budget_for_ten_minutes() -> None:
+    budget = Budget(Chat(scene_per_minute=4, account_per_minute=100))
+
+    def left(now: float) -> int:
+        count = 0
+        while budget.allows(GROUP, now):
+            budget.spend(GROUP, now)
+            count += 1
+        return count
+
+    assert left(0) == 4
+    budget.refused(GROUP, 100)
+    assert left(100) == 2
+    budget.refused(GROUP, 200)
+    budget.refused(GROUP, 200)
+    assert left(300) == 0
+    assert left(701) == 1
+    assert left(900) == 4
+    assert budget.allows(PRIVATE, 900)

@@ -1,0 +1,264 @@
+"""bot/persona.py: published whole or not at all; what does not verify does not serve."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.errors import PersonaError
+from bot.persona import Calibration, Pacing, Personas, Sampling, Spec, sha256
+
+BASE = "b" * 64
+TOML = """
+display_name = "小满"
+nicknames = ["满满"]
+people = ["30001"]
+[who]
+identity = "二十三岁，在杭州做插画。"
+limits = "不聊钱。"
+[speech]
+style = "短句。"
+[leaning]
+likes = "猫"
+ignores = "群发不回。"
+"""
+
+
+@pytest.fixture
+def personas(tmp_path: Path) -> Personas:
+    folder = tmp_path / "personas" / "xiaoman"
+    folder.mkdir(parents=True)
+    (folder / "persona.toml").write_text(TOML, "utf-8")
+    return Personas(tmp_path / "personas", BASE)
+
+
+def result(folder: Path, version: str, *, lora: bytes = b"GGUF lora", **changes: Any) -> Path:
+    """A finished version's folder, as the night leaves it."""
+    made = folder / f"run-{version}"
+    made.mkdir(exist_ok=True)
+    (made / "lora.gguf").write_bytes(lora)
+    (made / "report.md").write_text("# 报告", "utf-8")
+    manifest: dict[str, Any] = {
+        "version": version, "created": "2026-11-22T04:00:00Z", "format": "gemma", "system_prompt": "你是小满。",
+        "base": {"file": "base.gguf", "sha256": BASE, "architecture": "gemma3"},
+        "files": {"lora.gguf": sha256(made / "lora.gguf")},
+    }  # fmt: skip
+    (made / "manifest.json").write_text(json.dumps(manifest | changes), "utf-8")
+    return made
+
+
+def serving(personas: Personas) -> str | None:
+    version = personas.load("xiaoman").version
+    return version.name if version else None
+
+
+# -- persona.toml ---------------------------------------------------------------------------------
+
+
+def test_the_system_prompt_holds_the_three_parts(personas: Personas) -> None:
+    spec = personas.spec("xiaoman")
+    assert spec.system_prompt == "你是小满。二十三岁，在杭州做插画。\n说话：短句。\n喜欢猫；群发不回。\n不聊钱。"
+    assert spec.names == ("小满", "满满")
+
+
+def test_empty_parts_are_left_out_of_the_system_prompt() -> None:
+    assert Spec(display_name="小满").system_prompt == "你是小满。"
+
+
+def test_sampling_defaults_are_the_issues() -> None:
+    assert (Sampling().temperature, Sampling().top_p, Sampling().max_tokens) == (0.7, 0.9, 512)
+
+
+def test_every_fault_of_a_persona_is_told(personas: Personas) -> None:
+    (personas.root / "xiaoman" / "persona.toml").write_text("colour = 1\n[sampling]\ntop_p = 2\n", "utf-8")
+    with pytest.raises(PersonaError) as caught:
+        personas.spec("xiaoman")
+    told = str(caught.value)
+    assert all(word in told for word in ("display_name", "sampling.top_p", "colour"))
+    assert len(told.splitlines()) == 3
+
+
+def test_a_persona_is_found_by_folder_and_by_display_name(personas: Personas) -> None:
+    assert personas.find("xiaoman").name == personas.find("小满").name == "xiaoman"
+    with pytest.raises(PersonaError, match=r"no persona '大满' .*xiaoman"):
+        personas.find("大满")
+
+
+def test_another_personas_broken_file_hides_nobody(personas: Personas) -> None:
+    (personas.root / "abroken").mkdir()
+    (personas.root / "abroken" / "persona.toml").write_text("[[[", "utf-8")
+    assert personas.find("小满").name == "xiaoman"
+    with pytest.raises(PersonaError, match="not readable as TOML"):
+        personas.find("abroken")
+
+
+def test_a_half_copied_persona_is_not_listed(personas: Personas) -> None:
+    (personas.root / ".other.tmp").mkdir()
+    (personas.root / ".other.tmp" / "persona.toml").write_text(TOML, "utf-8")
+    assert personas.names() == ["xiaoman"]
+
+
+# -- publish --------------------------------------------------------------------------------------
+
+
+def test_without_a_version_the_bare_base_answers(personas: Personas) -> None:
+    found = personas.load("xiaoman")
+    assert (found.version, found.refused, found.system_prompt) == (None, None, found.spec.system_prompt)
+
+
+def test_a_published_version_serves_with_its_own_prompt(personas: Personas, tmp_path: Path) -> None:
+    extra = {"calibration": {"intercept": 1.5, "weights": {"log_odds": 1.0}}, "pacing": {"bubble_gap_s": [1, 2]}}
+    published = personas.publish("xiaoman", result(tmp_path, "20261121-0400", **extra))
+    found = personas.load("xiaoman")
+    assert found.version == published
+    assert found.system_prompt == "你是小满。"
+    assert published.lora.read_bytes() == b"GGUF lora"
+    assert (published.folder / "report.md").is_file()
+    assert published.manifest.calibration == Calibration(intercept=1.5, weights={"log_odds": 1.0})
+    assert published.manifest.pacing == Pacing(bubble_gap_s=(1, 2))
+
+
+def test_publishing_twice_changes_nothing(personas: Personas, tmp_path: Path) -> None:
+    made = result(tmp_path, "20261121-0400")
+    assert personas.publish("xiaoman", made) == personas.publish("xiaoman", made)
+    assert personas.versions("xiaoman") == ["20261121-0400"]
+
+
+def damage(made: Path, how: str) -> None:
+    manifest = made / "manifest.json"
+    match how:
+        case "truncated":
+            (made / "lora.gguf").write_bytes(b"GGUF")
+        case "missing":
+            (made / "lora.gguf").unlink()
+        case "no manifest":
+            manifest.unlink()
+        case "half a manifest":
+            manifest.write_text(manifest.read_text("utf-8")[:80], "utf-8")
+        case _:
+            changes = {
+                "unknown key": {"colour": 1},
+                "no lora": {"files": {}},
+                "another base": {"base": {"file": "other.gguf", "sha256": "c" * 64, "architecture": "gemma3"}},
+                "a path": {"version": "../../x"},
+                "hidden": {"version": ".x"},
+                "a number": {"version": 7},
+            }[how]
+            manifest.write_text(json.dumps(json.loads(manifest.read_text("utf-8")) | changes), "utf-8")
+
+
+REFUSALS = [
+    ("truncated", "'20261122-0400' of persona 'xiaoman': lora.gguf does not have the sha256"),
+    ("missing", "lora.gguf is missing"),
+    ("no manifest", "holds no readable manifest.json"),
+    ("half a manifest", "holds no readable manifest.json"),
+    ("unknown key", r"manifest.json is not valid"),
+    ("no lora", "lists no lora.gguf"),
+    ("another base", r"was trained on another base \(other.gguf\)"),
+    ("a path", "is no folder name"),
+    ("hidden", "is no folder name"),
+    ("a number", "is no folder name"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), REFUSALS, ids=[r[0] for r in REFUSALS])
+def test_a_damaged_result_is_refused_and_leaves_nothing_behind(
+    personas: Personas, tmp_path: Path, how: str, told: str
+) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261121-0400"))
+    before = sorted(p.relative_to(tmp_path / "personas") for p in (tmp_path / "personas").rglob("*"))
+    made = result(tmp_path, "20261122-0400")
+    damage(made, how)
+    with pytest.raises(PersonaError, match=told):
+        personas.publish("xiaoman", made)
+    assert serving(personas) == "20261121-0400"
+    assert sorted(p.relative_to(tmp_path / "personas") for p in (tmp_path / "personas").rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "no manifest", "half a manifest", "no lora", "another base"])
+def test_the_last_good_version_serves_when_the_current_one_breaks(personas: Personas, tmp_path: Path, how: str) -> None:
+    for version in ("20261120-0400", "20261121-0400", "20261122-0400"):
+        personas.publish("xiaoman", result(tmp_path, version))
+    damage(personas.root / "xiaoman" / "versions" / "20261122-0400", how)
+    found = personas.load("xiaoman")
+    assert found.version is not None
+    assert found.version.name == "20261121-0400"
+    assert found.refused is not None
+    assert "'20261122-0400' of persona 'xiaoman'" in found.refused
+
+
+def test_with_no_good_version_it_is_told_why(personas: Personas, tmp_path: Path) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261121-0400"))
+    damage(personas.root / "xiaoman" / "versions" / "20261121-0400", "truncated")
+    found = personas.load("xiaoman")
+    assert found.version is None
+    assert "lora.gguf does not have the sha256" in str(found.refused)
+
+
+def test_a_renamed_version_is_refused(personas: Personas, tmp_path: Path) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261121-0400"))
+    folder = personas.root / "xiaoman" / "versions"
+    (folder / "20261121-0400").rename(folder / "20261129-0400")
+    with pytest.raises(PersonaError, match="is of version '20261121-0400'"):
+        personas.verify("xiaoman", "20261129-0400")
+
+
+# -- rollback -------------------------------------------------------------------------------------
+
+
+def test_rollback_goes_one_back_or_to_the_named_one(personas: Personas, tmp_path: Path) -> None:
+    for version in ("20261120-0400", "20261121-0400", "20261122-0400"):
+        personas.publish("xiaoman", result(tmp_path, version))
+    assert personas.rollback("xiaoman").name == serving(personas) == "20261121-0400"
+    assert personas.rollback("xiaoman").name == serving(personas) == "20261120-0400"
+    with pytest.raises(PersonaError, match="no version before '20261120-0400'"):
+        personas.rollback("xiaoman")
+    assert personas.rollback("xiaoman", "20261122-0400").name == serving(personas) == "20261122-0400"
+
+
+def test_rollback_to_a_damaged_version_changes_nothing(personas: Personas, tmp_path: Path) -> None:
+    for version in ("20261120-0400", "20261121-0400"):
+        personas.publish("xiaoman", result(tmp_path, version))
+    damage(personas.root / "xiaoman" / "versions" / "20261120-0400", "truncated")
+    with pytest.raises(PersonaError, match="'20261120-0400'"):
+        personas.rollback("xiaoman")
+    assert serving(personas) == "20261121-0400"
+
+
+# -- kill -9 --------------------------------------------------------------------------------------
+
+_CHILD = """
+import sys
+from pathlib import Path
+from bot.persona import Personas
+personas = Personas(Path(sys.argv[1]), sys.argv[2])
+print("ready", flush=True)
+for made in sys.argv[3:] * 1000:
+    personas.publish("xiaoman", Path(made))
+"""
+
+
+def test_kill_9_while_publishing_leaves_a_whole_version_serving(personas: Personas, tmp_path: Path) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261101-0400"))
+    names = [f"202611{day:02}-0400" for day in range(2, 28)]
+    made = [str(result(tmp_path, name, lora=os.urandom(200_000))) for name in names]
+    for pause_s in (0.0, 0.03):
+        command = [sys.executable, "-c", _CHILD, str(personas.root), BASE, *made]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(pause_s)
+            child.send_signal(signal.SIGKILL)
+        found = personas.load("xiaoman")
+        assert found.refused is None
+        assert found.version is not None
+        for version in personas.versions("xiaoman"):
+            personas.verify("xiaoman", version)
+    # What the killed one left half done is in nobody's way.
+    assert personas.publish("xiaoman", Path(made[-1])).name == serving(personas) == names[-1]

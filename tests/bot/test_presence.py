@@ -1,0 +1,503 @@
+"""bot/presence.py with a scripted engine and a transport that records: taking turns like a person."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
+
+from bot.archive import Archive
+from bot.config import Chat, OneBot, Settings
+from bot.engine import Request
+from bot.errors import EngineError, SendError, SendFailure
+from bot.memory import Memory
+from bot.message import Message, Origin, Scene
+from bot.persona import Persona, ReplyPolicy, Spec
+from bot.presence import Presence
+from bot.prompt import FORMATS, Piece
+from bot.reply import Replier
+
+DEBOUNCE_S = 0.05
+OWNER = Scene("private", ME)
+
+
+class Script:
+    """A reply engine that says what it is told, and remembers what it was asked."""
+
+    base_sha256, format, n_ctx = "b" * 64, FORMATS["gemma"], 2048
+
+    def __init__(self) -> None:
+        self.lines: list[str] = ["好呀"]
+        self.asked: list[Request] = []
+        self.closed = 0
+        self.before_line: Callable[[int], Any] | None = None
+
+    def count(self, pieces: Sequence[Piece]) -> int:
+        return sum(len(p.text) for p in pieces)
+
+    async def p_silent(self, request: Request) -> float:
+        raise AssertionError("a persona without version has no P(silent)")
+
+    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+        self.asked.append(request)
+        try:
+            for number, line in enumerate(self.lines):
+                if self.before_line is not None:
+                    await self.before_line(number)
+                yield line
+        finally:
+            self.closed += 1
+
+    async def close(self) -> None: ...
+
+    def heard(self, n: int = -1) -> str:
+        """The last user turn of what it was asked."""
+        text = "".join(p.text for p in self.asked[n].pieces)
+        return text.rsplit("<start_of_turn>user\n", 1)[1].split("<end_of_turn>")[0]
+
+    def lines_heard(self, n: int) -> list[str]:
+        """The bubbles of that turn."""
+        return [line for line in self.heard(n).split("\n") if line.startswith("阿强：")]
+
+
+class Wire:
+    """A transport that records, and fails as it is told."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Scene, str]] = []
+        self.tried = 0
+        self.failures: list[SendFailure] = []
+        self.gate: asyncio.Event | None = None
+
+    async def send(self, account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
+        self.tried += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            raise SendError(self.failures.pop(0), "told to")
+        text = "".join(s["data"].get("text", "") for s in segments)
+        self.sent.append((account, scene, text))
+        return f"sent-{len(self.sent)}"
+
+
+class Draws(random.Random):
+    """Random numbers 0.001, 0.002, …: every draw can be told apart, and all of them speak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def random(self) -> float:
+        self.count += 1
+        return self.count / 1000
+
+
+class Stage:
+    """A presence with its parts, and a clock for messages."""
+
+    def __init__(self, archive: Archive, **chat: Any) -> None:
+        values = {"debounce_s": DEBOUNCE_S, "delay_scale": 0.0, "scenes": (str(GROUP),)} | chat
+        self.settings = Settings(chat=Chat(**values), onebot=OneBot(superusers=(ME,)))
+        self.archive, self.engine, self.wire, self.draws = archive, Script(), Wire(), Draws()
+        self.told: list[str] = []
+        self.skew = timedelta()
+        self.persona = Persona("xiaoman", Path(), Spec(display_name="小满", reply=ReplyPolicy(bias=50)), None)
+        self._seq = 0
+        self.restart()
+
+    def restart(self) -> None:
+        memory = Memory(self.archive, self.settings, self.engine.count)
+        replier = Replier(self.settings, memory, self.engine)
+        self.presence = Presence(
+            self.settings, self.archive, replier, lambda _: self.persona, self.wire, self._tell, self.draws
+        )
+
+    async def _tell(self, text: str) -> None:
+        self.told.append(text)
+
+    def hear(self, text: str, scene: Scene = GROUP, sender: str = FRIEND, age_s: float = 0.0) -> Message:
+        """A message arrives: stored, then told to the presence, as the recorder and the listener do."""
+        self._seq += 1
+        time = datetime.now(UTC) + self.skew - timedelta(seconds=age_s)
+        message = Message(f"m{self._seq}", scene, sender, "阿强", time, text)
+        self.archive.append([message])
+        if sender == ACCOUNT:
+            self.presence.own_words(message)
+        else:
+            self.presence.heard(message, ACCOUNT)
+        return message
+
+    @property
+    def said(self) -> list[str]:
+        return [text for _, _, text in self.wire.sent]
+
+    def outcomes(self, scene: Scene = GROUP) -> list[str]:
+        return [d.outcome for d in reversed(self.archive.decisions(scene, 20))]
+
+    async def quiet(self, wait_s: float = 5.0) -> None:
+        """Until no scene has anything going on."""
+        async with asyncio.timeout(wait_s):
+            while any(t.task and not t.task.done() for t in self.presence._turns.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], bool], wait_s: float = 5.0) -> None:
+    async with asyncio.timeout(wait_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[Archive]:
+    opened = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def stage(archive: Archive) -> AsyncIterator[Stage]:
+    made = Stage(archive)
+    yield made
+    await made.presence.close()
+
+
+# -- taking turns ---------------------------------------------------------------------------------
+
+
+async def test_three_bubbles_get_one_answer_to_all_of_them(stage: Stage) -> None:
+    for text in ("在吗", "出来玩", "快"):
+        stage.hear(text)
+        await asyncio.sleep(DEBOUNCE_S / 5)
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    assert stage.engine.heard().endswith("阿强：在吗\n阿强：出来玩\n阿强：快")
+    assert stage.outcomes() == ["spoke"]
+
+
+async def test_every_bubble_is_sent_in_order_and_stored_as_the_twins(stage: Stage) -> None:
+    stage.engine.lines = ["好", "", "好", "走[微笑]", "  等我  "]
+    stage.hear("出来玩")
+    await stage.quiet()
+    assert stage.said == ["好", "走", "等我"]
+    assert {(account, scene) for account, scene, _ in stage.wire.sent} == {(ACCOUNT, GROUP)}
+    window = stage.archive.window(GROUP, 10)
+    assert [m.text for m in window] == ["出来玩", "好", "走[微笑]", "等我"]
+    assert {m.origin for m in window[1:]} == {Origin.TWIN}
+    assert all(m.time >= window[0].time for m in window[1:])
+    assert window[1].id == "sent-1"
+
+
+async def test_no_more_bubbles_than_allowed(archive: Archive) -> None:
+    stage = Stage(archive, max_bubbles=2)
+    stage.engine.lines = list("一二三四")
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["一", "二"]
+    assert stage.engine.closed == 1
+
+
+async def test_newer_words_are_decided_anew_with_the_same_draw_at_most_twice(archive: Archive) -> None:
+    stage = Stage(archive, debounce_s=0.03)
+    ready, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    for number, text in enumerate(("一", "二", "三", "四")):
+        ready.clear()
+        stage.hear(text)
+        if number < 3:
+            await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.sleep(0.15)
+    assert [stage.engine.lines_heard(n) for n in range(len(stage.engine.asked))] == [
+        ["阿强：一"], ["阿强：一", "阿强：二"], ["阿强：一", "阿强：二", "阿强：三"],
+    ]  # fmt: skip
+    assert len({r.seed for r in stage.engine.asked}) == 1
+    assert stage.draws.count == 1
+    go.set()
+    await stage.quiet()
+    # The fourth did not cancel; the answer to the first three was given.
+    assert stage.outcomes()[:3] == ["cancelled", "cancelled", "spoke"]
+    assert stage.said[0] == "好呀"
+
+
+async def test_words_arriving_between_two_bubbles_do_not_cut_the_answer(stage: Stage) -> None:
+    stage.engine.lines = ["一", "二"]
+
+    async def interrupt(number: int) -> None:
+        if number == 1 and len(stage.engine.asked) == 1:
+            await until(lambda: len(stage.wire.sent) == 1)
+            stage.hear("等等")
+
+    stage.engine.before_line = interrupt
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said[:2] == ["一", "二"], "what was begun is finished"
+    assert len(stage.engine.asked) == 2
+    assert stage.engine.lines_heard(1) == ["阿强：等等"], "what came in between is decided after it"
+
+
+async def test_words_arriving_after_the_last_bubble_was_sent_are_answered(stage: Stage) -> None:
+    async def interrupt(number: int) -> None:
+        if number == 1 and len(stage.engine.asked) == 1:
+            await until(lambda: len(stage.wire.sent) == 1)
+            stage.hear("等等")
+
+    stage.engine.lines = ["一", "\u3000"]
+    stage.engine.before_line = interrupt
+    stage.hear("嗨")
+    await stage.quiet()
+    assert len(stage.engine.asked) == 2
+    assert stage.engine.heard().endswith("等等")
+    assert stage.said == ["一", "一"]
+
+
+async def test_after_such_another_look_newer_words_still_cancel(stage: Stage) -> None:
+    waiting, go = asyncio.Event(), asyncio.Event()
+
+    async def script(number: int) -> None:
+        if len(stage.engine.asked) == 1 and number == 1:
+            await until(lambda: len(stage.wire.sent) == 1)
+            stage.hear("等等")
+        if len(stage.engine.asked) == 2:
+            waiting.set()
+            await go.wait()
+
+    stage.engine.lines = ["一", "\u3000"]
+    stage.engine.before_line = script
+    stage.hear("嗨")
+    await asyncio.wait_for(waiting.wait(), 5)
+    stage.hear("再等等")
+    await until(lambda: len(stage.engine.asked) == 3)
+    assert stage.engine.heard().endswith("等等\n阿强：再等等")
+    go.set()
+    await stage.quiet()
+    assert "cancelled" in stage.outcomes()
+
+
+async def test_a_clock_ahead_of_qqs_does_not_swallow_the_next_question(stage: Stage) -> None:
+    stage.skew = timedelta(seconds=-60)
+    stage.hear("嗨")
+    await stage.quiet()
+    stage.hear("在吗")
+    await stage.quiet()
+    assert len(stage.said) == 2
+    assert [m.text for m in stage.archive.window(GROUP, 10)] == ["嗨", "好呀", "在吗", "好呀"]
+
+
+# -- silence --------------------------------------------------------------------------------------
+
+
+async def test_a_decision_to_be_silent_sends_nothing_and_is_explained(stage: Stage) -> None:
+    stage.persona = replace(stage.persona, spec=Spec(display_name="小满", reply=ReplyPolicy(bias=-50)))
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, stage.engine.asked) == ([], [])
+    (decision,) = stage.archive.decisions(GROUP)
+    assert decision.outcome == "silent"
+    assert decision.why["terms"]["shift:bias"] == -50
+    assert "嗨" not in str(decision.why)
+
+
+async def test_an_answer_without_words_is_recorded_as_empty(stage: Stage) -> None:
+    stage.engine.lines = []
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.wire.tried, stage.outcomes()) == (0, ["empty"])
+
+
+async def test_a_scene_that_is_off_stays_quiet(stage: Stage) -> None:
+    stage.hear("嗨", PRIVATE)
+    stage.presence.switch(GROUP, False, datetime.now(UTC))
+    stage.hear("嗨")
+    await asyncio.sleep(DEBOUNCE_S * 3)
+    assert (stage.said, stage.outcomes(), stage.outcomes(PRIVATE)) == ([], [], [])
+    stage.presence.switch(PRIVATE, True, datetime.now(UTC))
+    stage.hear("在吗", PRIVATE)
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+
+
+async def test_switching_off_drops_what_is_prepared(stage: Stage) -> None:
+    stage.hear("嗨")
+    stage.presence.switch(GROUP, False, datetime.now(UTC))
+    await asyncio.sleep(DEBOUNCE_S * 3)
+    assert (stage.said, stage.engine.asked) == ([], [])
+
+
+async def test_the_owners_private_chat_is_on_by_default_and_that_is_written_down(stage: Stage) -> None:
+    assert stage.archive.latest(OWNER, "state") is None
+    stage.hear("嗨", OWNER, sender=ME)
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    noted = stage.archive.latest(OWNER, "state")
+    assert noted is not None
+    assert noted[0] == "on"
+    assert not stage.presence.is_on(PRIVATE)
+    assert stage.archive.latest(PRIVATE, "state") is None
+
+
+async def test_a_stale_message_is_not_answered(stage: Stage) -> None:
+    stage.hear("昨天说的", age_s=301)
+    await asyncio.sleep(DEBOUNCE_S * 3)
+    assert stage.engine.asked == []
+    stage.hear("刚说的", age_s=200)
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+
+
+# -- the person's own words, recalls --------------------------------------------------------------
+
+
+async def test_the_persons_own_words_drop_the_answer_and_hold_the_twin(archive: Archive) -> None:
+    stage = Stage(archive, hold_s=0.4)
+    stage.hear("嗨")
+    stage.hear("我自己来", sender=ACCOUNT)
+    stage.hear("好的")
+    await asyncio.sleep(DEBOUNCE_S * 3)
+    assert stage.engine.asked == []
+    stage.restart()
+    stage.hear("还在吗")
+    await asyncio.sleep(DEBOUNCE_S * 3)
+    assert stage.engine.asked == [], "a restart does not end the hold"
+    await asyncio.sleep(0.4)
+    stage.hear("喂")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    assert [value for _, value in archive.timeline(GROUP, "state")] == ["on", "held", "on"]
+
+
+async def test_own_words_in_a_scene_that_is_off_change_nothing(stage: Stage) -> None:
+    stage.hear("我自己来", PRIVATE, sender=ACCOUNT)
+    assert stage.archive.timeline(PRIVATE, "state") == []
+
+
+async def test_twin_on_ends_the_hold(stage: Stage) -> None:
+    stage.hear("我自己来", sender=ACCOUNT)
+    stage.presence.switch(GROUP, True, datetime.now(UTC))
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+
+
+async def test_a_recall_before_the_answer_means_no_answer(stage: Stage) -> None:
+    ready, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    message = stage.hear("发错了")
+    await asyncio.wait_for(ready.wait(), 5)
+    stage.archive.recall(GROUP, message.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP)
+    go.set()
+    await stage.quiet()
+    assert (stage.said, len(stage.engine.asked)) == ([], 1)
+
+
+async def test_a_recall_of_one_of_two_is_answered_without_it(stage: Stage) -> None:
+    first = stage.hear("发错了")
+    stage.hear("在吗")
+    stage.archive.recall(GROUP, first.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP)
+    await stage.quiet()
+    assert "发错了" not in "".join(p.text for p in stage.engine.asked[-1].pieces)
+    assert stage.said == ["好呀"]
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+async def test_the_budget_ends_an_answer(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_minute=2)
+    stage.engine.lines = ["一", "二", "三"]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["一", "二"]
+    stage.hear("嗯", sender=OTHER)
+    await stage.quiet()
+    assert (stage.said, stage.outcomes()) == (["一", "二"], ["cut short", "budget"])
+
+
+async def test_a_refused_send_is_tried_once_more(stage: Stage) -> None:
+    stage.wire.failures = [SendFailure.REFUSED]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, stage.wire.tried, stage.outcomes()) == (["好呀"], 2, ["spoke"])
+
+
+@pytest.mark.parametrize(
+    ("failures", "tries"),
+    [
+        ([SendFailure.REFUSED] * 3, 2), ([SendFailure.UNKNOWN] * 2, 1), ([SendFailure.SHADOWED] * 2, 1),
+        ([SendFailure.BUG] * 2, 1), ([SendFailure.OFFLINE] * 2, 1),
+    ],
+)  # fmt: skip
+async def test_what_was_not_sent_is_given_up_recorded_and_told(
+    stage: Stage, failures: list[SendFailure], tries: int
+) -> None:
+    stage.engine.lines = ["一", "二"]
+    stage.wire.failures = failures
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, stage.wire.tried) == ([], tries), "and the bubbles after it are not sent either"
+    assert stage.outcomes() == [f"failed: {failures[0].value}"]
+    assert [m.text for m in stage.archive.window(GROUP, 10)] == ["嗨"]
+    assert len(stage.told) == 1
+    assert str(GROUP) in stage.told[0]
+
+
+async def test_what_may_have_been_delivered_counts_in_the_budget(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_minute=1)
+    stage.wire.failures = [SendFailure.UNKNOWN]
+    for text in ("嗨", "在吗"):
+        stage.hear(text)
+        await stage.quiet()
+    assert stage.outcomes() == ["failed: unknown", "budget"]
+
+
+async def test_closing_finishes_the_bubble_being_sent(archive: Archive) -> None:
+    stage = Stage(archive)
+    stage.engine.lines = ["一", "二"]
+    stage.wire.gate = asyncio.Event()
+    stage.hear("嗨")
+    await until(lambda: stage.wire.tried == 1)
+    closing = asyncio.create_task(stage.presence.close())
+    await asyncio.sleep(0.02)
+    stage.wire.gate.set()
+    await closing
+    assert stage.said == ["一"]
+    assert [m.text for m in archive.window(GROUP, 10)] == ["嗨", "一"]
+
+
+async def test_an_engine_that_fails_is_told_and_the_scene_lives_on(stage: Stage) -> None:
+    async def fail(number: int) -> None:
+        raise EngineError("the model is broken")
+
+    stage.engine.before_line = fail
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, len(stage.told)) == ([], 1)
+    assert "the model is broken" in stage.told[0]
+    stage.engine.before_line = None
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+
+
+async def test_scenes_do_not_wait_for_each_other(stage: Stage) -> None:
+    stage.presence.switch(PRIVATE, True, datetime.now(UTC))
+    stage.hear("群里")
+    stage.hear("私聊", PRIVATE)
+    await stage.quiet()
+    assert {scene for _, scene, _ in stage.wire.sent} == {GROUP, PRIVATE}
+    assert stage.draws.count == 2

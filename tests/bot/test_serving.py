@@ -1,0 +1,210 @@
+"""bot/serving.py on a tiny model: what was read stays read, and nothing of one scene leaks into another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import tinylora
+import tinymodel
+
+from bot import config
+from bot.engine import Request, Voice
+from bot.errors import EngineError
+from bot.persona import Sampling
+from bot.prompt import FORMATS, Piece
+from bot.serving import LlamaEngine, looping
+
+GEMMA = FORMATS["gemma"]
+BARE = Voice("bare", None, GEMMA)
+SAMPLING = Sampling(max_tokens=24, temperature=1.0, repeat_penalty=1.0)
+SETTINGS = config.Engine(n_ctx=512, kv_tokens=1024, n_seq_max=4, n_batch=32, n_threads=1)
+
+
+def prompt(*turns: str) -> list[Piece]:
+    """User, assistant, user, …; ends with the open assistant header."""
+    pieces = [Piece(GEMMA.system_open, True), Piece("你是小满。"), Piece(GEMMA.system_close, True)]
+    for number, text in enumerate(turns):
+        if number % 2:
+            pieces += [Piece(text), Piece(GEMMA.end, True), Piece(GEMMA.after, True)]
+        else:
+            pieces += [*([Piece(GEMMA.user_open, True)] if number else []), Piece(text)]
+            pieces += [Piece(GEMMA.user_close, True), Piece(GEMMA.assistant_open, True)]
+    return pieces
+
+
+def request(seat: str, *turns: str, voice: Voice = BARE, seed: int = 7, sampling: Sampling = SAMPLING) -> Request:
+    return Request(seat, voice, prompt(*turns), sampling, seed)
+
+
+async def said(engine: LlamaEngine, asked: Request) -> list[str]:
+    return [bubble async for bubble in engine.bubbles(asked)]
+
+
+def start(tinies: dict[str, tinymodel.Tiny], settings: config.Engine = SETTINGS) -> LlamaEngine:
+    return LlamaEngine(tinies["gemma3"].gguf, settings)
+
+
+@pytest.fixture
+async def engine(tinies: dict[str, tinymodel.Tiny]) -> AsyncIterator[LlamaEngine]:
+    started = start(tinies)
+    yield started
+    await started.close()
+
+
+@pytest.fixture
+async def cold(tinies: dict[str, tinymodel.Tiny]) -> AsyncIterator[LlamaEngine]:
+    """A second engine whose seats are never used twice."""
+    started = start(tinies)
+    yield started
+    await started.close()
+
+
+async def test_a_warm_seat_answers_as_a_cold_one(engine: LlamaEngine, cold: LlamaEngine) -> None:
+    turns = ["早呀，今天吃什么？"]
+    for number in range(4):
+        warm, fresh = request("g", *turns), request(f"cold{number}", *turns)
+        assert await engine.p_silent(warm) == pytest.approx(await cold.p_silent(fresh), rel=1e-3)
+        answer = await said(engine, warm)
+        assert answer == await said(cold, fresh)
+        turns += ["\n".join(answer), f"还有{number}"]
+
+
+async def test_taking_back_and_rewording_leaves_no_trace(engine: LlamaEngine, cold: LlamaEngine) -> None:
+    for turns in (["一二三", "好", "走不走"], ["一二三"], ["一二三四五六"], ["早", "好", "走不走"]):
+        expected = await cold.p_silent(request(str(turns), *turns))
+        assert await engine.p_silent(request("g", *turns)) == pytest.approx(expected, rel=1e-3)
+
+
+async def test_the_same_seed_gives_the_same_text_and_another_one_another(engine: LlamaEngine) -> None:
+    first = await said(engine, request("a", "在吗", seed=1))
+    assert await said(engine, request("a", "在吗", seed=1)) == first
+    assert await said(engine, request("b", "在吗", seed=1)) == first
+    assert any([await said(engine, request("a", "在吗", seed=s)) != first for s in range(2, 6)])
+
+
+async def test_interleaved_scenes_do_not_disturb_each_other(engine: LlamaEngine, cold: LlamaEngine) -> None:
+    asked = {
+        s: [request(s, f"{s}第一句", seed=3), request(s, f"{s}第一句", "嗯", "第二句", seed=4)] for s in ("甲", "乙")
+    }
+    alone = {s: [await said(cold, r) for r in rs] for s, rs in asked.items()}
+    for number in range(2):
+        both = await asyncio.gather(*(said(engine, asked[s][number]) for s in ("甲", "乙")))
+        assert both == [alone["甲"][number], alone["乙"][number]]
+
+
+async def test_the_first_token_is_never_the_end_of_turn(engine: LlamaEngine) -> None:
+    assert 0 < await engine.p_silent(request("a", "在吗")) < 1
+    one = Sampling(max_tokens=1, temperature=2.0, top_p=1.0, top_k=0, min_p=0.0)
+    made = []
+    for seed in range(300):
+        await said(engine, request("a", "在吗", seed=seed, sampling=one))
+        made.append(engine._seats["a"].tokens[-1])
+    ends = {*engine._model.end_ids, *engine._model.control_ids}
+    assert not ends & set(made)
+    assert len(set(made)) > 100, "the draws were spread wide enough to have met it"
+
+
+async def test_a_cancelled_answer_leaves_the_engine_usable(engine: LlamaEngine, cold: LlamaEngine) -> None:
+    long = Sampling(max_tokens=400, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    async with aclosing(engine.bubbles(request("a", "在吗", sampling=long))) as bubbles:
+        task = asyncio.ensure_future(anext(bubbles, None))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    waiting = [asyncio.create_task(engine.p_silent(request("b", "长" * 300))) for _ in range(3)]
+    await asyncio.sleep(0.005)
+    for look in waiting:
+        look.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for seat in ("a", "b"):
+        assert await said(engine, request(seat, "还在吗")) == await said(cold, request(seat, "还在吗"))
+
+
+async def test_a_full_cache_drops_the_scene_used_least_recently(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies, SETTINGS.model_copy(update={"kv_tokens": 512, "n_seq_max": 8}))
+    words = "昨晚又熬夜了，困死我了哈哈哈" * 8
+    first = await said(engine, request("s0", words))
+    for number in range(1, 8):
+        await said(engine, request(f"s{number}", f"{number}{words}"))
+    assert "s0" not in engine._seats
+    assert "s7" in engine._seats
+    assert sum(len(s.tokens) for s in engine._seats.values()) <= 512
+    assert await said(engine, request("s0", words)) == first
+    await engine.close()
+
+
+async def test_more_scenes_than_sequences_take_turns(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies, SETTINGS.model_copy(update={"n_seq_max": 2}))
+    first = [await engine.p_silent(request(f"s{i}", f"问{i}")) for i in range(5)]
+    assert [await engine.p_silent(request(f"s{i}", f"问{i}")) for i in range(5)] == pytest.approx(first, rel=1e-3)
+    assert len(engine._seats) == 2
+    await engine.close()
+
+
+async def test_a_prompt_beyond_the_cache_is_an_error_and_not_the_end(engine: LlamaEngine) -> None:
+    with pytest.raises(EngineError, match="longer than"):
+        await engine.p_silent(request("a", "龘" * 1000))
+    assert 0 < await engine.p_silent(request("a", "在吗")) < 1
+
+
+async def test_personas_share_the_base_and_nothing_else(
+    engine: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    base = tinies["gemma3"].gguf
+    voices = [BARE] + [
+        Voice(str(n), tinylora.write(tmp_path / f"{n}.gguf", base, seed=n, names_base=engine.base_sha256), GEMMA)
+        for n in range(10)  # more than are kept loaded
+    ]
+    first = [await engine.p_silent(request("a", "在吗", voice=v)) for v in voices]
+    assert len({round(p, 9) for p in first}) == len(voices)
+    again = [await engine.p_silent(request("a", "在吗", voice=v)) for v in reversed(voices)]
+    assert list(reversed(again)) == pytest.approx(first, rel=1e-3)
+
+
+async def test_a_lora_of_another_base_is_refused_and_the_base_still_serves(
+    engine: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    lora = tinylora.write(tmp_path / "other.gguf", tinies["gemma3"].gguf, names_base="f" * 64)
+    before = await engine.p_silent(request("a", "在吗"))
+    with pytest.raises(EngineError, match=r"other\.gguf.*trained on the base"):
+        await engine.p_silent(request("a", "在吗", voice=Voice("other", lora, GEMMA)))
+    with pytest.raises(EngineError, match=r"other\.gguf"):
+        await said(engine, request("a", "在吗", voice=Voice("other", lora, GEMMA)))
+    assert await engine.p_silent(request("a", "在吗")) == pytest.approx(before, rel=1e-3)
+
+
+async def test_an_answer_that_takes_too_long_is_given_up(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies, SETTINGS.model_copy(update={"deadline_s": 1e-6}))
+    with pytest.raises(EngineError, match="deadline_s"):
+        await said(engine, request("a", "在吗"))
+    await engine.close()
+
+
+async def test_a_closed_engine_says_so(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies)
+    await engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        await engine.p_silent(request("a", "在吗"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loops"),
+    [
+        ([5] * 16, True), ([5] * 15, False), ([1, 2] * 4, True), ([1, 2] * 3, False), ([9, 9, *[1, 2, 3] * 4], True),
+        (list(range(12)) * 4, True), (list(range(13)) * 4, False), (list(range(50)), False), ([], False),
+    ],
+)  # fmt: skip
+def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
+    assert looping(tokens) is loops
+
+
+async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
+    greedy = Sampling(max_tokens=400, temperature=0, repeat_penalty=1.0)
+    asked = request("a", "在吗", sampling=greedy)
+    await said(engine, asked)
+    # BOS counts for one; the token that closed the loop is not kept.
+    made = engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :]
+    assert len(made) < 200
+    assert any(looping([*made, made[-period]]) for period in range(1, 13))

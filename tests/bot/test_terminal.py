@@ -1,0 +1,103 @@
+import random
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import tinymodel
+from rich.console import Console
+
+from bot import config
+from bot.errors import EngineError, PersonaError
+from bot.message import Origin
+from bot.prompt import Piece
+from bot.terminal import SCENE, NoTransport, Terminal, choose
+from bot.twin import Twin
+
+
+@pytest.fixture
+def twin(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> Twin:
+    settings = config.load(tmp_path / "bot.toml", {"TWIN__CHAT__PERSONA": "me", "TWIN__ENGINE__N_GPU_LAYERS": "0"})
+    engine = settings.engine.model_copy(update={"base": str(tinies["gemma3"].gguf), "n_ctx": 512, "n_threads": 1})
+    settings = settings.model_copy(
+        update={"engine": engine, "paths": settings.paths.model_copy(update={"data": tmp_path / "data"})}
+    )
+    folder = tmp_path / "data" / "personas" / "me"
+    folder.mkdir(parents=True)
+    text = 'display_name = "阿满"\n[sampling]\nmax_tokens = 8\n[reply]\nbias = {}\n'
+    (folder / "persona.toml").write_text(text.format("30.0"), "utf-8")
+    mute = folder.with_name("mute")
+    mute.mkdir()
+    (mute / "persona.toml").write_text(text.format("-30.0").replace("阿满", "哑巴"), "utf-8")
+    return Twin.assemble(settings, tmp_path, NoTransport())
+
+
+async def talk(twin: Twin, *lines: str) -> str:
+    """What the terminal shows when these lines are typed."""
+    typed = iter(lines)
+
+    def read() -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    shown = StringIO()
+    try:
+        await Terminal(twin, Console(file=shown, width=200, color_system=None), read, rng=random.Random(1)).run()
+    finally:
+        await twin.close()
+    return shown.getvalue()
+
+
+def visible(text: str) -> str:
+    """A bubble as a terminal shows it: a line break inside it is one."""
+    return text.replace("↵", "\n")
+
+
+async def test_what_is_typed_is_answered_and_stored_as_the_twins(twin: Twin) -> None:
+    choose(twin, None)
+    shown = await talk(twin, "你好", "/quit", "再说一句")
+    stored = twin.archive.window(SCENE, 10)
+    assert (stored[0].text, stored[0].origin) == ("你好", Origin.HUMAN)
+    answers = [m.text for m in stored[1:] if m.origin is Origin.TWIN]
+    assert answers
+    assert all(f"阿满 {visible(text)}" in shown for text in answers)
+    assert "再说一句" not in [m.text for m in stored], "/quit ends it"
+
+
+async def test_why_shows_the_terms_of_the_last_decision(twin: Twin) -> None:
+    shown = await talk(twin, "/why", "你好", "/why")
+    assert "还没有做过决定" in shown
+    assert "shift:bias +30.0" in shown
+
+
+async def test_a_switched_persona_answers_and_its_silence_is_shown(twin: Twin) -> None:
+    shown = await talk(twin, "/persona 哑巴", "你好", "/persona nobody", "/exit")
+    assert "现在是 哑巴" in shown
+    assert "看到了，没回" in shown
+    assert "no persona 'nobody'" in shown
+
+
+async def test_clear_forgets_what_was_said(twin: Twin) -> None:
+    shown = await talk(twin, "你好", "/clear", "/why")
+    assert "还没有做过决定" in shown
+    cleared = twin.archive.latest(SCENE, "memory")
+    assert cleared is not None
+    assert twin.archive.window(SCENE, 10, cleared[1]) == []
+
+
+async def test_a_closed_engine_says_so(twin: Twin) -> None:
+    await talk(twin)
+    with pytest.raises(EngineError, match="is closed"):
+        twin.engine.count([Piece("你好")])
+
+
+def test_an_unknown_persona_is_named(twin: Twin) -> None:
+    with pytest.raises(PersonaError, match="nobody"):
+        choose(twin, "nobody")
+
+
+def test_without_a_base_there_is_a_remedy(tmp_path: Path) -> None:
+    settings = config.load(tmp_path / "bot.toml", {"TWIN__ENGINE__BASE": '"nowhere.gguf"'})
+    with pytest.raises(EngineError, match=r"nowhere\.gguf.*give the path of a GGUF"):
+        Twin.assemble(settings, tmp_path, NoTransport())

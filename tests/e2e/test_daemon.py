@@ -1,0 +1,291 @@
+"""The daemon as a child process, a client playing NapCat over a real websocket, nothing patched.
+
+The base knows ten exchanges by heart (tests/lib/lessons.py), so answers are known words. Personas here have no
+trained version: 小满 always speaks and 石头 never does, by their bias. Learned silence is test_loop.py's.
+"""
+
+import asyncio
+import signal
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import lessons
+import napcat
+import pytest
+from daemon import OWNER, Daemon, persona, settings
+from napcat import ACCOUNT, NapCat
+from websockets.exceptions import InvalidStatus
+
+from bot.message import Origin, Scene
+
+GROUP = 201
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[NapCat]:
+    async with NapCat(daemon.url, daemon.token) as connected:
+        yield connected
+
+
+# -- who may speak --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("token", "how"), [("wrong-token-9", "Bearer"), (None, "Bearer"), ("wrong-token-9", "query")])
+async def test_a_wrong_token_is_refused(daemon: Daemon, token: str | None, how: str) -> None:
+    with pytest.raises(InvalidStatus, match="403"):
+        await NapCat(daemon.url, token, authorization=how).open()
+
+
+@pytest.mark.parametrize("path", ["/onebot/v11/", "/onebot/v11/http", "/onebot/v11/http/"])
+async def test_the_http_route_is_closed(daemon: Daemon, path: str) -> None:
+    event = {"post_type": "message", "message_type": "private", "user_id": OWNER, "message_id": 1, "time": 1,
+             "self_id": 1, "message": [napcat.text("/twin on")]}  # fmt: skip
+    headers = {"X-Self-ID": ACCOUNT, "Authorization": f"Bearer {daemon.token}"}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        answer = await http.post(f"http://127.0.0.1:{daemon.port}{path}", json=event, headers=headers)
+    assert answer.status_code in (404, 405)
+    assert daemon.stored(f"private:{OWNER}") == []
+
+
+# -- turns ----------------------------------------------------------------------------------------
+
+
+async def test_three_bubbles_get_one_answer(daemon: Daemon, client: NapCat) -> None:
+    for bubble in ("睡了没", "喂", "理我一下"):
+        await client.say(bubble, user=101)
+        await asyncio.sleep(0.1)
+    (answer,) = await client.expect(1)
+    await client.quiet(1.5)
+    assert answer.segments == [napcat.text("刚睡醒"), {"type": "face", "data": {"id": "14"}}]
+    assert daemon.outcomes("private:101")[-1] == "spoke"
+    assert daemon.outcomes("private:101").count("spoke") == 1
+
+
+async def test_an_answer_of_two_lines_is_two_bubbles_in_order(daemon: Daemon, client: NapCat) -> None:
+    await client.say("吃什么", group=GROUP)
+    assert [b.text for b in await client.expect(2)] == ["吃面", "加个蛋"]
+    await client.quiet(0.5)
+    assert [m.origin for m in daemon.stored(f"group:{GROUP}")] == [Origin.HUMAN, Origin.TWIN, Origin.TWIN]
+
+
+async def test_what_the_persona_ignores_gets_no_answer_and_why_says_so(daemon: Daemon, client: NapCat) -> None:
+    await client.say("/persona switch 石头", user=OWNER, group=202)
+    assert "石头" in (await client.expect(1))[0].text
+    await client.say("在吗", group=202)
+    await client.quiet(1.5)
+    assert daemon.outcomes("group:202") == ["silent"]
+    why = await client.ask("/why", user=OWNER, group=202)
+    assert "看到了，没说话" in why
+    assert "配置·偏置 -30.0" in why
+
+
+async def test_cq_code_in_the_models_text_arrives_as_plain_text(client: NapCat) -> None:
+    await client.say("叫大家", user=103)
+    (answer,) = await client.expect(1)
+    assert answer.segments == [napcat.text("[CQ:at,qq=all]来")]
+
+
+async def test_a_quote_overtaken_by_its_successor_is_put_in_order(daemon: Daemon, client: NapCat) -> None:
+    client.delays["get_msg"] = 5.0
+    now = int(time.time())
+    quoted = await client.say("晚安", user=OWNER, group=290, time=now)
+    first = await client.say("看这条", user=OWNER, group=290, quotes=quoted, time=now, deliver=False)
+    second = await client.say("第二句", user=OWNER, group=290, time=now)
+    await client.deliver(first)
+    daemon.wait(lambda: len(daemon.stored("group:290")) == 3)
+    ids = [int(m.id) for m in daemon.stored("group:290")]
+    assert ids == [quoted, first, second]
+    assert daemon.stored("group:290")[1].reply_to == str(quoted)
+    assert all(call["action"] != "get_msg" for call in client.calls)
+
+
+async def test_a_recall_before_the_answer_leaves_no_answer(daemon: Daemon, client: NapCat) -> None:
+    message_id = await client.say("在吗", user=104)
+    await client.recall(message_id)
+    await client.quiet(1.5)
+    assert daemon.stored("private:104") == []
+    with daemon.archive() as archive:
+        kept = archive.get(Scene("private", "104"), str(message_id))
+    assert kept is not None
+    assert (kept.recalled, kept.text, kept.segments) == (True, "", ())
+
+
+async def test_a_recall_of_one_bubble_leaves_the_rest_answered(client: NapCat) -> None:
+    slip = await client.say("吃什么", user=105)
+    await client.say("在吗", user=105)
+    await client.recall(slip)
+    assert [b.text for b in await client.expect(1)] == ["在的"]
+    await client.quiet(0.5)
+
+
+async def test_a_message_sent_again_is_answered_once(daemon: Daemon, client: NapCat) -> None:
+    message_id = await client.say("在吗", user=106)
+    await client.expect(1)
+    await client.deliver(message_id)
+    await client.quiet(1.0)
+    assert len(daemon.stored("private:106")) == 2
+
+
+async def test_a_message_of_long_ago_is_kept_and_not_answered(daemon: Daemon, client: NapCat) -> None:
+    await client.say("在吗", user=107, time=int(time.time()) - 3600)
+    await client.quiet(1.0)
+    assert len(daemon.stored("private:107")) == 1
+
+
+# -- on, off, personas ----------------------------------------------------------------------------
+
+
+async def test_a_scene_that_is_off_stays_quiet_until_switched_on(daemon: Daemon, client: NapCat) -> None:
+    await client.say("在吗", group=291)
+    await client.quiet(1.0)
+    assert (len(daemon.stored("group:291")), daemon.outcomes("group:291")) == (1, [])
+    await client.say("/twin on", user=10002, group=291)
+    await client.quiet(0.5)
+    assert "开" in await client.ask("/twin on", user=OWNER, group=291)
+    assert await client.ask("在吗", group=291) == "在的"
+    assert "关" in await client.ask("/twin off", user=10002, role="admin", group=291)
+    await client.say("在吗", group=291)
+    await client.quiet(1.0)
+    with daemon.archive() as archive:
+        assert [state for _, state in archive.timeline(Scene("group", "291"), "state")] == ["on", "off"]
+
+
+async def test_persona_switch_changes_who_answers_here_alone(daemon: Daemon, client: NapCat) -> None:
+    assert "小满" in await client.ask("/persona info", user=OWNER, group=203)
+    assert "石头" in await client.ask("/persona switch shitou", user=OWNER, group=203)
+    await client.say("在吗", group=203)
+    await client.quiet(1.0)
+    assert await client.ask("在吗", group=204) == "在的"
+    assert "小满" in await client.ask("/persona switch 小满", user=OWNER, group=203)
+    await asyncio.sleep(4)  # the burst must be over: another bubble would join it
+    assert await client.ask("早", group=203) == "早呀"
+    assert "做不到" in await client.ask("/persona switch 没这人", user=OWNER, group=203)
+    commands = [m.text for m in daemon.stored("group:203") if m.text.startswith("/")]
+    assert commands == []
+
+
+# -- the person's own account ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("when", "user"), [("before", 108), ("after", 109)])
+async def test_the_echo_of_our_own_bubble_is_not_the_persons(
+    daemon: Daemon, client: NapCat, when: str, user: int
+) -> None:
+    client.reports_own = when
+    assert await client.ask("在吗", user=user) == "在的"
+    await client.say("早", user=user)
+    assert (await client.expect(1))[0].text == "早呀"
+    stored = daemon.stored(f"private:{user}")
+    assert [m.origin for m in stored if m.sender_id == ACCOUNT] == [Origin.TWIN, Origin.TWIN]
+    with daemon.archive() as archive:
+        assert "held" not in [state for _, state in archive.timeline(Scene("private", str(user)), "state")]
+
+
+@pytest.mark.parametrize(("when", "group"), [("before", 205), ("after", 206)])
+async def test_the_echo_of_a_commands_answer_is_nobodys_words(
+    daemon: Daemon, client: NapCat, when: str, group: int
+) -> None:
+    client.reports_own = when
+    assert "数字分身" in await client.ask("/about", group=group)
+    await asyncio.sleep(0.3)
+    assert daemon.stored(f"group:{group}") == []
+    assert await client.ask("在吗", group=group) == "在的"
+
+
+async def test_the_persons_own_message_holds_the_twin(daemon: Daemon, client: NapCat) -> None:
+    await client.say("吃什么", user=110)
+    await client.say_myself("我在外面", to=110)
+    await client.quiet(1.0)
+    await client.say("在吗", user=110)
+    await client.quiet(0.9)
+    await asyncio.sleep(3.5)
+    assert await client.ask("早", user=110) == "早呀"
+    own = [m for m in daemon.stored("private:110") if m.sender_id == ACCOUNT]
+    assert [(m.text, m.origin) for m in own] == [("我在外面", Origin.HUMAN), ("早呀", Origin.TWIN)]
+    with daemon.archive() as archive:
+        assert [s for _, s in archive.timeline(Scene("private", "110"), "state")] == ["on", "held", "on"]
+
+
+# -- what goes wrong ------------------------------------------------------------------------------
+
+
+async def test_a_refused_bubble_is_sent_once_more(client: NapCat) -> None:
+    client.failures["send_private_msg"] = deque([napcat.REFUSED])
+    await client.say("在吗", user=111)
+    refused, sent = await client.expect(2)
+    assert (refused.id, refused.text, sent.text) == (None, "在的", "在的")
+    await client.quiet(0.5)
+
+
+async def test_a_bubble_that_was_not_confirmed_is_never_repeated_and_the_owner_is_told(
+    daemon: Daemon, client: NapCat
+) -> None:
+    client.failures["send_group_msg"] = deque([napcat.SHADOWED])
+    client.reports_own = "after"
+    await client.say("吃什么", group=207)
+    lost, told = await client.expect(2)
+    assert (lost.id, lost.text) == (None, "吃面")
+    assert told.scene == f"private:{OWNER}"
+    assert "没发出去（shadowed）" in told.text
+    await client.quiet(1.0)
+    assert daemon.outcomes("group:207") == ["failed: shadowed"]
+    assert [m.text for m in daemon.stored(told.scene) if "没发出去" in m.text] == []
+
+
+async def test_a_malformed_event_stops_nothing(daemon: Daemon, client: NapCat) -> None:
+    await client.raw("{")
+    await client.emit(valid=False, post_type="message", message_type="private", user_id=990, message="在吗")
+    await client.emit(valid=False, post_type="message", message_type="private", user_id=990, message_id=5, message=[7])
+    await client.emit(valid=False, post_type="notice", notice_type="group_recall", group_id=201)
+    assert await client.ask("在吗", user=113) == "在的"
+    assert "malformed" in daemon.log()
+
+
+async def test_after_a_cut_connection_the_next_one_is_answered(daemon: Daemon) -> None:
+    async with NapCat(daemon.url, daemon.token) as first:
+        message_id = await first.say("在吗", user=114)
+        await first.expect(1)
+        await first.drop()
+    async with NapCat(daemon.url, daemon.token, events=first.events) as back:
+        await back.deliver(message_id)
+        await back.quiet(1.0)
+        assert await back.ask("早", user=114) == "早呀"
+
+
+async def test_a_killed_daemon_forgets_nothing_and_answers_nothing_twice(learned_base: Path, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, settings(learned_base))
+    persona(daemon.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT], bias=30)
+    with daemon:
+        async with NapCat(daemon.url, daemon.token) as client:
+            answered = await client.say("在吗", user=101)
+            await client.expect(1)
+            unanswered = await client.say("早", user=101)
+            daemon.wait(lambda: len(daemon.stored("private:101")) == 3)
+            daemon.stop(signal.SIGKILL)
+        daemon.start()
+        async with NapCat(daemon.url, daemon.token, events=client.events) as back:
+            await back.deliver(answered)
+            await back.deliver(unanswered)
+            await back.quiet(1.0)
+            await asyncio.sleep(2.5)  # the burst must be over: another bubble would join it
+            assert await back.ask("晚安", user=101) == "晚安，明天见"
+        assert [m.text for m in daemon.stored("private:101")] == ["在吗", "在的", "早", "晚安", "晚安，明天见"]
+        daemon.end()
+
+
+async def test_no_words_and_no_token_are_ever_logged(daemon: Daemon, client: NapCat) -> None:
+    await client.say("悄悄话七七八八", user=115, name="张三丰")
+    await client.expect(1)
+    with pytest.raises(InvalidStatus):
+        await NapCat(daemon.url, "wrong-token-9", authorization="query").open()
+    log = daemon.log()
+    assert len(log.splitlines()) > 5
+    said = {"悄悄话七七八八", "张三丰", "wrong-token-9", daemon.token}
+    with daemon.archive() as archive:
+        for scene in archive.scenes():
+            said |= {m.text for m in archive.history(scene.scene) if len(m.text) > 1}
+    assert len(said) > 5
+    assert [words for words in said if words in log] == []

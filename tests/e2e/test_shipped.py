@@ -1,0 +1,113 @@
+"""The real embedded base with the shipped LoRA: the manifest's figures hold, and 小满's answers are answers."""
+
+from pathlib import Path
+
+import pytest
+
+from bot import base, config
+from bot.archive import Archive
+from bot.decision import decide, moment_of
+from bot.llama import Model, Scorer
+from bot.persona import Persona, Personas
+from bot.prompt import FORMATS, spoken_by
+from bot.twin import SHIPPED
+from training import answers, corpus, evaluate, gate, samples
+from training.importers import onebot
+
+HISTORY = SHIPPED.parent / "history.jsonl"
+LOSS_TOLERANCE = 0.02
+"""Nats per token; quantized products differ in the last bits between processors (0.004 between AVX2 and AVX-512)."""
+MOMENTS = 20
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("embedded")
+    return base.resolve(base.EMBEDDED, data, data)
+
+
+@pytest.fixture(scope="module")
+def xiaoman() -> Persona:
+    return Personas(SHIPPED, base.EMBEDDED_SHA256).load("xiaoman")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, xiaoman: Persona) -> corpus.Corpus:
+    archive = Archive(f"sqlite:///{tmp_path_factory.mktemp('archive') / 'archive.db'}")
+    onebot.load(HISTORY, archive)
+    built = corpus.build(archive, xiaoman.spec.people, xiaoman.spec.names, config.Conversation())
+    archive.close()
+    return built
+
+
+def test_the_shipped_version_verifies_and_is_small(xiaoman: Persona) -> None:
+    assert xiaoman.refused is None
+    assert xiaoman.version is not None
+    assert sum(p.stat().st_size for p in xiaoman.version.folder.iterdir()) <= 8_000_000
+    assert "Gemma Terms of Use" in (SHIPPED.parent / "NOTICE").read_text("utf-8")
+
+
+def test_the_corpus_is_the_one_the_version_was_trained_on(xiaoman: Persona, learned: corpus.Corpus) -> None:
+    assert xiaoman.version is not None
+    assert learned.fingerprint == xiaoman.version.manifest.corpus["fingerprint"]
+    assert learned.counts["messages"] >= 900
+    assert learned.counts["bubbles"] >= 300
+
+
+def test_held_out_loss_in_llama_cpp_is_the_manifests_and_below_the_bare_bases(
+    embedded: Path, xiaoman: Persona, learned: corpus.Corpus
+) -> None:
+    assert xiaoman.version is not None
+    manifest = xiaoman.version.manifest
+    length = manifest.settings["model_max_length"]
+    model = Model(embedded)
+    windows = samples.windows(learned, model, FORMATS[manifest.format], manifest.system_prompt, length)
+    model.close()
+
+    def loss(lora: Path | None) -> float:
+        scorer = Scorer(embedded, lora, length)
+        scored = evaluate.score(windows, scorer, scorer.model.end_id, (samples.Split.TEST,))
+        scorer.close()
+        figure = evaluate.loss_figure(scored)
+        assert figure is not None
+        assert figure.n == manifest.metrics["loss"]["n"]
+        return figure.value
+
+    trained, bare = loss(xiaoman.version.lora), loss(None)
+    assert trained == pytest.approx(manifest.metrics["loss"]["value"], abs=LOSS_TOLERANCE)
+    margin = manifest.metrics["loss_base"] - manifest.metrics["loss"]["value"]
+    assert margin > 1
+    assert bare - trained == pytest.approx(margin, abs=2 * LOSS_TOLERANCE)
+
+
+def test_twenty_held_out_moments_give_answers(embedded: Path, xiaoman: Persona, learned: corpus.Corpus) -> None:
+    assert xiaoman.version is not None
+    manifest, fmt = xiaoman.version.manifest, FORMATS[xiaoman.version.manifest.format]
+    asked = answers.spread(answers.questions(learned, fmt, manifest.system_prompt, samples.Split.TEST), MOMENTS)
+    assert len(asked) == MOMENTS
+    said = answers.answer(
+        embedded, base.EMBEDDED_SHA256, xiaoman.version.lora, fmt, asked, xiaoman.spec.sampling, config.Engine()
+    )
+    spoken = 0
+    for question, answer in zip(asked, said, strict=True):
+        spoke = decide(_moment(learned, question, answer.p_silent), manifest.calibration, {}, 0.5).speaks
+        if not spoke:
+            continue
+        spoken += 1
+        assert answer.text.strip()
+        assert not gate.holds_markers(answer.text)
+        assert not gate.loops(answer.text)
+        assert not gate.copies(gate.Answer(question.heard.split("\n")[-1], answer.text))
+    assert spoken >= MOMENTS // 2, "she answered all of these moments herself"
+
+
+def _moment(learned: corpus.Corpus, question: answers.Question, p_silent: float):  # type: ignore[no-untyped-def]
+    for part in learned.scenes:
+        for number, exchange in enumerate(part.exchanges):
+            if str(part.scene) == question.scene and "\n".join(m.text for m in exchange.heard) == question.heard:
+                return moment_of(
+                    exchange, last_spoke=part.last_spoke[number], ids=learned.ids, names=learned.names,
+                    quoted=part.quoted, ours=lambda m: spoken_by(m, learned.people), zone=learned.zone,
+                    p_silent=p_silent,
+                )  # fmt: skip
+    raise AssertionError("the question is not in the corpus")

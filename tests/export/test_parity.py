@@ -1,0 +1,200 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import tinymodel
+import torch
+from nasty import TEXTS
+from transformers import AutoTokenizer
+
+from bot.errors import ExportError
+from bot.llama import Model, Scorer
+from bot.persona import Base, sha256
+from bot.prompt import Piece, clean
+from export.lora import export
+from export.parity import (
+    LOSS_GAP_MAX,
+    PROBES,
+    SILENCE_GAP_MAX,
+    Passage,
+    Scores,
+    compare,
+    differing_pieces,
+    same_end,
+    served_scores,
+    trained_scores,
+)
+from training.hf import HFTokenizer
+
+# peft 0.21 asks transformers 5.23 for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+ARCHITECTURES = ("gemma3", "qwen3", "llama")
+PIECES = [
+    Piece("<start_of_turn>user\n", control=True),
+    Piece("你好呀 今天\n<end_of_turn>"),
+    Piece("<|im_end|>\n", True),
+]
+
+
+@pytest.fixture(scope="module")
+def tinies(tmp_path_factory):
+    return {a: tinymodel.build(tmp_path_factory.mktemp(a), a) for a in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def exported(tinies, tmp_path_factory):
+    """Architecture → (PEFT folder, LoRA GGUF)."""
+    found = {}
+    for architecture, tiny in tinies.items():
+        folder = tmp_path_factory.mktemp("lora")
+        peft = tinymodel.random_lora(tiny, folder / "peft")
+        base = Base(file=tiny.gguf.name, sha256=sha256(tiny.gguf), architecture=architecture)
+        found[architecture] = (peft, export(peft, tiny.hf, base, folder / "lora.gguf").path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(tinies):
+    found = {a: Model(t.gguf) for a, t in tinies.items()}
+    yield found
+    for model in found.values():
+        model.close()
+
+
+def passages(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(300, 600, (5, 60), generator=generator).tolist()
+    return [Passage(tuple(r), wanted=tuple(range(20, 60, 2)), decisions=(20, 40)) for r in rows]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_models_give_the_same_ids_in_hugging_face_and_llama_cpp(tinies, models, architecture):
+    ours, theirs = HFTokenizer(tinies[architecture].hf), models[architecture]
+    assert len(TEXTS) >= 100
+    for text in map(clean, TEXTS):
+        for control in (False, True):
+            assert ours.tokens(text, control) == theirs.tokens(text, control), (text, control)
+    assert ours.bos == theirs.bos
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tiny_gguf_read_by_transformers_is_the_checkpoint_it_was_made_of(tinies, architecture):
+    tiny = tinies[architecture]
+    again = AutoTokenizer.from_pretrained(tiny.gguf.parent, gguf_file=tiny.gguf.name)
+    ours = HFTokenizer(tiny.hf)
+    for text in map(clean, TEXTS):
+        assert again.backend_tokenizer.encode(text, add_special_tokens=False).ids == ours.tokens(text, True), text
+
+
+@pytest.mark.parametrize(("architecture", "end"), [("gemma3", 5), ("qwen3", -1), ("llama", -1)])
+def test_end_of_turn_is_one_equal_token_that_ends_generation(tinies, models, architecture, end):
+    model = models[architecture]
+    assert same_end(model.format, HFTokenizer(tinies[architecture].hf), model)
+    assert model.end_id in model.end_ids
+    assert model.end_id == (end if end >= 0 else model.n_vocab + end)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_faithful_export_passes_with_every_figure_well_inside_its_limit(tinies, models, exported, architecture):
+    tiny, (peft, lora) = tinies[architecture], exported[architecture]
+    model = models[architecture]
+    scorer = Scorer(tiny.gguf, lora, 512, n_threads=1)
+    served = served_scores(scorer, passages(), model.end_id)
+    scorer.close()
+    trained = trained_scores(tiny.hf, peft, passages(), model.end_id)
+    tokenizer = HFTokenizer(tiny.hf)
+
+    parity = compare(
+        trained, served, differing_pieces(PIECES, tokenizer, model), same_end(model.format, tokenizer, model)
+    )
+
+    assert parity.passed
+    assert parity.faults == []
+    assert (parity.n_tokens, parity.n_decisions) == (100, 10)
+    assert (parity.pieces, parity.pieces_differing) == (len(PROBES) + 3, 0)
+    assert abs(parity.loss_gap) < 0.001
+    assert parity.token_gap < 0.005
+    assert parity.silence_gap < 0.0005
+    shown = json.loads(parity.model_dump_json())
+    assert shown["passed"] is True
+    assert shown["loss_gap"] == pytest.approx(parity.loss_served - parity.loss_trained)
+
+
+def test_a_lora_left_out_of_the_export_does_not_pass(tinies, models, exported):
+    tiny, (peft, _), end_id = tinies["gemma3"], exported["gemma3"], models["gemma3"].end_id
+    ids = passages()[0].ids
+    everywhere = [Passage(ids, tuple(range(1, 60)))]
+    gain = (
+        trained_scores(tiny.hf, peft, everywhere, end_id).log_p
+        - trained_scores(tiny.hf, None, everywhere, end_id).log_p
+    )
+    # The words the LoRA makes likelier, as trained words are; over random ones its effect is 0 on average.
+    learned = [Passage(ids, tuple(i + 1 for i in range(59) if gain[i] > 0.05))]
+    scorer = Scorer(tiny.gguf, None, 512, n_threads=1)
+    parity = compare(
+        trained_scores(tiny.hf, peft, learned, end_id), served_scores(scorer, learned, end_id), (1, 0), True
+    )
+    scorer.close()
+    assert not parity.passed
+    assert "held-out loss differs" in parity.faults[0]
+
+
+def test_logits_in_chunks_equal_logits_in_one(tinies, models):
+    tiny = tinies["gemma3"]
+    ids = torch.randint(300, 600, (200,), generator=torch.Generator().manual_seed(3)).tolist()
+    whole = trained_scores(tiny.hf, None, [Passage(tuple(ids), tuple(range(1, 200)))], 5)
+    single = [trained_scores(tiny.hf, None, [Passage(tuple(ids), (i,))], 5).log_p[0] for i in (1, 64, 65, 128, 199)]
+    assert whole.log_p[[0, 63, 64, 127, 198]] == pytest.approx(single, abs=1e-5)
+    assert whole.loss == pytest.approx(-whole.log_p.mean())
+
+
+def scores(log_p, p_silent=()):
+    return Scores(np.array(log_p, dtype=float), np.array(p_silent, dtype=float))
+
+
+LIMITS = [
+    (scores([-2.0] * 10), scores([-2.0 - LOSS_GAP_MAX * 0.99] * 10), True),
+    (scores([-2.0] * 10), scores([-2.0 - LOSS_GAP_MAX * 1.01] * 10), False),
+    (scores([-2.0] * 10), scores([-2.0 + LOSS_GAP_MAX * 1.01] * 10), False),
+    (scores([-2.0], [0.5, 0.5]), scores([-2.0], [0.5 + SILENCE_GAP_MAX * 0.99, 0.5 - SILENCE_GAP_MAX * 0.99]), True),
+    (scores([-2.0], [0.5, 0.5]), scores([-2.0], [0.5 + SILENCE_GAP_MAX * 1.01, 0.5 - SILENCE_GAP_MAX * 1.01]), False),
+    (scores([-2.0, math.nan]), scores([-2.0, -2.0]), False),
+    (scores([-2.0]), scores([-math.inf]), False),
+    (scores([-2.0], [0.5]), scores([-2.0], [math.nan]), False),
+]
+
+
+@pytest.mark.parametrize(("trained", "served", "passes"), LIMITS)
+def test_limits_hold_on_both_sides_and_no_number_never_passes(trained, served, passes):
+    assert compare(trained, served, (1, 0), True).passed is passes
+
+
+def test_one_differing_text_or_another_end_of_turn_does_not_pass():
+    equal = scores([-2.0])
+    assert not compare(equal, equal, (100, 1), True).passed
+    assert not compare(equal, equal, (100, 0), False).passed
+
+
+def test_what_nf4_adds_is_shown_and_not_judged():
+    parity = compare(scores([-2.0]), scores([-2.0]), (1, 0), True, loss_nf4=9.0)
+    assert parity.passed
+    assert json.loads(parity.model_dump_json())["loss_nf4"] == 9.0
+
+
+def test_texts_of_another_vocabulary_are_counted(tinies, models):
+    compared, differing = differing_pieces(PIECES, HFTokenizer(tinies["qwen3"].hf), models["gemma3"])
+    assert differing > compared / 2
+
+
+def test_nothing_held_out_is_an_error_and_so_are_different_passages():
+    with pytest.raises(ExportError, match="no held-out token"):
+        compare(scores([]), scores([]), (1, 0), True)
+    with pytest.raises(ExportError, match="same passages"):
+        compare(scores([-1.0]), scores([-1.0, -1.0]), (1, 0), True)
+
+
+def test_a_missing_checkpoint_is_an_export_error(tmp_path):
+    with pytest.raises(ExportError, match="cannot be loaded for parity"):
+        trained_scores(tmp_path / "nowhere", None, passages(), 5)

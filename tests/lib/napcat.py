@@ -1,0 +1,391 @@
+"""A websockets client that plays NapCat to the real adapter: it connects, says things, answers calls, checks frames.
+
+Every frame it sends or receives is validated against the schemas of tests/data/onebot-schema. Faults found in the
+background are raised by the next `expect`, `quiet` or `close`.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import jsonschema
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+ACCOUNT = "3889000770"
+_SCHEMAS = Path(__file__).resolve().parents[1] / "data" / "onebot-schema"
+_TIMEOUT = "Timeout: NTEvent serviceAndMethod:NodeIKernelMsgService/sendMsg ListenerName:NodeIKernelMsgListener"
+SHADOWED = (1200, _TIMEOUT + '/onMsgInfoListUpdate EventRet:\n{\n    "result": 0,\n    "errMsg": ""\n}\n')
+"""What NapCat says of a message QQ took and never confirmed."""
+REFUSED = (
+    1200,
+    'EventChecker Failed: NTEvent serviceAndMethod:NodeIKernelMsgService/sendMsg EventRet:\n{"result": 120}',
+)
+"""What it says when muted."""
+
+
+@cache
+def _schema(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((_SCHEMAS / f"{name}.schema.json").read_text("utf-8"))
+    return loaded
+
+
+@cache
+def _event_validator() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(_schema("Event"))
+
+
+@cache
+def _call_validator(action: str) -> jsonschema.Draft7Validator | None:
+    calls = _schema("Calls")
+    if action not in calls["definitions"]["Calls"]["properties"]:
+        return None
+    return jsonschema.Draft7Validator({**calls, "$ref": f"#/definitions/Calls/properties/{action}"})
+
+
+@dataclass(frozen=True, slots=True)
+class Bubble:
+    """A message the bot sent.
+
+    Args:
+        scene: `group:ID` or `private:ID`.
+        segments: as they were on the wire.
+        id: what was answered, None for a failure.
+        at: monotonic seconds when the call came.
+    """
+
+    scene: str
+    segments: list[dict[str, Any]]
+    id: int | None
+    at: float
+
+    @property
+    def text(self) -> str:
+        """Its text segments joined."""
+        return "".join(s["data"]["text"] for s in self.segments if s["type"] == "text")
+
+
+@dataclass
+class NapCat:
+    """One account's client.
+
+    Args:
+        url: the reverse WebSocket.
+        token: None sends no Authorization header.
+        account: QQ number.
+        authorization: how the token is sent, `Bearer`, `Token`, or `query`.
+        reports_own: whether `message_sent` follows our own sends: "before" or "after" the API answer, or never.
+    """
+
+    url: str
+    token: str | None = None
+    account: str = ACCOUNT
+    authorization: str = "Bearer"
+    reports_own: str | None = None
+    delays: dict[str, float] = field(default_factory=dict)
+    """Seconds before an action is answered."""
+    failures: dict[str, deque[tuple[int, str]]] = field(default_factory=dict)
+    """(retcode, wording) of the next calls of an action."""
+    deaf: set[str] = field(default_factory=set)
+    """Actions that are never answered."""
+    answers_per_call: int = 1
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    bubbles: list[Bubble] = field(default_factory=list)
+    events: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Message events by message_id, for get_msg."""
+
+    def __post_init__(self) -> None:
+        self._socket: ClientConnection | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._faults: list[Exception] = []
+        self._seen = 0
+        self._numbers: Counter[str] = Counter()
+
+    # -- the connection ---------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect, and say so as NapCat does: lifecycle, then a heartbeat."""
+        headers = {"X-Self-ID": self.account, "x-client-role": "Universal"}
+        url = self.url
+        if self.token is not None and self.authorization == "query":
+            url += f"?access_token={self.token}"
+        elif self.token is not None:
+            headers["Authorization"] = f"{self.authorization} {self.token}"
+        self._socket = await connect(
+            url,
+            additional_headers=headers,
+            user_agent_header="OneBot/11",
+            proxy=None,
+            ping_interval=None,
+            max_size=None,
+        )
+        self._spawn(self._listen(self._socket))
+        await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
+        await self.heartbeat()
+
+    async def heartbeat(self) -> None:
+        """Say that all is well."""
+        status = {"online": True, "good": True}
+        await self.emit(post_type="meta_event", meta_event_type="heartbeat", status=status, interval=30000)
+
+    async def close(self) -> None:
+        """Disconnect politely; raises what was wrong with frames meanwhile."""
+        if self._socket is not None:
+            await self._socket.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._raise_faults()
+
+    async def vanish(self) -> None:
+        """Stop reading and answering without closing: what a cut cable looks like from the other side."""
+        assert self._socket is not None
+        self._socket.transport.pause_reading()
+
+    async def drop(self) -> None:
+        """Cut the connection without a goodbye."""
+        assert self._socket is not None
+        self._socket.transport.resume_reading()
+        self._socket.transport.abort()
+        await self._socket.wait_closed()
+
+    async def closed(self, within_s: float) -> bool:
+        """Whether the other side closes the connection in time."""
+        assert self._socket is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._socket.wait_closed(), within_s)
+            return True
+        return False
+
+    # -- what happens in QQ -----------------------------------------------------------------------
+
+    async def say(
+        self, words: str | Sequence[Mapping[str, Any]], *, user: int = 10001, name: str = "阿泽",
+        group: int | None = None, quotes: int | None = None, role: str = "member", deliver: bool = True, **changed: Any,
+    ) -> int:  # fmt: skip
+        """Somebody says something, in a group or in private; gives the message id.
+
+        Args:
+            words: text, or segments.
+            quotes: message id quoted.
+            deliver: False only prepares the event, for `deliver`.
+            changed: fields of the event to put otherwise, `time=…`.
+        """
+        return await self._message(words, user, name, group, quotes, role, deliver, {"post_type": "message"} | changed)
+
+    async def say_myself(
+        self, words: str | Sequence[Mapping[str, Any]], *, group: int | None = None, to: int = 10001, **changed: Any
+    ) -> int:
+        """The account's owner says something from another device: a `message_sent` event."""
+        sent = {"post_type": "message_sent", "message_sent_type": "self", "target_id": group or to}
+        return await self._message(words, int(self.account), "本人", group, None, "member", True, sent | changed)
+
+    async def deliver(self, message_id: int) -> None:
+        """Send a message event that was prepared, or send one again."""
+        await self._send_event(self.events[message_id])
+
+    async def recall(self, message_id: int) -> None:
+        """Take a message back."""
+        event = self.events[message_id]
+        user = event["user_id"]
+        if "group_id" in event:
+            await self.emit(
+                post_type="notice", notice_type="group_recall", group_id=event["group_id"], user_id=user,
+                operator_id=user, message_id=message_id,
+            )  # fmt: skip
+        else:
+            await self.emit(post_type="notice", notice_type="friend_recall", user_id=user, message_id=message_id)
+
+    async def emit(self, *, valid: bool = True, **frame: Any) -> None:
+        """Send an event; `valid=False` for what no NapCat would send."""
+        event = {"time": int(time.time()), "self_id": int(self.account), **frame}
+        await self._send_event(event, valid)
+
+    async def raw(self, frame: str | bytes) -> None:
+        """Send a frame as it is."""
+        assert self._socket is not None
+        await self._socket.send(frame)
+
+    # -- what the bot said ------------------------------------------------------------------------
+
+    async def expect(self, n: int = 1, within_s: float = 10.0) -> list[Bubble]:
+        """The next `n` bubbles the bot sent; AssertionError if they do not come in time."""
+        deadline = time.monotonic() + within_s
+        while len(self.bubbles) - self._seen < n and time.monotonic() < deadline:
+            self._raise_faults()
+            await asyncio.sleep(0.01)
+        found = self.bubbles[self._seen : self._seen + n]
+        assert len(found) == n, f"{len(found)} of {n} bubbles came within {within_s} s"
+        self._seen += n
+        self._raise_faults()
+        return found
+
+    async def quiet(self, for_s: float) -> None:
+        """AssertionError if the bot says anything in this time."""
+        deadline = time.monotonic() + for_s
+        while time.monotonic() < deadline:
+            found = self.bubbles[self._seen :]
+            assert not found, f"the bot said {[b.text for b in found]}"
+            await asyncio.sleep(0.01)
+        self._raise_faults()
+
+    async def ask(self, words: str, within_s: float = 10.0, **where: Any) -> str:
+        """Say something and give the text of the next bubble."""
+        await self.say(words, **where)
+        return (await self.expect(1, within_s))[0].text
+
+    # -- below ------------------------------------------------------------------------------------
+
+    def _raise_faults(self) -> None:
+        if self._faults:
+            raise self._faults.pop(0)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._faults.append(error)
+
+    async def _message(
+        self, words: Any, user: int, name: str, group: int | None, quotes: int | None, role: str, deliver: bool,
+        changed: dict[str, Any],
+    ) -> int:  # fmt: skip
+        place = f"group:{group}" if group else f"private:{changed.get('target_id', user)}"
+        message_id, seq = self._next(place)
+        segments = [text(words)] if isinstance(words, str) else [dict(s) for s in words]
+        if quotes is not None:
+            segments.insert(0, reply(quotes))
+        event: dict[str, Any] = {
+            "self_id": int(self.account), "user_id": user, "time": int(time.time()), "message_id": message_id,
+            "message_seq": message_id, "real_id": message_id, "real_seq": str(seq),
+            "message_type": "group" if group else "private", "raw_message": "", "font": 14, "message": segments,
+            "sub_type": "normal" if group else "friend", "message_format": "array",
+            "sender": {"user_id": user, "nickname": name, "card": ""} | ({"role": role} if group else {}),
+            **({"group_id": group, "group_name": "测试群"} if group else {"target_id": user}), **changed,
+        }  # fmt: skip
+        self.events[message_id] = event
+        if deliver:
+            await self._send_event(event)
+        return message_id
+
+    def _next(self, place: str) -> tuple[int, int]:
+        """A new id, as NapCat makes them (31 bits of an md5), and the scene's next running number."""
+        self._numbers[place] += 1
+        seq = time.time_ns() // 1_000_000 % 1_000_000_000 + self._numbers[place]
+        digest = hashlib.md5(f"{place}|{time.time_ns()}|{seq}".encode(), usedforsecurity=False).digest()
+        return int.from_bytes(digest[:4], "big") >> 1 or 1, seq
+
+    async def _send_event(self, event: Mapping[str, Any], valid: bool = True) -> None:
+        if valid:
+            _event_validator().validate(event)
+        await self.raw(json.dumps(event, ensure_ascii=False))
+
+    async def _listen(self, socket: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for frame in socket:
+                call = json.loads(frame)
+                assert set(call) == {"action", "params", "echo"}, f"a call has the fields {sorted(call)}"
+                self.calls.append(call)
+                if (validator := _call_validator(call["action"])) is not None:
+                    validator.validate(call["params"])
+                self._spawn(self._answer(call))
+
+    async def _answer(self, call: dict[str, Any]) -> None:
+        action, params = call["action"], call["params"]
+        at = time.monotonic()
+        await asyncio.sleep(self.delays.get(action, 0.0))
+        if action in self.deaf:
+            if action.startswith("send_"):
+                self._sent(params, at, None)
+            return
+        if self.failures.get(action):
+            retcode, words = self.failures[action].popleft()
+            answer = _failed(retcode, words)
+            if action.startswith("send_"):
+                self._sent(params, at, None)
+        else:
+            answer = await self._do(action, params, at)
+        answer |= {"echo": call["echo"], "stream": "normal-action"}
+        for _ in range(self.answers_per_call):
+            await self.raw(json.dumps(answer, ensure_ascii=False))
+        if self.reports_own == "after" and action.startswith("send_") and answer["retcode"] == 0:
+            await self._report_own(params, answer["data"]["message_id"])
+
+    async def _do(self, action: str, params: dict[str, Any], at: float) -> dict[str, Any]:
+        match action:
+            case "send_group_msg" | "send_private_msg":
+                message_id, _ = self._next("sent")
+                if self.reports_own == "before":
+                    await self._report_own(params, message_id)
+                    await asyncio.sleep(0.05)
+                self._sent(params, at, message_id)
+                return _ok({"message_id": message_id})
+            case "get_msg" if params["message_id"] in self.events:
+                return _ok(self.events[params["message_id"]])
+            case "get_msg":
+                return _failed(1200, "消息不存在")
+            case "get_login_info":
+                return _ok({"user_id": int(self.account), "nickname": "本人"})
+            case _:
+                return _failed(1404, f"不支持的Api {action}")
+
+    def _sent(self, params: dict[str, Any], at: float, message_id: int | None) -> None:
+        scene = f"group:{params['group_id']}" if "group_id" in params else f"private:{params['user_id']}"
+        self.bubbles.append(Bubble(scene, params["message"], message_id, at))
+
+    async def _report_own(self, params: dict[str, Any], message_id: int) -> None:
+        group, peer = params.get("group_id"), params.get("user_id", 0)
+        await self.say_myself(params["message"], group=group, to=peer, message_id=message_id)
+
+
+def text(words: str) -> dict[str, Any]:
+    """A text segment."""
+    return {"type": "text", "data": {"text": words}}
+
+
+def at(user: int | str) -> dict[str, Any]:
+    """A mention."""
+    return {"type": "at", "data": {"qq": str(user)}}
+
+
+def face(face_id: int) -> dict[str, Any]:
+    """A system face."""
+    return {"type": "face", "data": {"id": str(face_id), "raw": {"faceIndex": face_id, "faceType": 1}}}
+
+
+def image(summary: str = "", sub_type: int = 0) -> dict[str, Any]:
+    """A picture."""
+    data = {"summary": summary, "file": "A.jpg", "sub_type": sub_type, "url": "http://127.0.0.1/A", "file_size": "9"}
+    return {"type": "image", "data": data}
+
+
+def reply(message_id: int) -> dict[str, Any]:
+    """A quote."""
+    return {"type": "reply", "data": {"id": str(message_id)}}
+
+
+def _ok(data: Any) -> dict[str, Any]:
+    return {"status": "ok", "retcode": 0, "data": data, "message": "", "wording": ""}
+
+
+def _failed(retcode: int, words: str) -> dict[str, Any]:
+    return {"status": "failed", "retcode": retcode, "data": None, "message": words, "wording": words}

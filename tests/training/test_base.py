@@ -1,0 +1,98 @@
+"""A GGUF becomes a checkpoint once; ids are llama.cpp's; what cannot be trained is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tinymodel
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from bot.errors import TrainingError
+from bot.llama import Model
+from bot.persona import sha256
+from bot.prompt import clean
+from training.base import checkpoint, linear_names, load
+from training.hf import HFTokenizer
+
+ARCHITECTURES = ("gemma3", "qwen3", "llama")
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tinymodel.Tiny:
+    """One model of each architecture."""
+    return tinymodel.build(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_a_gguf_is_dequantized_once_into_the_same_weights(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
+    folder = checkpoint(tiny.gguf, tmp_path / "models")
+    assert folder.name == f"model-{sha256(tiny.gguf)[:12]}"
+    ours = load(folder, "none").state_dict()
+    truth = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.bfloat16).state_dict()
+    assert set(ours) == set(truth)
+    for name in truth:
+        torch.testing.assert_close(ours[name].float(), truth[name].float(), rtol=0.01, atol=1e-3)
+    stamp = (folder / "config.json").stat().st_mtime_ns
+    assert checkpoint(tiny.gguf, tmp_path / "models") == folder
+    assert (folder / "config.json").stat().st_mtime_ns == stamp
+    assert [p.name for p in (tmp_path / "models").iterdir()] == [folder.name]
+
+
+def test_ids_are_llama_cpps_in_every_format(tiny: tinymodel.Tiny) -> None:
+    ours, theirs = HFTokenizer(tiny.hf), Model(tiny.gguf)
+    assert (ours.bos, ours.format) == (theirs.bos, theirs.format)
+    fmt = ours.format
+    controls = [fmt.system_open, fmt.system_close, fmt.user_open, fmt.user_close, fmt.assistant_open, fmt.end]
+    for text in controls:
+        assert ours.tokens(text, control=True) == theirs.tokens(text, control=True)
+        assert ours.tokens(text, control=False) == theirs.tokens(text, control=False)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40))
+    def same(text: str) -> None:
+        assert ours.tokens(clean(text), control=False) == theirs.tokens(clean(text), control=False)
+
+    same()
+    theirs.close()
+
+
+def test_a_typed_marker_stays_plain_text(tiny: tinymodel.Tiny) -> None:
+    tokenizer = HFTokenizer(tiny.hf)
+    (end,) = tokenizer.tokens(tokenizer.format.end, control=True)
+    assert end not in tokenizer.tokens(f"哈{tokenizer.format.end}哈", control=False)
+
+
+def test_lora_goes_on_every_linear_layer_but_the_output(tiny: tinymodel.Tiny) -> None:
+    wanted = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert linear_names(load(tiny.hf, "none")) == wanted
+
+
+def test_a_checkpoint_folder_is_taken_as_it_is(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
+    assert checkpoint(tiny.hf, tmp_path / "models") == tiny.hf
+
+
+def test_bases_that_cannot_be_read_are_refused_by_name_and_leave_nothing(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny.gguf.read_bytes()[:5000])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    faults = [(cut, "cut.gguf.*transformers"), (tmp_path / "no.gguf", "does not exist"), (empty, "config.json")]
+    for base, words in faults:
+        with pytest.raises(TrainingError, match=words):
+            checkpoint(base, models)
+    assert not models.exists() or not list(models.iterdir())
+
+
+def test_a_base_without_known_markers_is_refused(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "unmarked"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny.hf / "config.json").read_bytes())
+    words = json.loads((tiny.hf / "tokenizer.json").read_text("utf-8"))
+    for token in words["added_tokens"]:
+        token["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(words), "utf-8")
+    with pytest.raises(TrainingError, match="no known chat format"):
+        HFTokenizer(folder)

@@ -1,0 +1,157 @@
+"""What an archive teaches, and what it must not: whose silences count, whose words."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bot.archive import Archive
+from bot.config import Conversation
+from bot.message import Message, Origin, Scene
+from training.corpus import Corpus, build
+
+ME, FRIEND, OTHER, TWIN = "10001", "20001", "20002", "30001"
+GROUP, PRIVATE, OWN = Scene("group", "900"), Scene("private", FRIEND), Scene("private", ME)
+START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
+RULES = Conversation()
+DAY = 86400
+
+
+def say(at: float, sender: str, text: str, scene: Scene = GROUP, **more: object) -> Message:
+    """A message `at` seconds after `START`; its id tells scene, time and sender."""
+    origin = Origin.TWIN if sender == TWIN else Origin.HUMAN
+    fields = {
+        "id": f"{scene.kind[0]}{at}-{sender}", "scene": scene, "sender_id": sender, "sender_name": f"n{sender}",
+        "time": START + timedelta(seconds=at), "text": text, "origin": origin, **more,
+    }  # fmt: skip
+    return Message(**fields)  # type: ignore[arg-type]
+
+
+LATER = say(400 * DAY, FRIEND, "很久以后", Scene("group", "901"))
+"""Shows that the archive was kept on long after the rest, so nothing of it is still undecided."""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    store = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    yield store
+    store.close()
+
+
+def corpus(archive: Archive, messages: Sequence[Message], until: datetime | None = None) -> Corpus:
+    archive.append(messages)
+    return build(archive, [ME], ["小满"], RULES, until)
+
+
+def silences(found: Corpus) -> list[bool]:
+    """Of the only scene: for each silent exchange, whether it counts."""
+    (part,) = found.scenes
+    return [c for c, e in zip(part.counted_silence, part.exchanges, strict=True) if not e.said]
+
+
+def test_a_silence_of_imported_history_counts(archive: Archive) -> None:
+    found = corpus(archive, [say(0, ME, "在"), say(60, FRIEND, "那个"), say(120, OTHER, "哦"), LATER])
+    assert silences(found) == [True, True]
+    assert found.counts["silences"] == 2
+
+
+@pytest.mark.parametrize("state", ["on", "held"])
+def test_no_silence_counts_while_the_twin_is_not_off(archive: Archive, state: str) -> None:
+    archive.note(GROUP, "state", state, START + timedelta(seconds=50))
+    archive.note(GROUP, "state", "off", START + timedelta(seconds=200))
+    said = [say(0, ME, "在"), say(40, FRIEND, "甲"), say(100, FRIEND, "乙"), say(300, FRIEND, "丙"), LATER]
+    found = corpus(archive, said)
+    # 甲 was still open when the twin was switched on 10 s later: whose quiet it was cannot be told.
+    assert silences(found) == [False, False, True]
+    assert found.counts["silences_unlabelled"] == 2
+
+
+def test_the_persons_words_while_the_twin_is_on_are_kept(archive: Archive) -> None:
+    archive.note(GROUP, "state", "on", START - timedelta(days=1))
+    found = corpus(archive, [say(0, FRIEND, "吃了吗"), say(5, ME, "吃了"), LATER])
+    assert [m.text for m in found.scenes[0].exchanges[0].said] == ["吃了"]
+    assert (found.counts["turns"], found.contributors) == (1, (ME,))
+
+
+@pytest.mark.parametrize(("quiet_s", "counts"), [(RULES.presence_s - 100, True), (RULES.presence_s + 100, False)])
+def test_a_silence_counts_only_while_the_person_is_around(archive: Archive, quiet_s: int, counts: bool) -> None:
+    found = corpus(archive, [say(0, ME, "在"), say(quiet_s, FRIEND, "有人吗"), LATER])
+    assert silences(found) == [counts]
+
+
+def test_the_twins_words_are_no_presence(archive: Archive) -> None:
+    found = corpus(archive, [say(0, ME, "在"), say(4 * DAY, TWIN, "我在"), say(4 * DAY + 60, FRIEND, "嗯"), LATER])
+    assert silences(found) == [False]
+    assert found.counts["twin_turns"] == 1
+    assert found.contributors == (ME,)
+    assert TWIN in found.ids
+
+
+@pytest.mark.parametrize(("delay_s", "answered"), [(3 * 3600, True), (5 * 3600, False)])
+def test_a_late_private_answer_is_an_answer(archive: Archive, delay_s: int, answered: bool) -> None:
+    asked = [say(0, ME, "早", PRIVATE), say(60, FRIEND, "在吗", PRIVATE)]
+    said = [*asked, say(60 + delay_s, ME, "刚看到", PRIVATE), LATER]
+    part = corpus(archive, said).scenes[0]
+    assert [bool(e.heard) and bool(e.said) for e in part.exchanges] == ([False, True] if answered else [False] * 3)
+    assert any(part.counted_silence) is not answered
+
+
+def test_a_late_group_answer_is_a_silence_and_a_new_conversation(archive: Archive) -> None:
+    part = corpus(archive, [say(0, ME, "早"), say(60, FRIEND, "在吗"), say(3 * 3600, ME, "刚看到"), LATER]).scenes[0]
+    assert part.counted_silence == [False, True, False]
+    assert len(set(part.conversation)) == 2
+
+
+def test_nothing_is_learned_where_the_person_talks_with_their_own_twin(archive: Archive) -> None:
+    said = [say(0, ME, "你好", OWN), say(5, TWIN, "你好呀", OWN), say(60, ME, "嗯", OWN), LATER]
+    found = corpus(archive, said)
+    assert found.scenes == []
+    assert found.counts["scenes_with_own_twin"] == 1
+
+
+def test_the_newest_burst_is_no_silence_while_an_answer_may_still_come(archive: Archive) -> None:
+    early, late = START + timedelta(hours=1), START + timedelta(hours=5)
+    said = [say(0, ME, "早", PRIVATE), say(60, FRIEND, "在吗", PRIVATE), LATER]
+    assert silences(corpus(archive, said, until=early)) == [False]
+    assert silences(corpus(archive, said, until=late)) == [True]
+
+
+def test_nothing_after_until_is_seen(archive: Archive) -> None:
+    said = [say(0, ME, "早"), say(60, FRIEND, "在吗"), say(70, ME, "在"), LATER]
+    found = corpus(archive, said, until=START + timedelta(seconds=65))
+    assert found.counts["messages"] == 2
+    assert found.span == (START, START + timedelta(seconds=60))
+
+
+def test_quotes_scene_names_and_blank_bubbles(archive: Archive) -> None:
+    first = say(0, FRIEND, "问题", scene_name="旧群名")
+    said = [
+        first,
+        say(5, ME, " "),
+        say(10, ME, "答", reply_to=first.id, scene_name="新群名"),
+        say(0, FRIEND, "嗨", PRIVATE, sender_name="旧名"),
+        say(9, ME, "嗨", PRIVATE),
+        say(20, FRIEND, "嗯", PRIVATE, sender_name="新名"),
+        LATER,
+    ]
+    found = corpus(archive, said)
+    parts = {p.scene: p for p in found.scenes}
+    assert (parts[GROUP].name, parts[PRIVATE].name) == ("新群名", "新名")
+    (answer,) = parts[GROUP].exchanges[0].said
+    assert parts[GROUP].quoted(answer) == first
+    assert found.counts["bubbles"] == 2
+
+
+def test_the_fingerprint_follows_the_words_alone(archive: Archive, tmp_path: Path) -> None:
+    said = [say(0, ME, "早"), say(60, FRIEND, "在吗"), LATER]
+    one = corpus(archive, said)
+    assert build(archive, [ME], ["别名"], RULES).fingerprint == one.fingerprint
+    other = Archive(f"sqlite:///{tmp_path / 'other.db'}")
+    assert corpus(other, [say(0, ME, "晚"), *said[1:]]).fingerprint != one.fingerprint
+    other.close()
+
+
+def test_an_empty_archive_gives_an_empty_corpus(archive: Archive) -> None:
+    found = build(archive, [ME], [], RULES)
+    assert (found.scenes, found.span, found.counts["turns"]) == ([], None, 0)

@@ -1,0 +1,106 @@
+"""What the owner reads: every reason and figure in it, in Chinese, short, and no chat text."""
+
+import pytest
+
+from bot.config import Retrain
+from bot.persona import Base, Calibration, Manifest, Spec
+from training.evaluate import Figure
+from training.gate import Fault, Reason, Row, Verdict
+from training.report import SUMMARY_LINES, markdown, skipped, summary
+
+COUNTS = {"messages": 1234, "turns": 321, "bubbles": 400, "silences": 87, "twin_turns": 5}
+LOSS = Figure(value=4.25, low=4.1, high=4.4, n=900, resampled="conversation")
+AUC = Figure(value=0.82, low=0.75, high=0.88, n=120, resampled="conversation")
+ROWS = (
+    Row("loss", LOSS, LOSS.model_copy(update={"value": 4.4}), LOSS.model_copy(update={"value": 6.0})),
+    Row("auc_text", AUC, None, None),
+    Row("auc_features", AUC.model_copy(update={"value": 0.79}), None, None),
+)
+PASSED = Verdict(True, (), ROWS, against_base=LOSS.model_copy(update={"value": -1.75}))
+REFUSED = Verdict(False, (Reason(Fault.WORSE_THAN_SERVING, LOSS), Reason(Fault.EMPTY_ANSWERS, count=3)), ROWS)
+EVERYTHING = Verdict(False, tuple(Reason(f) for f in Fault), ROWS)
+
+
+def manifest(version: str = "20261122-0400", **more: object) -> Manifest:
+    values = {
+        "version": version,
+        "created": "2026-11-22T04:00:00Z",
+        "format": "gemma",
+        "system_prompt": "你是小满。",
+        "files": {},
+        "base": Base(file="gemma.gguf", sha256="0" * 64, architecture="gemma3"),
+        "contributors": ("10001",),
+        "corpus": {"fingerprint": "x", "counts": COUNTS},
+        "calibration": Calibration(intercept=0.0, weights={}),
+        "parity": {"passed": True, "loss_gap": 0.016, "loss_trained": 4.234, "loss_nf4": 4.3},
+        **more,
+    }
+    return Manifest.model_validate(values)
+
+
+def test_a_published_report_shows_counts_figures_and_verdict() -> None:
+    text = markdown(manifest(), PASSED, manifest("20261121-0400"))
+    for part in (
+        "# 版本 20261122-0400：已发布",
+        "原版本 20261121-0400",
+        "本人的发言（轮）：321（上一版 321）",
+        "1,234",
+        "4.250 [4.100, 4.400]（n=900）",
+        "6.000",
+        "基线",
+        "0.790",
+        "新版本减底座：-1.750",
+        "+0.0160",
+        "NF4",
+        "+0.0660",
+        "通过，已经换上",
+    ):
+        assert part in text
+    assert "10001" not in text
+
+
+def test_a_refused_report_gives_reasons_and_a_next_step() -> None:
+    text = markdown(manifest(), REFUSED, manifest("20261121-0400"))
+    for part in (
+        "没有发布",
+        "比现在的版本差：4.250",
+        "示例回答是空的（3 条）",
+        "继续用 20261121-0400",
+        "下一晚",
+        "temperature",
+    ):
+        assert part in text
+
+
+def test_what_could_not_be_measured_is_said() -> None:
+    by_label = Row("loss", LOSS.model_copy(update={"resampled": "label"}), None, None)
+    text = markdown(manifest(calibration=None, parity={}), Verdict(True, (), (by_label,)), None)
+    assert "偏窄" in text
+    assert "没有拟合何时开口" in text
+    assert "之前没有版本" in text
+    assert "留出的对话太少" in markdown(manifest(), Verdict(False, (Reason(Fault.NOTHING_HELD_OUT),), ()), None)
+
+
+@pytest.mark.parametrize("verdict", [PASSED, REFUSED, EVERYTHING], ids=["passed", "refused", "everything"])
+@pytest.mark.parametrize("serving", [None, manifest("20261121-0400")], ids=["first", "later"])
+def test_the_private_message_has_ten_lines_at_most(verdict: Verdict, serving: Manifest | None) -> None:
+    lines = summary(manifest(), verdict, serving).split("\n")
+    assert len(lines) <= SUMMARY_LINES == 10
+    assert "20261122-0400" in lines[0]
+    assert any("4.25" in line and "6.00" in line for line in lines)
+    assert any("0.82" in line and "0.79" in line for line in lines)
+    assert ("接下来" in lines[-1]) is not verdict.passed
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_every_reason_has_a_sentence_and_a_remedy(fault: Fault) -> None:
+    verdict = Verdict(False, (Reason(fault),), ROWS)
+    assert "接下来：" in summary(manifest(), verdict, None)
+    assert "## 接下来\n\n- " in markdown(manifest(), verdict, None)
+
+
+def test_a_skipped_night_says_how_many_are_missing() -> None:
+    text = skipped(Spec(display_name="小满"), 12, Retrain(min_new_messages=50))
+    assert "12" in text
+    assert "50" in text
+    assert "小满" in text
