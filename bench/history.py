@@ -1,0 +1,33 @@
+"""A foreign history to measure with, where one lies beside the checkout: ../shared/data/qq_sim/family.jsonl."""
+
+from pathlib import Path
+
+from bot import base, config, doctor
+from bot.archive import Archive
+from bot.persona import Manifest, Personas, new_persona
+from training.importers import onebot
+from training.nightly import Night
+
+FAMILY = Path(__file__).parents[2] / "shared" / "data" / "qq_sim" / "family.jsonl"
+
+
+def family(settings: config.Settings, base_path: Path) -> list[Manifest]:
+    """The manifest of a night on the family history, made in data/bench-family/ once; none where it is not there."""
+    if not FAMILY.is_file():
+        return []
+    work = settings.data / "bench-family"
+    training = config.Training(
+        num_train_epochs=2, learning_rate=5e-4, lora_dropout=0.0, per_device_train_batch_size=1, model_max_length=1024
+    )
+    inner = settings.model_copy(update={"paths": config.Paths(data=work), "training": training})
+    personas = Personas(work / "personas", base.digest(base_path))
+    if "family" not in personas.names():
+        archive = Archive(inner.archive_url)
+        result = onebot.load(FAMILY, archive)
+        archive.close()
+        ((me, _),) = result.me.most_common(1)
+        new_persona(personas.root, "family", result.names[me], (me,))
+    if personas.load("family").version is None:
+        Night(inner, "family", base_path, base.digest(base_path), doctor.plain_progress(), None).run(force=True)
+    version = personas.load("family").version
+    return [version.manifest] if version else []
