@@ -4,20 +4,22 @@ Each step leaves its result in the run folder beside the next one's input, so a 
 Refused by the gate or failed: the current version stays, and the owner is told why. Runs in a process of its own.
 """
 
-import json
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from loguru import logger
+from pydantic import ValidationError
 
 from bot.archive import Archive
 from bot.config import Settings
@@ -28,9 +30,14 @@ from bot.prompt import FORMATS, ChatFormat, Piece
 from export import lora, parity
 from training import answers, base, corpus, evaluate, gate, qlora, report, samples, watch
 from training.hf import HFTokenizer
+from training.watch import read_state, write_state
 
 ANSWERS_MAX = 20
 """Answers the gate looks at."""
+SNAPSHOT_FILE = "snapshot.json"
+"""What a run learns from; only a whole night's says `night`, and nothing else is gone on with as one."""
+DONE_FILE = "done.json"
+"""How a night ended; without it the night is unfinished. plugins/retrain/schedule.py looks for both."""
 ATTEMPTS_MAX = 3
 """A night that failed this often is given up, so that a broken step does not run for ever."""
 Progress = Callable[[str, int, int, str], None]
@@ -61,7 +68,7 @@ class Night:
         base_path: the base GGUF.
         base_sha256: its hash.
         progress: told of every step.
-        run: a run folder to work in; None: the unfinished one, else a new one.
+        run: a run folder to work in; None: the unfinished one of the same kind (night or training), else a new one.
 
     Raises:
         PersonaError: there is no such persona.
@@ -76,6 +83,7 @@ class Night:
         self.base_path, self.base_sha256 = base_path, base_sha256
         self.progress = progress
         self._run = run
+        self._whole = False
 
     # -- the whole night --------------------------------------------------------------------------
 
@@ -84,18 +92,29 @@ class Night:
 
         Args:
             force: also with too few new messages.
+
+        Raises:
+            TrainingError: another night runs.
         """
         with _one_at_a_time(self.settings.data / "runs" / "night.lock"):
-            new = self._new_messages()
-            if not force and self._unfinished() is None and new < self.settings.retrain.min_new_messages:
-                return Outcome("skipped", None, report.skipped(self.persona.spec, new, self.settings.retrain))
+            self._whole = True
             try:
+                new = self._new_messages()
+                if not force and self._unfinished() is None and new < self.settings.retrain.min_new_messages:
+                    return Outcome("skipped", None, report.skipped(self.persona.spec, new, self.settings.retrain))
                 return self._steps()
             except TwinError as e:
                 logger.error("the night failed: {}", e)
                 return self._failed(e)
+            except Exception as e:  # noqa: BLE001 - the night's edge: a failed attempt is counted, whatever failed
+                reason = _reason(e)
+                logger.error("the night failed: {}\n{}", reason, "".join(traceback.format_tb(e.__traceback__)))
+                return self._failed(TrainingError(reason))
 
     def _steps(self) -> Outcome:
+        published = self._published()
+        if published is not None:
+            return self._done(published)
         self.train()
         self.export()
         proof = self.prove()
@@ -106,11 +125,21 @@ class Night:
         text = report.markdown(manifest, verdict, serving)
         (self.folder / "report.md").write_text(text, "utf-8")
         (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), "utf-8")
+        kind = "published" if verdict.passed else "refused"
+        outcome = Outcome(kind, manifest.version, report.summary(manifest, verdict, serving))
         if verdict.passed:
             self.progress("publish", 0, 0, "")
+            write_state(self.folder / "verdict.json", {"summary": outcome.summary})
             self.personas.publish(self.persona.name, self._result())
-        kind = "published" if verdict.passed else "refused"
-        return self._done(Outcome(kind, manifest.version, report.summary(manifest, verdict, serving)))
+        return self._done(outcome)
+
+    def _published(self) -> Outcome | None:
+        """The end of a night that was killed after its version became current: it is not judged against itself."""
+        name = self.folder.name
+        if self.persona.version is None or self.persona.version.name != name:
+            return None
+        kept = read_state(self.folder / "verdict.json") or {}
+        return Outcome("published", name, str(kept.get("summary", f"版本 {name} 训练好了，已经换上")))
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -129,23 +158,30 @@ class Night:
 
     def export(self) -> Path:
         """PEFT LoRA → GGUF; gives the file."""
-        out = self.folder / LORA_FILE
-        if not out.exists():
-            self.progress("export", 0, 0, "")
-            checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-            lora.export(self.folder / qlora.LORA_FOLDER, checkpoint, self._base(), out)
+        out, kept, peft = self.folder / LORA_FILE, self.folder / "export.json", self.folder / qlora.LORA_FOLDER
+        made_of = _digest([self.base_sha256, *_hashes(peft)])
+        if out.is_file() and read_state(kept) == {"made_of": made_of, "sha256": sha256(out)}:
+            return out
+        self.progress("export", 0, 0, "")
+        checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
+        lora.export(peft, checkpoint, self._base(), out)
+        write_state(kept, {"made_of": made_of, "sha256": sha256(out)})
         return out
 
     def prove(self) -> parity.Parity:
         """Compare what was trained with what will be served."""
-        file = self.folder / "parity.json"
-        if file.exists():
-            return parity.Parity.model_validate_json(file.read_text("utf-8"))
+        file, peft, exported = self.folder / "parity.json", self.folder / qlora.LORA_FOLDER, self.export()
+        passages = [_passage(w) for w in self.windows if _held_out(w)]
+        precision = base.precision_of(self.settings.training.precision)
+        made_of = _digest([self.base_sha256, sha256(exported), *_hashes(peft), precision, *map(repr, passages)])
+        kept = read_state(file) or {}
+        if kept.get("made_of") == made_of:
+            with suppress(ValidationError):
+                return parity.Parity.model_validate(kept["parity"])
         self.progress("parity", 0, 0, "")
         checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-        passages = [_passage(w) for w in self.windows if _held_out(w)]
-        trained, peft = HFTokenizer(checkpoint), self.folder / qlora.LORA_FOLDER
-        scorer = Scorer(self.base_path, self.export(), self._window_max, self.settings.training.threads)
+        trained = HFTokenizer(checkpoint)
+        scorer = Scorer(self.base_path, exported, self._window_max, self.settings.training.threads)
         try:
             end = scorer.model.end_id
             served = parity.served_scores(scorer, passages, end)
@@ -156,10 +192,10 @@ class Night:
             scorer.close()
         reference = parity.trained_scores(checkpoint, peft, passages, end)
         nf4 = None
-        if base.precision_of(self.settings.training.precision) == "nf4":
+        if precision == "nf4":
             nf4 = parity.trained_scores(checkpoint, peft, passages, end, base.nf4()).loss
         found = parity.compare(reference, served, ids, same_end, nf4)
-        file.write_text(found.model_dump_json(indent=1), "utf-8")
+        write_state(file, {"made_of": made_of, "parity": found.model_dump(mode="json")})
         return found
 
     def measure(self) -> "_Figures":
@@ -179,7 +215,8 @@ class Night:
         )  # fmt: skip
 
     def evaluate_version(self, version: str | None = None) -> dict[str, Any]:
-        """Held-out figures of a version (None: the serving one, else the bare base), as plain values."""
+        """Held-out figures of a version (None: the serving one, else the bare base) now; leaves no run folder."""
+        self.snapshot = self._take_snapshot(datetime.now(UTC))
         name = version or self.personas.current(self.persona.name)
         if name is None:
             scored = self._scored("base", None)
@@ -217,24 +254,39 @@ class Night:
     def folder(self) -> Path:
         """The run folder, its snapshot taken."""
         if self._run is not None:
-            if not (self._run / "snapshot.json").is_file():
-                raise TrainingError(f"{str(self._run)!r} is no run folder (it has no snapshot.json)")
+            if not (self._run / SNAPSHOT_FILE).is_file():
+                raise TrainingError(f"{str(self._run)!r} is no run folder (it has no {SNAPSHOT_FILE})")
             return self._run
         unfinished = self._unfinished()
         if unfinished is not None:
             logger.info("going on with the unfinished run {}", unfinished.name)
             return unfinished
         now = datetime.now(UTC)
-        folder = self._runs / now.strftime("%Y%m%d-%H%M%S")
+        while (folder := self._runs / now.strftime("%Y%m%d-%H%M%S")).exists():
+            now += timedelta(seconds=1)
+        snapshot = self._take_snapshot(now)
         folder.mkdir(parents=True)
-        snapshot = {"until": now.isoformat(), "new_messages": self._new_messages(), "base_sha256": self.base_sha256}
-        _write(folder / "snapshot.json", snapshot)
+        write_state(folder / SNAPSHOT_FILE, snapshot)
         return folder
+
+    @cached_property
+    def snapshot(self) -> dict[str, Any]:
+        """What is learned, and when that was settled."""
+        found = read_state(self.folder / SNAPSHOT_FILE)
+        if found is None:
+            raise TrainingError(f"run {self.folder.name!r} has no readable {SNAPSHOT_FILE}; remove the folder")
+        return found
+
+    def _take_snapshot(self, now: datetime) -> dict[str, Any]:
+        return {
+            "until": now.isoformat(), "new_messages": self._new_messages(), "base_sha256": self.base_sha256,
+            "night": self._whole,
+        }  # fmt: skip
 
     @cached_property
     def learned(self) -> corpus.Corpus:
         """What the archive taught at the snapshot."""
-        until = datetime.fromisoformat(_read(self.folder / "snapshot.json")["until"])
+        until = datetime.fromisoformat(self.snapshot["until"])
         archive = Archive(self.settings.archive_url)
         try:
             spec = self.persona.spec
@@ -273,11 +325,19 @@ class Night:
         return self.settings.data / "runs" / self.persona.name
 
     def _unfinished(self) -> Path | None:
-        """The newest run that was broken off, if its base is still ours."""
+        """The newest run of this kind (night or training), if it was broken off and its base is still ours."""
+        end = DONE_FILE if self._whole else qlora.RECORD_FILE
         for folder in sorted(self._runs.glob("*/"), reverse=True):
-            if (folder / "done.json").exists() or not (folder / "snapshot.json").exists():
+            snapshot = read_state(folder / SNAPSHOT_FILE)
+            if snapshot is None or snapshot.get("night", False) != self._whole:
+                continue
+            if (folder / end).exists():
                 return None
-            return folder if _read(folder / "snapshot.json")["base_sha256"] == self.base_sha256 else None
+            if snapshot.get("base_sha256") == self.base_sha256:
+                return folder
+            if self._whole:  # nothing will ever go on with it
+                write_state(folder / DONE_FILE, {"outcome": "abandoned", "summary": "the base was changed"})
+            return None
         return None
 
     def _new_messages(self) -> int:
@@ -296,8 +356,9 @@ class Night:
     # -- the result -------------------------------------------------------------------------------
 
     def _manifest(self, proof: parity.Parity, figures: "_Figures") -> Manifest:
-        record = _read(self.folder / qlora.RECORD_FILE)
-        snapshot = _read(self.folder / "snapshot.json")
+        record = read_state(self.folder / qlora.RECORD_FILE)
+        if record is None:
+            raise TrainingError(f"run {self.folder.name!r} has no readable {qlora.RECORD_FILE}; train it again")
         files = {LORA_FILE: sha256(self.folder / LORA_FILE)}
         peft = self.folder / qlora.LORA_FOLDER
         files |= {f"{peft.name}/{p.name}": sha256(p) for p in sorted(peft.iterdir()) if p.is_file()}
@@ -310,8 +371,8 @@ class Night:
             system_prompt=self.persona.spec.system_prompt,
             files=files,
             corpus={
-                "fingerprint": self.learned.fingerprint, "until": snapshot["until"], "span": span,
-                "new_messages": snapshot["new_messages"], **self.learned.counts,
+                "fingerprint": self.learned.fingerprint, "until": self.snapshot["until"], "span": span,
+                "new_messages": self.snapshot["new_messages"], **self.learned.counts,
             },
             contributors=self.learned.contributors,
             settings=record["settings"],
@@ -342,14 +403,21 @@ class Night:
 
     def _failed(self, error: TwinError) -> Outcome:
         """A step failed: the next start tries again, at most `ATTEMPTS_MAX` times."""
-        file = self.folder / "attempts.json"
-        attempts = [*(_read(file)["errors"] if file.exists() else []), str(error)]
-        _write(file, {"errors": attempts})
+        folder: Path | None = self.__dict__.get("folder")
+        if folder is None:  # it failed before there was a run to go on with
+            return Outcome("failed", None, report.failed(self.persona.spec, error, 1, ATTEMPTS_MAX))
+        file = folder / "attempts.json"
+        attempts = [*(read_state(file) or {}).get("errors", []), str(error)]
         outcome = Outcome("failed", None, report.failed(self.persona.spec, error, len(attempts), ATTEMPTS_MAX))
-        return self._done(outcome) if len(attempts) >= ATTEMPTS_MAX else outcome
+        try:
+            write_state(file, {"errors": attempts})
+            return self._done(outcome) if len(attempts) >= ATTEMPTS_MAX else outcome
+        except OSError as e:
+            logger.error("the failed attempt cannot be written down ({})", e.strerror)
+            return outcome
 
     def _done(self, outcome: Outcome) -> Outcome:
-        _write(self.folder / "done.json", {"outcome": outcome.kind, "summary": outcome.summary})
+        write_state(self.folder / DONE_FILE, {"outcome": outcome.kind, "summary": outcome.summary})
         return outcome
 
     def _pieces(self, part: corpus.SceneCorpus) -> Iterator[Piece]:
@@ -381,37 +449,58 @@ def _passage(window: samples.Window) -> parity.Passage:
     return parity.Passage(window.ids, wanted, tuple(x.start for x in labels if x.decision))
 
 
+def _hashes(folder: Path) -> list[str]:
+    """Names and hashes of a folder's files."""
+    return [f"{p.name} {sha256(p)}" for p in sorted(folder.iterdir()) if p.is_file()] if folder.is_dir() else []
+
+
+def _digest(parts: Sequence[str]) -> str:
+    """One hash of everything a result was made of."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """One line on an error nobody raised on purpose; its own words only where they cannot hold chat text."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+    if isinstance(error, OSError):
+        return f"{place} ({error.strerror})"
+    if isinstance(error, RuntimeError | MemoryError):  # torch and the allocator: sizes and shapes
+        return f"{place} ({next(iter(str(error).splitlines()), '')[:160]})"
+    return place
+
+
 @contextmanager
 def _one_at_a_time(file: Path) -> Iterator[None]:
-    """Hold the lock of nights; a lock whose process is gone is taken over.
+    """Hold the lock of nights. The operating system's, so it is free when its holder is gone, however it went.
 
     Raises:
         TrainingError: another night runs.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            break
-        except FileExistsError:
-            owner = file.read_text("utf-8").strip()
-            if owner.isdigit() and psutil.pid_exists(int(owner)):
-                raise TrainingError(f"another night runs (process {owner}); wait for it or /train cancel") from None
-            file.unlink(missing_ok=True)
-    try:
-        with os.fdopen(descriptor, "w") as f:
-            f.write(str(os.getpid()))
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as f:
+        if not _locked(descriptor):
+            raise TrainingError(f"another night runs (process {f.read().strip()}); wait for it or /train cancel")
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
         yield
-    finally:
-        file.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return value
+def _locked(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False when another process or night holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
 
+            os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # beyond the words: a locked byte cannot be read
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
 
-def _write(file: Path, value: dict[str, Any]) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
-    os.replace(beside, file)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -6,7 +6,6 @@ the tune split, `train.json` what was done and measured, `loss.png`. Nothing is 
 """
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -32,7 +31,7 @@ from training.base import linear_names, load, precision_of
 from training.batches import IGNORED, ByLength, Row, collate, rows_of
 from training.loss import teach_sparse_loss
 from training.samples import Split, Window
-from training.watch import Progress, Watch, library_versions, peak_rss_bytes, plot
+from training.watch import Progress, Watch, library_versions, peak_rss_bytes, plot, read_state, write_state
 
 RECORD_FILE = "train.json"
 LORA_FOLDER = "peft"
@@ -114,16 +113,14 @@ def _identity(rows: Sequence[Row], tune: Sequence[Row], checkpoint: Path, settin
 def _claim(run_dir: Path, identity: str) -> dict[str, Any] | None:
     """Make the folder this run's: the record of the same run if it is finished, else None; another run's is cleared."""
     mark = run_dir / "run.json"
-    if mark.is_file() and json.loads(mark.read_text("utf-8")).get("identity") == identity:
-        file = run_dir / RECORD_FILE
-        record: dict[str, Any] | None = json.loads(file.read_text("utf-8")) if file.is_file() else None
-        return record
+    if (read_state(mark) or {}).get("identity") == identity:
+        return read_state(run_dir / RECORD_FILE) if (run_dir / LORA_FOLDER).is_dir() else None
     for stale in ("checkpoints", "best", LORA_FOLDER):
         shutil.rmtree(run_dir / stale, ignore_errors=True)
     for stale in (RECORD_FILE, "tune.json", "loss.png"):
         (run_dir / stale).unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"identity": identity}), "utf-8")
+    write_state(mark, {"identity": identity})
     return None
 
 
@@ -263,7 +260,5 @@ def _finish(run_dir: Path, record: dict[str, Any]) -> None:
     plot(record["loss"], record["tune"], run_dir / "loss.png")
     shutil.rmtree(run_dir / LORA_FOLDER, ignore_errors=True)
     os.replace(run_dir / "best", run_dir / LORA_FOLDER)
-    beside = run_dir / f".{RECORD_FILE}.tmp"
-    beside.write_text(json.dumps(record, ensure_ascii=False, indent=1), "utf-8")
-    os.replace(beside, run_dir / RECORD_FILE)
+    write_state(run_dir / RECORD_FILE, record)
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)

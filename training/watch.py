@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -82,7 +83,7 @@ class Watch(TrainerCallback):
         self._began, self.resumed_at = time.monotonic(), state.global_step
         file = self._run_dir / "tune.json"
         if file.is_file() and (self._run_dir / "best").is_dir():
-            self.tune = json.loads(file.read_text("utf-8"))
+            self.tune = (read_state(file) or {}).get("tune", [])
             self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
 
     def on_log(
@@ -121,7 +122,7 @@ class Watch(TrainerCallback):
             self.best_step = state.global_step
         if now is not None:
             self.tune.append({"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), "loss": now})
-            (self._run_dir / "tune.json").write_text(json.dumps(self.tune), "utf-8")
+            write_state(self._run_dir / "tune.json", {"tune": self.tune})
 
     def _tune_loss(self) -> float | None:
         """Mean loss on the tune split in nats per token, or None without any."""
@@ -148,6 +149,25 @@ class Watch(TrainerCallback):
         config.base_model_name_or_path = path
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
+
+
+def write_state(file: Path, state: dict[str, Any]) -> None:
+    """Write a file of a run folder at once or not at all, also when the machine dies."""
+    beside = file.with_name(f".{file.name}.tmp")
+    with beside.open("w", encoding="utf-8") as f:
+        json.dump(state, f, ensure_ascii=False, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(beside, file)
+
+
+def read_state(file: Path) -> dict[str, Any] | None:
+    """What `write_state` wrote; None where there is nothing that can be read, so that the step is done again."""
+    try:
+        state = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def library_versions() -> dict[str, str]:

@@ -6,13 +6,16 @@ the night. Figures are those of a tiny model; what is proven is that every part 
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import lessons
 import pytest
-from daemon import Daemon, persona, settings
+from daemon import ROOT, Daemon, persona, settings
 from napcat import ACCOUNT, NapCat
 from safetensors.torch import load_file, save_file
 
@@ -102,12 +105,24 @@ async def test_the_running_daemon_answers_as_learned(daemon: Daemon, client: Nap
     client.bubbles.clear()
 
 
+def killed_after_training(daemon: Daemon) -> Path:
+    """The run folder of a night that was killed when its LoRA was trained and being exported."""
+    words = ["night", "--persona", "xiaoman", "--force", "--json", "--config", str(daemon.config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    line = [sys.executable, "-m", "bot", *words]
+    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as night:
+        assert night.stdout is not None
+        exporting = any(json.loads(told).get("step") == "export" for told in night.stdout)
+        night.kill()
+    assert exporting
+    return max(p for p in (daemon.data / "runs" / "xiaoman").iterdir() if (p / "peft").is_dir())
+
+
 async def test_a_damaged_result_is_refused_and_the_first_version_stays(
     daemon: Daemon, client: NapCat, first_version: str
 ) -> None:
-    trained = await asyncio.to_thread(daemon.run, "train", "--persona", "xiaoman", within_s=NIGHT_S)
-    assert trained.returncode == 0, trained.stderr
-    weights = Path(trained.stdout.split("run: ")[1].strip()) / "peft" / "adapter_model.safetensors"
+    run = await asyncio.to_thread(killed_after_training, daemon)
+    weights = run / "peft" / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: -4 * t if "lora_B" in name else t for name, t in tensors.items()}, weights)
     ended = await asyncio.to_thread(daemon.run, "night", "--persona", "xiaoman", "--json", within_s=NIGHT_S)
@@ -116,6 +131,7 @@ async def test_a_damaged_result_is_refused_and_the_first_version_stays(
     folder = daemon.data / "personas" / "xiaoman"
     assert (folder / "current").read_text("utf-8").strip() == first_version
     assert [p.name for p in (folder / "versions").iterdir()] == [first_version]
+    assert outcome["version"] == run.name, "the killed night was gone on with"
     assert first_version in await client.ask("/twin status", user=lessons.FRIEND, group=201)
 
 
