@@ -1,0 +1,183 @@
+"""Nights around their steps: skipped, locked out, failed and counted, gone on with. e2e/test_loop.py runs the steps."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import tinymodel
+
+from bot.archive import Archive
+from bot.config import Paths, Retrain, Settings
+from bot.errors import TrainingError
+from bot.message import Message, Scene
+from bot.persona import Base, Manifest, Personas, sha256
+from training.nightly import ATTEMPTS_MAX, Night
+
+ME = "10001"
+SHA = "0" * 64
+
+
+def silent(*_: object) -> None:
+    """Progress nobody watches."""
+
+
+def breaks(error: BaseException) -> Callable[..., None]:
+    """Progress that breaks the night at its first step."""
+
+    def told(*_: object) -> None:
+        raise error
+
+    return told
+
+
+class Killed(BaseException):
+    """Stands for the machine going down: no edge catches it."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A persona and three messages of theirs, in a real archive."""
+    settings = Settings(paths=Paths(data=tmp_path / "data"), retrain=Retrain(min_new_messages=10))
+    folder = settings.data / "personas" / "xiaoman"
+    folder.mkdir(parents=True)
+    (folder / "persona.toml").write_text(f'display_name = "小满"\npeople = ["{ME}"]\n', "utf-8")
+    archive = Archive(settings.archive_url)
+    scene = Scene("private", "20001")
+    archive.append([Message(str(i), scene, ME, "小满", datetime(2026, 3, 2, 4, i, tzinfo=UTC), "早") for i in range(3)])
+    archive.close()
+    return settings
+
+
+def night(settings: Settings, progress: Callable[..., None] = silent, sha: str = SHA) -> Night:
+    return Night(settings, "xiaoman", Path("base.gguf"), sha, progress, None)
+
+
+def runs(settings: Settings) -> list[str]:
+    return sorted(p.name for p in (settings.data / "runs" / "xiaoman").glob("*/"))
+
+
+def test_too_few_new_messages_skip_the_night_and_it_says_so(settings: Settings) -> None:
+    outcome = night(settings).run()
+    assert (outcome.kind, outcome.version) == ("skipped", None)
+    assert "3 条" in outcome.summary
+    assert "10 条" in outcome.summary
+    assert runs(settings) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("too large"),
+        OSError(28, "No space left on device"),
+        KeyError("好耶"),
+        TrainingError("the loss became nan"),
+    ],
+)
+def test_any_error_is_a_counted_attempt_and_the_last_one_ends_the_night(settings: Settings, error: Exception) -> None:
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        outcome = night(settings, breaks(error)).run(force=True)
+        assert outcome.kind == "failed"
+        assert f"第 {attempt} 次" in outcome.summary
+        assert "好耶" not in outcome.summary
+    (name,) = runs(settings)
+    done = json.loads((settings.data / "runs" / "xiaoman" / name / "done.json").read_text("utf-8"))
+    assert done["outcome"] == "failed"
+    assert night(settings).run().kind == "skipped"
+
+
+def test_a_killed_night_is_gone_on_with_also_with_too_few_messages(settings: Settings) -> None:
+    with pytest.raises(Killed):
+        night(settings, breaks(Killed())).run(force=True)
+    (name,) = runs(settings)
+    assert night(settings, breaks(OSError(5, "Input/output error"))).run().kind == "failed"
+    assert runs(settings) == [name]
+
+
+@pytest.mark.parametrize("file", ["snapshot.json", "attempts.json"])
+def test_a_half_written_file_of_state_blocks_no_night(settings: Settings, file: str) -> None:
+    assert night(settings, breaks(MemoryError())).run(force=True).kind == "failed"
+    (name,) = runs(settings)
+    (settings.data / "runs" / "xiaoman" / name / file).write_text('{"err', "utf-8")
+    outcome = night(settings, breaks(MemoryError())).run(force=True)
+    assert (outcome.kind, "第 1 次" in outcome.summary) == ("failed", True)
+
+
+def test_a_training_by_hand_is_resumed_by_training_and_never_as_a_night(settings: Settings) -> None:
+    first = night(settings).folder
+    assert night(settings).folder == first
+    assert night(settings).run().kind == "skipped", "not an unfinished night"
+    (first / "train.json").write_text("{}", "utf-8")
+    assert night(settings).folder != first, "a finished one is not resumed"
+
+
+def test_a_night_of_another_base_is_given_up(settings: Settings) -> None:
+    with pytest.raises(Killed):
+        night(settings, breaks(Killed())).run(force=True)
+    assert night(settings, sha="1" * 64).run().kind == "skipped"
+    (name,) = runs(settings)
+    assert (settings.data / "runs" / "xiaoman" / name / "done.json").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from training.nightly import _one_at_a_time
+with _one_at_a_time(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_night_at_a_time_and_the_lock_of_a_dead_one_is_free(settings: Settings) -> None:
+    lock = settings.data / "runs" / "night.lock"
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError, match=f"another night runs .process {holder.pid}."):
+            night(settings).run()
+        holder.kill()
+    assert night(settings).run().kind == "skipped"
+    lock.write_text("1", "utf-8")  # the id of a process that lives, left by a machine that died
+    assert night(settings).run().kind == "skipped"
+
+
+def test_a_night_killed_after_publishing_ends_as_published_without_judging_itself(settings: Settings) -> None:
+    with pytest.raises(Killed):
+        night(settings, breaks(Killed())).run(force=True)
+    (name,) = runs(settings)
+    result = settings.data / "result"
+    result.mkdir()
+    (result / "lora.gguf").write_bytes(b"GGUF")
+    base = Base(file="base.gguf", sha256=SHA, architecture="gemma3")
+    files = {"lora.gguf": sha256(result / "lora.gguf")}
+    until = {"until": datetime(2026, 3, 3, tzinfo=UTC).isoformat()}
+    manifest = Manifest(
+        version=name, created="", base=base, format="gemma", system_prompt="", files=files, corpus=until
+    )
+    (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    Personas(settings.data / "personas", SHA).publish("xiaoman", result)
+    outcome = night(settings, breaks(AssertionError("no step is done again"))).run()
+    assert (outcome.kind, outcome.version) == ("published", name)
+    assert night(settings).run().kind == "skipped"
+
+
+def test_an_export_is_used_again_only_while_the_lora_is_the_same(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    steps: list[str] = []
+    made = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), lambda step, *_: steps.append(step), None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    first = sha256(made.export())
+    assert sha256(made.export()) == first
+    assert steps == ["export"]
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=2)
+    assert sha256(made.export()) != first
+    assert steps == ["export", "export"]
