@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ class Nights:
     Args:
         twin: the assembled twin: settings, and who to tell.
         config_path: bot.toml, handed to the child.
+        program: what is started with `night --persona …`.
     """
 
-    def __init__(self, twin: Twin, config_path: Path) -> None:
+    def __init__(self, twin: Twin, config_path: Path, program: Sequence[str] = (sys.executable, "-m", "bot")) -> None:
         self._twin = twin
+        self._program = program
         self._config_path = config_path
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -75,16 +78,16 @@ class Nights:
                 self.last = await self._run(persona, force)
         except TimeoutError:
             self.last = texts.TIMEOUT.format(hours=self._twin.settings.retrain.timeout_s / 3600)
-        except OSError as e:
-            self.last = texts.FAILED.format(why=e.strerror)
+        except (OSError, ValueError) as e:  # ValueError: a line beyond the pipe's limit
+            self.last = texts.FAILED.format(why=getattr(e, "strerror", None) or type(e).__name__)
         await self._twin.tell_owner(self.last)
 
     async def _run(self, persona: str, force: bool) -> str:
         threads = self._twin.settings.training.threads or max(1, (os.cpu_count() or 2) - 1)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TWIN__TRAINING__THREADS": str(threads)}
-        command = ["-m", "bot", "night", "--persona", persona, "--json", "--idle", "--config", str(self._config_path)]
+        command = ["night", "--persona", persona, "--json", "--idle", "--config", str(self._config_path)]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, *(["--force"] if force else []), env=environment,
+            *self._program, *command, *(["--force"] if force else []), env=environment,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parents[2], limit=1 << 20,
         )  # fmt: skip
@@ -103,7 +106,7 @@ class Nights:
         async for line in process.stdout:
             with contextlib.suppress(ValueError):
                 state = json.loads(line)
-                if "outcome" in state:
+                if isinstance(state, dict) and "outcome" in state:
                     summary = str(state["summary"])
                 elif isinstance(state, dict):
                     self._state = state

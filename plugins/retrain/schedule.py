@@ -1,7 +1,9 @@
-"""When nights run: a crontab line in the person's time zone, with jitter; a missed night runs after the start."""
+"""When nights run: a crontab line in the person's time zone, with jitter; a missed or unfinished one after start."""
 
 import json
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
@@ -12,6 +14,8 @@ from bot.doctor import TRAINING_MISSING, missing_for_training
 from plugins.retrain.nights import Nights
 
 _AFTER_START = timedelta(minutes=2)
+_ONCE: dict[str, Any] = {"coalesce": True, "misfire_grace_time": None}
+"""A machine that slept at the time runs the night when it wakes, once."""
 
 
 class Schedule:
@@ -37,11 +41,14 @@ class Schedule:
             logger.warning("nights do not run: {}", TRAINING_MISSING.format(missing=", ".join(missing)))
             return
         trigger = CronTrigger.from_crontab(retrain.cron, timezone=self._settings.zone)
-        self._scheduler.add_job(self.night, trigger, jitter=retrain.jitter_s or None, id="night", coalesce=True)
         now = datetime.now(self._settings.zone)
-        if self.missed(trigger, now):
-            logger.info("the last night was missed; it runs in {} minutes", _AFTER_START.seconds // 60)
-            self._scheduler.add_job(self.night, "date", run_date=now + _AFTER_START, id="missed")
+        missed, unfinished = self.missed(trigger, now), self.unfinished()
+        trigger.jitter = retrain.jitter_s or None  # add_job ignores its own `jitter` beside a trigger
+        self._scheduler.add_job(self.night, trigger, id="night", **_ONCE)
+        if missed or unfinished:
+            logger.info("the last night was missed or broken off; it runs in {} minutes", _AFTER_START.seconds // 60)
+            job = {"args": [unfinished], "id": "missed", "run_date": now + _AFTER_START, **_ONCE}
+            self._scheduler.add_job(self.night, "date", **job)
         elif not self._note.exists():
             self._write(now)
         self._scheduler.start()
@@ -51,21 +58,45 @@ class Schedule:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
-    async def night(self) -> None:
-        """One scheduled night."""
-        self._write(datetime.now(self._settings.zone))
-        refused = self._nights.start(self._settings.chat.persona)
+    async def night(self, persona: str | None = None) -> None:
+        """One scheduled night.
+
+        Args:
+            persona: whose; None: the one of `[chat] persona`.
+        """
+        refused = self._nights.start(persona or self._settings.chat.persona)
         if refused:
             logger.warning("no night: {}", refused)
+        else:
+            self._write(datetime.now(self._settings.zone))
+
+    def unfinished(self) -> str | None:
+        """The persona whose last night was broken off (training.nightly leaves the files), or None."""
+        for persona in sorted((self._settings.data / "runs").glob("*/")):
+            for run in sorted(persona.glob("*/"), reverse=True):
+                if _is_night(run / "snapshot.json"):
+                    if not (run / "done.json").exists():
+                        return persona.name
+                    break
+        return None
 
     def missed(self, trigger: CronTrigger, now: datetime) -> bool:
         """Whether a night should have started since the last one, and the bot was off."""
         try:
             last = datetime.fromisoformat(json.loads(self._note.read_text("utf-8"))["started"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
         due = trigger.get_next_fire_time(None, last + timedelta(seconds=self._settings.retrain.jitter_s + 1))
         return due is not None and due < now
 
     def _write(self, moment: datetime) -> None:
-        self._note.write_text(json.dumps({"started": moment.isoformat()}), "utf-8")
+        beside = self._note.with_name(f".{self._note.name}.tmp")
+        beside.write_text(json.dumps({"started": moment.isoformat()}), "utf-8")
+        beside.replace(self._note)
+
+
+def _is_night(snapshot: Path) -> bool:
+    try:
+        return json.loads(snapshot.read_text("utf-8")).get("night") is True
+    except (OSError, ValueError, AttributeError):
+        return False

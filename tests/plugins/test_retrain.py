@@ -1,0 +1,182 @@
+"""Nights as children of the daemon, and when they start. The child is a real process; what it does is a script."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nonebot
+import psutil
+import pytest
+from apscheduler.triggers.cron import CronTrigger
+
+from bot.commands import Commands
+from bot.config import Paths, Retrain, Settings
+from bot.doctor import missing_for_training
+
+pytestmark = pytest.mark.skipif(bool(missing_for_training()), reason="nights need what trains")
+
+NIGHT = """
+import json, os, sys, time
+print(json.dumps({"step": "train", "done": 3, "total": 9, "text": f"pid {os.getpid()}"}), flush=True)
+print("7", flush=True)
+while not os.path.exists(GO):
+    time.sleep(0.02)
+print(json.dumps({"outcome": "published", "version": "v", "summary": " ".join(sys.argv[1:4])}), flush=True)
+"""
+
+
+class Owner:
+    """A twin as the plugin sees it: settings, and someone to tell."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.commands = Commands("/", ())
+        self.told: list[str] = []
+
+    async def tell_owner(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Owner:
+    settings = Settings(paths=Paths(data=tmp_path), retrain=Retrain(cron="0 4 * * *", jitter_s=600))
+    return Owner(settings)
+
+
+@pytest.fixture
+def retrain(owner: Owner) -> SimpleNamespace:
+    """The plugin's modules; importing a plugin asks NoneBot for its driver."""
+    nonebot.init(_env_file=None, driver="~none")
+    config: Any = nonebot.get_driver().config
+    if not hasattr(config, "twin"):
+        config.twin, config.config_path = owner, Path("bot.toml")
+    names = ("nights", "schedule", "texts")
+    return SimpleNamespace(**{n: import_module(f"plugins.retrain.{n}") for n in names})
+
+
+@pytest.fixture
+def nights(owner: Owner, retrain: SimpleNamespace, tmp_path: Path) -> Any:
+    script = NIGHT.replace("GO", repr(str(tmp_path / "go")))
+    return retrain.nights.Nights(owner, tmp_path / "bot.toml", (sys.executable, "-c", script))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is awaited is a child process
+            await asyncio.sleep(0.02)
+
+
+def child(nights: Any) -> int:
+    return int(nights.status().rpartition("pid ")[2])
+
+
+async def test_progress_comes_over_the_pipe_and_the_report_goes_to_the_owner(
+    nights: Any, owner: Owner, tmp_path: Path
+) -> None:
+    assert nights.start("xiaoman") is None
+    await until(lambda: "pid" in nights.status())
+    assert nights.status().startswith("训练 3/9")
+    refused = nights.start("xiaoman")
+    assert "3/9" in refused, "one at a time"
+    (tmp_path / "go").touch()
+    await until(lambda: not nights.running)
+    assert owner.told == ["night --persona xiaoman"]
+    assert owner.told[0] in nights.status()
+
+
+async def test_cancel_ends_the_child(nights: Any, owner: Owner) -> None:
+    assert not await nights.cancel()
+    nights.start("xiaoman")
+    await until(lambda: "pid" in nights.status())
+    process = child(nights)
+    assert await nights.cancel()
+    assert not psutil.pid_exists(process)
+    assert (nights.running, owner.told) == (False, [])
+
+
+async def test_a_child_that_fails_without_a_report_is_told_in_its_last_words(
+    retrain: SimpleNamespace, owner: Owner
+) -> None:
+    failing = retrain.nights.Nights(owner, Path("bot.toml"), (sys.executable, "-c", "raise SystemExit('no base')"))
+    failing.start("xiaoman")
+    await until(lambda: not failing.running)
+    assert owner.told == [retrain.texts.FAILED.format(why="no base")]
+
+
+class Started:
+    """Nights that only note what was started."""
+
+    def __init__(self, refused: str | None = None) -> None:
+        self.refused, self.personas = refused, list[str]()
+
+    def start(self, persona: str, *, force: bool = False) -> str | None:
+        self.personas.append(persona)
+        return self.refused
+
+
+async def started(retrain: SimpleNamespace, owner: Owner) -> tuple[dict[str, Any], Any]:
+    """The jobs of a schedule that was started and stopped, by their ids."""
+    schedule = retrain.schedule.Schedule(owner.settings, Started())
+    await schedule.start()
+    jobs = {job.id: job for job in schedule._scheduler.get_jobs()}
+    await schedule.stop()
+    return jobs, schedule
+
+
+async def test_the_clock_is_the_crontab_line_with_jitter_and_a_late_night_still_runs(
+    retrain: SimpleNamespace, owner: Owner
+) -> None:
+    jobs, _ = await started(retrain, owner)
+    (job,) = jobs.values()
+    assert (job.misfire_grace_time, job.coalesce) == (None, True)
+    now = datetime(2026, 3, 2, 12, 0, tzinfo=owner.settings.zone)
+    due = [job.trigger.get_next_fire_time(None, now) for _ in range(20)]
+    four = datetime(2026, 3, 3, 4, 0, tzinfo=owner.settings.zone)
+    assert all(four <= moment <= four + timedelta(seconds=600) for moment in due)
+    assert len(set(due)) > 1
+
+
+@pytest.mark.parametrize(("days", "missed"), [(2, True), (0, False)])
+async def test_a_missed_night_runs_after_the_start(
+    retrain: SimpleNamespace, owner: Owner, days: int, missed: bool
+) -> None:
+    zone = owner.settings.zone
+    note = {"started": (datetime.now(zone) - timedelta(days=days)).isoformat()}
+    (owner.settings.data / "last_night.json").write_text(json.dumps(note), "utf-8")
+    jobs, _ = await started(retrain, owner)
+    assert ("missed" in jobs) == missed
+
+
+@pytest.mark.parametrize(
+    ("night", "done", "resumed"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+async def test_an_unfinished_night_is_gone_on_with_after_the_start(
+    retrain: SimpleNamespace, owner: Owner, night: bool, done: bool, resumed: bool
+) -> None:
+    run = owner.settings.data / "runs" / "shitou" / "20260302-040000"
+    run.mkdir(parents=True)
+    (run / "snapshot.json").write_text(json.dumps({"night": night}), "utf-8")
+    if done:
+        (run / "done.json").write_text("{}", "utf-8")
+    jobs, schedule = await started(retrain, owner)
+    assert ("missed" in jobs) == resumed
+    if resumed:
+        await schedule.night(*jobs["missed"].args)
+        assert schedule._nights.personas == ["shitou"]
+
+
+@pytest.mark.parametrize("refused", [None, "another night runs"])
+async def test_a_refused_start_is_not_noted_as_a_night(
+    retrain: SimpleNamespace, owner: Owner, refused: str | None
+) -> None:
+    schedule = retrain.schedule.Schedule(owner.settings, Started(refused))
+    await schedule.night()
+    assert (owner.settings.data / "last_night.json").exists() == (refused is None)
+    trigger = CronTrigger.from_crontab("0 4 * * *", timezone=owner.settings.zone)
+    assert schedule.missed(trigger, datetime.now(owner.settings.zone)) is False
