@@ -67,7 +67,7 @@ def nights(owner: Owner, retrain: SimpleNamespace, tmp_path: Path) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is awaited is a child process
             await asyncio.sleep(0.02)
 
@@ -180,3 +180,18 @@ async def test_a_refused_start_is_not_noted_as_a_night(
     assert (owner.settings.data / "last_night.json").exists() == (refused is None)
     trigger = CronTrigger.from_crontab("0 4 * * *", timezone=owner.settings.zone)
     assert schedule.missed(trigger, datetime.now(owner.settings.zone)) is False
+
+
+async def test_a_night_with_too_few_messages_is_skipped_and_the_owner_is_told_so(
+    retrain: SimpleNamespace, owner: Owner, tmp_path: Path
+) -> None:
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    (tmp_path / "bot.toml").write_text("[engine]\nbase = 'base.gguf'\n[paths]\ndata = 'data'\n", "utf-8")
+    folder = tmp_path / "data" / "personas" / "xiaoman"
+    folder.mkdir(parents=True)
+    (folder / "persona.toml").write_text('display_name = "小满"\npeople = ["10001"]\n', "utf-8")
+    nights = retrain.nights.Nights(owner, tmp_path / "bot.toml")
+    nights.start("xiaoman")
+    await until(lambda: not nights.running)
+    (told,) = owner.told
+    assert told.startswith("小满今晚没有训练：上次之后本人只说了 0 条")
