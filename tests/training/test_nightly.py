@@ -181,3 +181,10 @@ def test_an_export_is_used_again_only_while_the_lora_is_the_same(settings: Setti
     tinymodel.random_lora(tiny, made.folder / "peft", seed=2)
     assert sha256(made.export()) != first
     assert steps == ["export", "export"]
+
+
+def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    found = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).evaluate_version()
+    assert found["version"] is None
+    assert runs(settings) == []
