@@ -22,7 +22,7 @@ _LONG_AGO_S = 3 * 86400.0
 UNCALIBRATED = Calibration(
     intercept=-3.0, weights={"private": 5.0, "mentioned": 3.0, "quoted": 3.0, "named": 2.5, "since_spoke": -0.1}
 )
-"""Without a fitted version: answers in private and when addressed, seldom otherwise. Set by hand."""
+"""A bare base, whose P(silent) means nothing: answers in private and when addressed, seldom otherwise. Set by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def decide(moment: Moment, calibration: Calibration | None, shifts: dict[str, fl
 
     Args:
         moment: the decision point.
-        calibration: the version's; None uses `UNCALIBRATED`.
+        calibration: the version's; None (a bare base) uses `UNCALIBRATED`.
         shifts: configured log-odds by name, already chosen for this moment.
         draw: uniform in [0, 1), the same for every re-decision of a burst.
     """

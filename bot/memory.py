@@ -127,8 +127,7 @@ class Memory:
         start_id = self._start_of(scene, persona.name)
         start = next((i for i, e in enumerate(found) if e.first.id == start_id), 0)
         kept = found[start:]
-        n_ctx = self._settings.engine.n_ctx
-        budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
+        budget = self._budget(persona)
 
         def cost(e: Exchange) -> int:
             return self._count([*renderer.heard(e, quoted, first=False), *renderer.said(e, trained=False)])
@@ -141,8 +140,15 @@ class Memory:
             kept = kept[len(kept) - n :]
             self._begin_at(scene, persona.name, kept[0].first)
             if costs[-1] > budget - fixed:
-                kept = [_shortened(kept[-1], cost, budget - fixed)]
+                kept = [shortened(kept[-1], cost, budget - fixed)]
         return kept
+
+    def _budget(self, persona: Persona) -> int:
+        """Tokens of a prompt at most: what the context holds beside the reply, and no more than was trained."""
+        n_ctx = self._settings.engine.n_ctx
+        budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
+        trained = persona.version.window_tokens if persona.version else None
+        return min(budget, trained or budget)
 
     def _begin_at(self, scene: Scene, persona: str, message: Message) -> None:
         if self._starts.get((scene, persona)) == message.id:
@@ -159,7 +165,7 @@ class Memory:
         return self._starts[(scene, persona)]
 
 
-def _shortened(exchange: Exchange, cost: Callable[[Exchange], int], room: int) -> Exchange:
+def shortened(exchange: Exchange, cost: Callable[[Exchange], int], room: int) -> Exchange:
     """A burst longer than a whole window: its oldest bubbles go, then the beginning of the last one."""
     heard = list(exchange.heard)
     while len(heard) > 1 and cost(replace(exchange, heard=heard)) > room:

@@ -187,6 +187,18 @@ class Version:
         """The LoRA's path."""
         return self.folder / LORA_FILE
 
+    @property
+    def window_tokens(self) -> int | None:
+        """Length of the windows it was trained on, or None where the manifest does not say."""
+        length = self.manifest.settings.get("model_max_length")
+        return length if isinstance(length, int) else None
+
+    @property
+    def calibration(self) -> Calibration:
+        """The fitted decision; P(silent) as the model gives it where there was too little history to fit one."""
+        keep = float(self.manifest.settings.get("silence_keep", 1.0))
+        return self.manifest.calibration or Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
+
 
 @dataclass(frozen=True, slots=True)
 class Persona:

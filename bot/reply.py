@@ -89,7 +89,7 @@ class Replier:
         request = Request(f"{scene}|{persona.name}", voice, window.pieces, persona.spec.sampling, seed)
         p_silent = await self._engine.p_silent(request) if persona.version else None
         moment = self._moment(window, persona, account, p_silent)
-        calibration = persona.version.manifest.calibration if persona.version else None
+        calibration = persona.version.calibration if persona.version else None
         verdict = decide(moment, calibration, self._shifts(moment, persona), draw)
         return Look(scene, persona, window.exchanges[-1], verdict, moment, request, window.speakers)
 

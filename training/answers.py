@@ -1,14 +1,16 @@
 """What a version says at held-out moments: real answers from the real engine, for the gate and for reading."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bot.config import Engine
 from bot.engine import Request, Voice
+from bot.memory import shortened
+from bot.message import Message, Origin
 from bot.persona import Sampling
-from bot.prompt import ChatFormat, Piece, render
+from bot.prompt import ChatFormat, Exchange, Piece, Renderer, render
 from bot.serving import LlamaEngine
 from training.corpus import Corpus
 from training.samples import Split, renderer_for, split_of
@@ -23,15 +25,32 @@ class Question:
 
     Args:
         scene: where.
-        pieces: the prompt.
+        renderer: of that scene.
+        history: exchanges before it, and the one to answer.
+        quoted: the message another one quotes, or None.
         heard: the burst, bubbles joined by line breaks.
         real: what the person said.
     """
 
     scene: str
-    pieces: tuple[Piece, ...]
+    renderer: Renderer
+    history: tuple[Exchange, ...]
+    quoted: Callable[[Message], Message | None]
     heard: str
     real: str
+
+    def pieces(self, count: Callable[[Sequence[Piece]], int], budget: int) -> tuple[Piece, ...]:
+        """The prompt, without the oldest exchanges and then the oldest bubbles when it exceeds `budget` tokens."""
+
+        def tokens(exchange: Exchange) -> int:
+            return count(render(self.renderer, [exchange], self.quoted))
+
+        history = self.history
+        while len(history) > 1 and count(render(self.renderer, history, self.quoted)) > budget:
+            history = history[1:]
+        if len(history) == 1:
+            history = (shortened(history[0], tokens, budget),)
+        return tuple(render(self.renderer, history, self.quoted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +67,17 @@ def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split)
     for part in corpus.scenes:
         renderer = renderer_for(part, corpus, fmt, system_prompt)
         for number, exchange in enumerate(part.exchanges):
-            if not exchange.heard or not exchange.said:
+            if not exchange.heard or not exchange.said or exchange.said[0].origin is not Origin.HUMAN:
                 continue
             if split_of(part.scene, part.conversation[number]) is not split:
                 continue
-            history = [*part.exchanges[max(0, number - _CONTEXT) : number], exchange]
+            history = (*part.exchanges[max(0, number - _CONTEXT) : number], exchange)
             found.append(
                 Question(
                     str(part.scene),
-                    tuple(render(renderer, history, part.quoted)),
+                    renderer,
+                    history,
+                    part.quoted,
                     "\n".join(m.text for m in exchange.heard),
                     "\n".join(m.text for m in exchange.said),
                 )
@@ -80,16 +101,20 @@ def answer(
     async def run() -> list[Said]:
         engine = LlamaEngine(base, settings, base_sha256)
         try:
-            return [await _one(engine, r) for r in _requests(asked, Voice("held-out", lora, fmt), sampling, seed)]
+            voice = Voice("held-out", lora, fmt)
+            return [await _one(engine, r) for r in _requests(engine, asked, voice, sampling, seed)]
         finally:
             await engine.close()
 
     return asyncio.run(run())
 
 
-def _requests(asked: list[Question], voice: Voice, sampling: Sampling, seed: int) -> Iterator[Request]:
+def _requests(
+    engine: LlamaEngine, asked: list[Question], voice: Voice, sampling: Sampling, seed: int
+) -> Iterator[Request]:
+    budget = engine.n_ctx - min(sampling.max_tokens, engine.n_ctx // 4)
     for number, question in enumerate(asked):
-        yield Request(question.scene, voice, question.pieces, sampling, seed + number)
+        yield Request(question.scene, voice, question.pieces(engine.count, budget), sampling, seed + number)
 
 
 async def _one(engine: LlamaEngine, request: Request) -> Said:

@@ -2,8 +2,8 @@
 
 A window is the system prompt and consecutive exchanges of one scene. Rendering is prefix-stable, so one forward pass
 over a window covers every decision point in it. When a window is full the oldest half of its exchanges goes and the
-newer half stays as context, as it does live; labels trained before are not repeated, so every label stands in exactly
-one window, with at least the context it would have had live.
+newer half stays as context, as it does live, where a window is never longer than those trained (`bot.memory`); labels
+trained before are not repeated, so every label stands in exactly one window.
 """
 
 import hashlib

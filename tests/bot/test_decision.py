@@ -1,7 +1,9 @@
 """bot/decision.py: every term in the open."""
 
 import math
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from bot.decision import FEATURES, Moment, decide, features, local_hour, moment_of, sigmoid, speak_log_odds
 from bot.message import Message
-from bot.persona import Calibration
+from bot.persona import Base, Calibration, Manifest, Version
 from bot.prompt import Exchange
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
@@ -133,3 +135,15 @@ def test_the_hour_is_where_the_person_lives() -> None:
 @pytest.mark.parametrize("x", [-1e4, -5.0, 0.0, 5.0, 1e4])
 def test_sigmoid_does_not_overflow(x: float) -> None:
     assert sigmoid(x) + sigmoid(-x) == pytest.approx(1)
+
+
+def test_a_trained_version_without_a_fit_decides_by_the_models_own_probability() -> None:
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, settings={"silence_keep": 0.5},
+    )  # fmt: skip
+    unfitted = Version(Path(), manifest).calibration
+    p_speak = decide(replace(QUIET, p_silent=0.2), unfitted, {}, 0.0).p_speak
+    # Half of the silences were trained: odds of speaking 4:1 as seen, 2:1 in truth.
+    assert p_speak == pytest.approx(2 / 3)
+    assert decide(replace(QUIET, p_silent=0.999), unfitted, {}, 0.5).speaks is False

@@ -1,6 +1,7 @@
 """bot/memory.py: what the twin remembers of a scene."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bot.archive import Archive
 from bot.config import Conversation, Engine, Settings
 from bot.memory import Memory, Window
 from bot.message import Origin, Scene
-from bot.persona import Persona, Spec
+from bot.persona import Base, Manifest, Persona, Spec, Version
 from bot.prompt import FORMATS, Piece
 
 SETTINGS = Settings(engine=Engine(n_ctx=512))
@@ -79,6 +80,19 @@ def test_recalled_and_system_messages_are_not_remembered(archive: Archive) -> No
     )
     archive.recall(GROUP, "1", at(3))
     assert firsts(look(memory_of(archive))) == ["留下"]
+
+
+def test_the_window_is_never_longer_than_those_the_version_was_trained_on(archive: Archive) -> None:
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, settings={"model_max_length": 256},
+    )  # fmt: skip
+    trained = replace(PERSONA, version=Version(Path(), manifest))
+    memory, longest = memory_of(archive), 0
+    for i in range(48):
+        archive.append(pair(i))
+        longest = max(longest, characters(look(memory, persona=trained).pieces))
+    assert 128 < longest <= 256
 
 
 def test_the_window_never_exceeds_the_budget_and_drops_the_oldest_half_at_once(archive: Archive) -> None:
