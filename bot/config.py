@@ -6,6 +6,7 @@ else as a string). Secrets come from the environment or a file, never from bot.t
 
 import ipaddress
 import os
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
 _SECRETS = ("access_token",)
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
     "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt"),
@@ -44,11 +46,14 @@ def _known_scene(text: str) -> str:
 def _known_cron(line: str) -> str:
     from apscheduler.triggers.cron import CronTrigger
 
+    # crontab counts weekdays from Sunday (0 or 7), APScheduler from Monday: names mean the same to both.
+    head, _, weekdays = line.strip().rpartition(" ")
+    named = f"{head} {re.sub(r'(?<![/0-9])[0-7](?![0-9])', lambda m: _WEEKDAYS[int(m[0])], weekdays)}".strip()
     try:
-        CronTrigger.from_crontab(line)
+        CronTrigger.from_crontab(named)
     except ValueError as e:
         raise ValueError(f"{line!r} is not a crontab line such as '0 4 * * *' ({e})") from e
-    return line
+    return named
 
 
 Zone = Annotated[str, AfterValidator(_known_zone)]

@@ -230,3 +230,18 @@ def test_an_empty_token_is_refused_beyond_loopback(tmp_path: Path, host: str, ne
         return
     with pytest.raises(ConfigError, match="access_token is empty while host"):
         config.access_token(settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("0 4 * * *", "0 4 * * *"),
+        ("0 4 * * 0", "0 4 * * sun"),
+        ("30 4 * * 1-5", "30 4 * * mon-fri"),
+        ("0 4 * * 6,7", "0 4 * * sat,sun"),
+        ("0 4 * * */2", "0 4 * * */2"),
+        ("0 4 1 * sat", "0 4 1 * sat"),
+    ],
+)
+def test_a_weekday_means_what_crontab_says(line: str, kept: str) -> None:
+    assert config.Retrain(cron=line).cron == kept
