@@ -3,6 +3,9 @@
 Where the twin answers, the person need not: their quiet there means nothing. So a silence counts only at moments when
 the twin was off in that scene and the person was around. Their words count everywhere, the twin's own nowhere; without
 both rules every night would make the twin a little more mute and a little more like itself.
+
+What was taken back, or has no words, is never rendered. But it was said: it is no silence, and it keeps its place in
+the conversation, so that taking a message back moves nothing to another split.
 """
 
 import hashlib
@@ -10,11 +13,13 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
-from bot.archive import Archive
+import sqlalchemy as sa
+
+from bot.archive import Archive, messages_table
 from bot.config import Conversation
 from bot.message import Message, Origin, Scene
 from bot.prompt import Exchange, exchanges, spoken_by
@@ -33,7 +38,7 @@ class SceneCorpus:
         exchanges: bursts and what was said to them.
         counted_silence: whether the exchange is a silence that counts as a label.
         last_spoke: when the person or the twin last spoke before the exchange was decided.
-        conversation: id of the first message of the exchange's conversation.
+        conversation: id of the first message of the exchange's conversation, be it taken back or not.
         quotes: quoted messages by id.
     """
 
@@ -110,12 +115,11 @@ def build(
             # The person talking with their own twin: they are the other side there, and nothing is a label.
             counts["scenes_with_own_twin"] += 1
             continue
-        # A bubble without text would render as an empty turn: a silence that never was.
-        messages = [m for m in archive.history(scene, until) if m.text.strip()]
-        if known_until is None or not any(_by_person(m, who) for m in messages):
+        stored = _stored(archive, scene, until)
+        if known_until is None or not any(_by_person(m, who) for m in stored if _worded(m)):
             counts["scenes_without_person"] += 1
             continue
-        scenes.append(_scene(scene, messages, archive.timeline(scene, "state"), who, rules, known_until))
+        scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until))
     return _assembled(scenes, who, tuple(names), rules, counts)
 
 
@@ -131,39 +135,80 @@ def _by_person(message: Message, people: frozenset[str]) -> bool:
     return message.origin is Origin.HUMAN and spoken_by(message, people)
 
 
+def _worded(message: Message) -> bool:
+    """Whether it may be shown. A bubble without text would render as an empty turn: a silence that never was."""
+    return not message.recalled and bool(message.text.strip())
+
+
+def _stored(archive: Archive, scene: Scene, until: datetime | None) -> list[Message]:
+    """All messages of a scene that people or the twin sent, oldest first; those taken back without their words."""
+    known = {m.id: m for m in archive.history(scene, until)}
+    c = messages_table.c
+    query = sa.select(c.message_id, c.sender_id, c.origin, c.time_ms).where(
+        c.scene == str(scene), c.origin != Origin.SYSTEM.value
+    )
+    if until is not None:
+        query = query.where(c.time_ms <= round(until.timestamp() * 1000))
+    rows = archive._read(query.order_by(c.time_ms, c.seq, c.pk))
+    return [
+        known.get(row.message_id)
+        or Message(
+            id=row.message_id, scene=scene, sender_id=row.sender_id, sender_name="",
+            time=datetime.fromtimestamp(row.time_ms / 1000, UTC), text="", origin=Origin(row.origin), recalled=True,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
 def _scene(
     scene: Scene,
-    messages: list[Message],
+    stored: list[Message],
     timeline: Timeline,
     people: frozenset[str],
     rules: Conversation,
     known_until: datetime,
 ) -> SceneCorpus:
+    messages = [m for m in stored if _worded(m)]
     cut = exchanges(messages, people, rules)
     by_id = {m.id: m for m in messages}
     spoke = [m.time for m in messages if spoken_by(m, people)]
     present = [m.time for m in messages if _by_person(m, people)]
-    conversation: list[str] = []
-    for exchange in cut:
-        conversation.append(exchange.first.id if exchange.opened is not None else conversation[-1])
-    counted = [
-        not exchange.said
-        and _around(present, exchange.decided_at, rules)
-        and twin_was_off(
-            # An answer may come until the burst is surely over; OneBot's seconds are cut, the twin's log is not.
-            timeline,
-            exchange.decided_at,
-            exchange.decided_at + timedelta(seconds=rules.burst_gap_s),
+    conversations = _conversations(stored, people, rules)
+    # What an exchange is a label of decides: the answer, else the burst's end.
+    conversation = [conversations[(e.said[0] if e.said else e.heard[-1]).id] for e in cut]
+    place = {m.id: number for number, m in enumerate(stored)}
+    unseen = [n for n, m in enumerate(stored) if spoken_by(m, people) and not _worded(m)]
+    wait = timedelta(seconds=max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0))
+    counted: list[bool] = []
+    for exchange, conversation_id, after in zip(cut, conversation, [*cut[1:], None], strict=True):
+        decided_at = exchange.decided_at
+        # An answer may come until the burst is surely over; OneBot's seconds are cut, the twin's log is not.
+        over = decided_at + timedelta(seconds=rules.burst_gap_s)
+        end = place[after.first.id] if after else len(stored)
+        begin = bisect_left(unseen, place[exchange.first.id])
+        between = [stored[n] for n in unseen[begin : bisect_left(unseen, end)]]
+        counted.append(
+            not exchange.said
+            and _around(present, decided_at, rules)
+            and twin_was_off(timeline, decided_at, over)
+            # They answered, and took it back: neither a silence nor words.
+            and not any(conversations[m.id] == conversation_id or m.time - decided_at <= wait for m in between)
+            # Where nothing came after, the person may still answer.
+            and (after is not None or known_until - decided_at > wait)
         )
-        for exchange in cut
-    ]
-    if cut and counted[-1]:
-        # Nothing came after: the person may still answer.
-        wait_s = max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0)
-        counted[-1] = known_until - cut[-1].decided_at > timedelta(seconds=wait_s)
     quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
     last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
     return SceneCorpus(scene, _name(scene, messages), cut, counted, last_spoke, conversation, quotes)
+
+
+def _conversations(stored: list[Message], people: frozenset[str], rules: Conversation) -> dict[str, str]:
+    """The id of its conversation's first message, by message id."""
+    found: dict[str, str] = {}
+    first = ""
+    for exchange in exchanges(stored, people, rules):
+        first = exchange.first.id if exchange.opened is not None else first
+        found |= dict.fromkeys((m.id for m in (*exchange.heard, *exchange.said)), first)
+    return found
 
 
 def _around(present: Sequence[datetime], moment: datetime, rules: Conversation) -> bool:

@@ -50,6 +50,13 @@ def silences(found: Corpus) -> list[bool]:
     return [c for c, e in zip(part.counted_silence, part.exchanges, strict=True) if not e.said]
 
 
+def conversations(found: Corpus) -> dict[str, str]:
+    """Of the only scene: the conversation of every message shown."""
+    (part,) = found.scenes
+    pairs = zip(part.exchanges, part.conversation, strict=True)
+    return {m.id: c for e, c in pairs for m in (*e.heard, *e.said)}
+
+
 def test_a_silence_of_imported_history_counts(archive: Archive) -> None:
     found = corpus(archive, [say(0, ME, "在"), say(60, FRIEND, "那个"), say(120, OTHER, "哦"), LATER])
     assert silences(found) == [True, True]
@@ -65,6 +72,58 @@ def test_no_silence_counts_while_the_twin_is_not_off(archive: Archive, state: st
     # 甲 was still open when the twin was switched on 10 s later: whose quiet it was cannot be told.
     assert silences(found) == [False, False, True]
     assert found.counts["silences_unlabelled"] == 2
+
+
+@pytest.mark.parametrize("blank", [False, True], ids=["recalled", "blank"])
+def test_an_answer_that_was_taken_back_or_has_no_words_is_no_label_at_all(archive: Archive, blank: bool) -> None:
+    answer = say(70, ME, " " if blank else "秘密")
+    said = [say(0, ME, "在"), say(60, FRIEND, "问题"), answer, say(120, OTHER, "哦"), LATER]
+    archive.append(said)
+    if not blank:
+        archive.recall(GROUP, answer.id, START + timedelta(seconds=80))
+    found = build(archive, [ME], ["小满"], RULES)
+    (part,) = found.scenes
+    assert [([m.text for m in e.heard], [m.text for m in e.said]) for e in part.exchanges] == [
+        ([], ["在"]), (["问题"], []), (["哦"], []),
+    ]  # fmt: skip
+    assert part.counted_silence == [False, False, True]
+    assert (found.counts["turns"], found.counts["silences_unlabelled"]) == (1, 1)
+    assert "秘密" not in repr(part)
+
+
+def test_an_answer_taken_back_in_the_middle_of_a_burst_leaves_no_silence(archive: Archive) -> None:
+    answer = say(65, ME, "秘密")
+    archive.append([say(0, ME, "在"), say(60, FRIEND, "问"), answer, say(70, FRIEND, "再问"), LATER])
+    archive.recall(GROUP, answer.id, START + timedelta(seconds=80))
+    assert silences(build(archive, [ME], [], RULES)) == [False]
+
+
+def test_words_taken_back_in_a_later_conversation_leave_the_silence_before_it(archive: Archive) -> None:
+    later = say(5 * 3600, ME, "早")
+    archive.append([say(0, ME, "在"), say(60, FRIEND, "问"), later, say(5 * 3600 + 60, FRIEND, "早啊"), LATER])
+    archive.recall(GROUP, later.id, START + timedelta(hours=6))
+    assert silences(build(archive, [ME], [], RULES)) == [True, True]
+
+
+@pytest.mark.parametrize("taken_back", [0, 1, 2, 3, 4])
+def test_taking_a_message_back_moves_no_other_to_another_conversation(archive: Archive, taken_back: int) -> None:
+    times = [(0, FRIEND), (20 * 60, ME), (40 * 60, OTHER), (60 * 60, FRIEND), (60 * 60 + 5, ME), (200 * 60, FRIEND)]
+    said = [say(at, who, f"词{at}") for at, who in times]
+    before = conversations(corpus(archive, [*said, LATER]))
+    assert sorted(set(before.values())) == sorted([said[0].id, said[5].id])
+    archive.recall(GROUP, said[taken_back].id, START + timedelta(days=1))
+    after = conversations(build(archive, [ME], [], RULES))
+    del before[said[taken_back].id]
+    assert after == before
+
+
+def test_what_was_taken_back_is_never_quoted(archive: Archive) -> None:
+    first = say(0, FRIEND, "秘密")
+    archive.append([first, say(5, FRIEND, "在吗"), say(10, ME, "答", reply_to=first.id), LATER])
+    archive.recall(GROUP, first.id, START + timedelta(days=1))
+    (part,) = build(archive, [ME], [], RULES).scenes
+    assert part.quotes == {}
+    assert "秘密" not in repr(part)
 
 
 def test_the_persons_words_while_the_twin_is_on_are_kept(archive: Archive) -> None:
