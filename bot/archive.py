@@ -59,7 +59,9 @@ scene_log_table = sa.Table(
     *(sa.Column(n, sa.Text) for n in ("scene", "kind", "value")),
     sa.Column("time_ms", sa.BigInteger),
 )
-_UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError)
+_SEGMENTS_DEPTH = 100
+"""Raw segments nested deeper are not kept: `json` recurses, on the stack of whoever reads them, too (OneBot has 10)."""
+_UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError, RecursionError)
 """What a message raises that the store can never hold (PostgreSQL and NUL, a number of more than 64 bits)."""
 _ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
 
@@ -145,6 +147,11 @@ class Archive:
         """Messages in memory because the store could not be written."""
         return len(self._waiting)
 
+    @property
+    def behind(self) -> bool:
+        """Whether messages or recalls are in memory because the store could not be written."""
+        return bool(self._waiting or self._recalls)
+
     # -- messages ---------------------------------------------------------------------------------
 
     def append(self, messages: Iterable[Message], source: str = "live") -> int:
@@ -193,6 +200,15 @@ class Archive:
                 logger.error("a message cannot be stored and is dropped: {}", type(e).__name__)
                 self.lost += 1
             self._waiting.popleft()
+        while self._recalls:
+            try:
+                with self._engine.begin() as connection:
+                    _take_back(connection, *self._recalls[0])
+            except OperationalError:
+                return added
+            except _UNSTORABLE as e:
+                logger.error("a recall cannot be stored and is dropped: {}", type(e).__name__)
+            self._recalls.pop(0)
         return added
 
     def recall(self, scene: Scene, message_id: str, time: datetime) -> bool:
@@ -202,7 +218,10 @@ class Archive:
         recall waits in memory while the store cannot be written.
         """
         self._recalls.append((scene, message_id, time))
-        stored = self.get(scene, message_id) is not None
+        try:
+            stored = self.get(scene, message_id) is not None
+        except ArchiveError:
+            stored = False  # It cannot be read; the recall waits all the same.
         self.flush()
         return stored
 
@@ -259,12 +278,16 @@ class Archive:
         return [SceneSummary(Scene.parse(s), n, k, _time(a), _time(b)) for s, n, k, a, b in map(tuple, rows)]
 
     def name_of(self, sender_id: str, scene: Scene | None = None) -> str | None:
-        """The newest name somebody used (in a scene, if given), or None."""
+        """The newest name somebody used (in a scene, if given); None if there is none or the store cannot be read."""
         c = messages_table.c
         query = sa.select(c.sender_name).where(c.sender_id == sender_id, c.sender_name != "")
         if scene is not None:
             query = query.where(c.scene == str(scene))
-        rows = self._read(query.order_by(c.time_ms.desc()).limit(1))
+        try:
+            rows = self._read(query.order_by(c.time_ms.desc()).limit(1))
+        except ArchiveError as e:
+            logger.warning("a name was not looked up: {}", e)
+            return None
         return rows[0][0] if rows else None
 
     def speakers(self, scene: Scene, limit: int = 200) -> dict[str, set[str]]:
@@ -345,7 +368,7 @@ class Archive:
         try:
             with self._engine.connect() as connection:
                 return connection.execute(query).all()
-        except SQLAlchemyError as e:
+        except (SQLAlchemyError, *_UNSTORABLE) as e:
             raise ArchiveError(f"the archive {self._shown()} cannot be read: {_short(e)}") from e
 
 
@@ -428,9 +451,26 @@ def _row(message: Message, source: str) -> dict[str, Any]:
         "scene": str(message.scene), "message_id": message.id, "seq": message.seq, "sender_id": message.sender_id,
         "sender_name": message.sender_name, "time_ms": _ms(message.time), "text": message.text,
         "origin": message.origin.value, "reply_to": message.reply_to, "mentions": list(message.mentions),
-        "recalled": message.recalled, "segments": json.loads(json.dumps(message.segments, default=str)),
+        "recalled": message.recalled, "segments": _plain(message.segments),
         "scene_name": message.scene_name, "source": source,
     }  # fmt: skip
+
+
+def _plain(segments: Sequence[Any]) -> Any:
+    """Segments as JSON has them; none where they are nested too deeply, for the message counts and its text is kept."""
+    level: list[Any] = [segments]
+    for _ in range(_SEGMENTS_DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            )
+        ]
+        if not level:
+            return json.loads(json.dumps(segments, default=str))
+    logger.warning("a message is stored without its raw segments: nested more than {} deep", _SEGMENTS_DEPTH)
+    return []
 
 
 def _message(row: sa.Row[Any]) -> Message:

@@ -236,6 +236,47 @@ def test_one_message_the_store_can_never_hold_does_not_hold_up_the_others(archiv
     assert archive.append([say(4, FRIEND, "再")]) == 1
 
 
+@pytest.mark.parametrize("depth", [150, 980, 100_000])
+def test_segments_nested_too_deeply_are_left_out_and_the_message_is_kept(archive: Archive, depth: int) -> None:
+    deep: list[object] = []
+    for _ in range(depth):
+        deep = [deep]
+    said = [say(0, FRIEND, "前"), say(1, FRIEND, "深", segments=({"type": "x", "data": {"x": deep}},))]
+    assert archive.append([*said, say(2, FRIEND, "后")]) == 3
+    assert (archive.waiting, archive.lost) == (0, 0)
+    assert texts(archive) == ["前", "深", "后"]
+    assert archive.window(GROUP, 3)[1].segments == ()
+    assert archive.append([say(3, FRIEND, "再")]) == 1
+
+
+def test_a_recall_the_store_can_never_hold_does_not_hold_up_the_others(archive: Archive) -> None:
+    said = say(0, FRIEND, "嗨")
+    archive.append([said])
+    assert not archive.recall(GROUP, "半\ud83d", START)
+    assert archive.recall(GROUP, said.id, START)
+    assert not archive.behind
+    assert texts(archive) == []
+
+
+def test_a_store_that_cannot_be_read_gives_no_name_and_keeps_a_recall(archive: Archive, file: Path) -> None:
+    said = say(0, FRIEND, "嗨")
+    archive.append([said])
+    archive.close()  # Its idle connection would not let another process have the file alone; it opens again.
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        archive.get(GROUP, said.id)
+    assert archive.name_of(FRIEND) is None
+    archive.recall(GROUP, said.id, START)
+    assert archive.behind
+    other.close()
+    archive.flush()
+    assert not archive.behind
+    assert texts(archive) == []
+    assert archive.name_of(FRIEND) is not None
+
+
 def test_what_still_waits_is_written_when_closing(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
     other = sqlite3.connect(file, isolation_level=None)
