@@ -81,11 +81,15 @@ def _owner_lines(settings: config.Settings, transport: OneBotTransport) -> Calla
         account = next(iter(nonebot.get_bots()), None)
         if account is None:
             raise TwinError("no OneBot client is connected")
+        unreached = 0
         for owner in settings.onebot.superusers:
             try:
                 segments = [{"type": "text", "data": {"text": text}}]
                 await transport.send(account, Scene("private", owner), segments, Origin.SYSTEM)
             except SendError as e:
                 logger.warning("owner not reached: {}", e)
+                unreached += 1
+        if unreached and unreached == len(settings.onebot.superusers):
+            raise TwinError("no owner was reached")
 
     return tell

@@ -4,6 +4,7 @@ import asyncio
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from bot.archive import Archive
 from bot.commands import Commands
 from bot.config import Settings
 from bot.engine import AbsentEngine, ReplyEngine
-from bot.errors import EngineError, PersonaError, TwinError
+from bot.errors import ArchiveError, EngineError, PersonaError, TwinError
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Personas
@@ -31,6 +32,8 @@ SHIPPED = Path(__file__).resolve().parents[1] / "data" / "demo" / "personas"
 ARCHIVE_BROKEN = "聊天记录现在写不进硬盘（满了或被占用），先留在内存里，能写时会补上。"
 ARCHIVE_WELL = "聊天记录又能写了，刚才的都补上了。"
 _SAME_WORDS_S = 3600.0
+_UNTOLD_MAX = 50
+"""Lines kept for owners who could not be reached; of more, the oldest go."""
 
 
 class Twin:
@@ -54,16 +57,16 @@ class Twin:
         self.commands = Commands(settings.onebot.command_prefix, settings.onebot.superusers)
         self.memory = Memory(archive, settings, engine.count)
         self.replier = Replier(settings, self.memory, engine)
-        self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self.tell_owner)
+        self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
         self.owner_lines: Callable[[str], Awaitable[None]] | None = None
-        """Sends a line to the owners; set by whoever can reach them."""
+        """Sends a line to the owners, TwinError if it reached none; set by whoever can reach them."""
+        self.archive_retry_s = 3.0
+        """Seconds between two attempts to write what waits in memory."""
         self._loaded: dict[str, tuple[object, Persona]] = {}
         self._complained: set[str] = set()
-        self._untold: list[str] = []
+        self._untold: deque[str] = deque(maxlen=_UNTOLD_MAX)
         self._told: dict[str, float] = {}
-        self._archive_broken = False
-        self._archive_stuck = False
-        self._telling: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
     def assemble(cls, settings: Settings, root: Path, transport: Transport, *, only_record: bool = False) -> "Twin":
@@ -105,30 +108,59 @@ class Twin:
         """Stop answering, finish what is being sent, free the model, close the archive."""
         await self.presence.close()
         await self.engine.close()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         self.archive.close()
 
     # -- messages ---------------------------------------------------------------------------------
 
     def record(self, message: Message) -> bool:
-        """Store a message; False when it was stored before (a replay: not to be answered)."""
-        known = self.archive.get(message.scene, message.id)
-        if known is not None and abs((known.time - message.time).total_seconds()) < 60:
-            return False
+        """Store a message; False when it was stored before (a replay: not to be answered).
+
+        While the archive cannot be read or written, the message waits in memory; a replay may then pass for new, and
+        is stored once all the same.
+        """
         if self.commands.is_command(message.text):
             message = replace(message, origin=Origin.SYSTEM)
-        self.archive.append([message])
-        self._watch_archive()
+        try:
+            known = self.archive.get(message.scene, message.id)
+        except ArchiveError as e:
+            logger.warning("whether a message is new is not known: {}", e)
+            known = None
+        if known is not None and abs((known.time - message.time).total_seconds()) < 60:
+            return False
+        try:
+            self.archive.append([message])
+        except ArchiveError as e:
+            logger.warning("a message waits in memory: {}", e)
+        self._watch()
         return True
 
-    def _watch_archive(self) -> None:
-        """Tell the owners once when messages pile up in memory; one alone may be a moment's lock."""
-        waiting = self.archive.waiting
-        if waiting > 1 and not self._archive_stuck:
-            line = f"聊天记录写不进去（磁盘满了，或文件被占用），{waiting} 条先留在内存里；能写了会自动补上。"
-            task = asyncio.get_running_loop().create_task(self.tell_owner(line))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
-        self._archive_stuck = waiting > 1
+    async def watch_archive(self) -> None:
+        """See to it that what waits in memory is written as soon as it can be, and the owners told."""
+        self._watch()
+
+    def _watch(self) -> None:
+        """Start the one watcher, for as long as the twin lives: bubbles and recalls, too, may have to wait."""
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._keep_writing())
+
+    async def _keep_writing(self) -> None:
+        """Every few seconds write what waits; tell the owners once when it cannot be, and once when it can again."""
+        told = False
+        while True:
+            try:
+                if self.archive.behind:
+                    self.archive.flush()
+                broken = self.archive.behind
+            except ArchiveError as e:
+                logger.warning("{}", e)
+                broken = True
+            if broken != told:
+                told = broken
+                await self.tell_owner(ARCHIVE_BROKEN if broken else ARCHIVE_WELL)
+            await asyncio.sleep(self.archive_retry_s)
 
     # -- personas ---------------------------------------------------------------------------------
 
@@ -170,29 +202,45 @@ class Twin:
     # -- the owner --------------------------------------------------------------------------------
 
     async def greet(self) -> None:
-        """A client connected: tell the owners what was wrong before anybody could be told."""
-        waiting, self._untold = self._untold, []
-        for text in waiting:
-            await self.tell_owner(text)
+        """A client connected: tell the owners what they could not be told before."""
+        self._watch()
+        for _ in range(len(self._untold)):
+            if self._untold:
+                await self._deliver(self._untold.popleft())
 
-    async def watch_archive(self) -> None:
-        """Tell the owners once when the archive cannot be written, and once when it can again."""
-        broken = self.archive.waiting > 0
-        if broken != self._archive_broken:
-            self._archive_broken = broken
-            await self.tell_owner(ARCHIVE_BROKEN if broken else ARCHIVE_WELL)
+    async def tell_owner(self, text: str, *, hourly: bool = False) -> None:
+        """Tell the owners what needs them; what does not reach them is told when a client connects.
 
-    async def tell_owner(self, text: str) -> None:
-        """Tell the owners what needs them, the same words once an hour; without a connection it is only logged."""
-        if time.monotonic() - self._told.get(text, -math.inf) < _SAME_WORDS_S:
-            return
-        self._told[text] = time.monotonic()
+        Args:
+            text: the line.
+            hourly: of the same words, one an hour is enough (a fault that comes with every message).
+        """
+        if hourly:
+            if text in self._untold:
+                self._untold.remove(text)
+            if time.monotonic() - self._told.get(text, -math.inf) < _SAME_WORDS_S:
+                return
+            self._told[text] = time.monotonic()
         logger.warning("for the owner: {}", text)
-        if self.owner_lines is not None:
-            try:
+        if not await self._deliver(text):
+            self._told.pop(text, None)
+
+    async def _tell_hourly(self, text: str) -> None:
+        await self.tell_owner(text, hourly=True)
+
+    async def _deliver(self, text: str) -> bool:
+        """Send the owners a line; kept for the next client, and False, if it did not reach them."""
+        reached = False
+        try:
+            if self.owner_lines is not None:
                 await self.owner_lines(text)
-            except TwinError as e:
-                logger.warning("the owner could not be told: {}", e)
+                reached = True
+        except TwinError as e:
+            logger.warning("the owner could not be told: {}", e)
+        finally:
+            if not reached:
+                self._untold.append(text)
+        return reached
 
     def _complain(self, text: str) -> None:
         """Log once what somebody must mend; the owners are told when a client is connected."""

@@ -1,8 +1,13 @@
+import asyncio
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from bot import config
+from bot.errors import ArchiveError
 from bot.message import Message, Scene
 from bot.terminal import NoTransport
 from bot.twin import ARCHIVE_BROKEN, ARCHIVE_WELL, Twin
@@ -38,18 +43,69 @@ async def test_without_a_base_messages_are_recorded_and_the_owner_is_told_once(t
     await twin.close()
 
 
-async def test_the_owner_is_told_when_the_archive_is_locked_and_when_it_is_well_again(tmp_path: Path) -> None:
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true within 10 s")
+
+
+async def test_a_locked_archive_is_told_once_and_written_as_soon_as_it_can_be(tmp_path: Path) -> None:
     twin, told = baseless(tmp_path)
+    twin.archive_retry_s = 0.02
     blocker = sqlite3.connect(tmp_path / "data" / "archive.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    for number in (1, 2):
-        twin.record(message(number))
-        await twin.watch_archive()
+    for number in (1, 2, 3):
+        assert twin.record(message(number))
+    await until(lambda: bool(told))
+    await asyncio.sleep(0.3)
     assert told == [ARCHIVE_BROKEN]
     blocker.execute("ROLLBACK")
     blocker.close()
-    twin.record(message(3))
-    await twin.watch_archive()
-    assert told == [ARCHIVE_BROKEN, ARCHIVE_WELL]
+    await until(lambda: twin.archive.waiting == 0)
+    await until(lambda: told == [ARCHIVE_BROKEN, ARCHIVE_WELL])
     assert len(twin.archive.window(SCENE, 5)) == 3
+    await twin.close()
+
+
+async def test_a_message_is_kept_while_the_archive_cannot_even_be_read(tmp_path: Path) -> None:
+    twin, _ = baseless(tmp_path)
+    twin.archive_retry_s = 0.02
+    twin.archive.close()  # it opens again by itself; its idle connection would keep the lock from being taken
+    blocker = sqlite3.connect(tmp_path / "data" / "archive.db", isolation_level=None)
+    blocker.execute("PRAGMA locking_mode=EXCLUSIVE")
+    blocker.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ArchiveError):
+        twin.archive.get(SCENE, "1")
+    assert twin.record(message(1))
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    await until(lambda: twin.archive.waiting == 0)
+    assert [m.id for m in twin.archive.window(SCENE, 5)] == ["1"]
+    await twin.close()
+
+
+async def test_what_could_not_be_told_is_told_when_a_client_connects(tmp_path: Path) -> None:
+    twin, told = baseless(tmp_path)
+    await twin.greet()
+    told.clear()
+    reachable, twin.owner_lines = twin.owner_lines, None
+    await twin.tell_owner("昨晚的报告")
+    await twin.tell_owner("昨晚的报告")
+    await twin.greet()
+    assert told == []
+    twin.owner_lines = reachable
+    await twin.greet()
+    assert told == ["昨晚的报告", "昨晚的报告"], "a report is never muted"
+    await twin.greet()
+    assert len(told) == 2
+    await twin.close()
+
+
+async def test_a_fault_of_every_message_is_told_once_an_hour(tmp_path: Path) -> None:
+    twin, told = baseless(tmp_path)
+    for _ in range(3):
+        await twin.tell_owner("回复生成失败", hourly=True)
+    assert told == ["回复生成失败"]
     await twin.close()
