@@ -93,19 +93,27 @@ def import_(
 
     settings = config.load(config_path)
     archive = None if dry_run else Archive(settings.archive_url)
-    for path in paths:
-        if not path.exists():
-            raise ImportFault(f"history file {str(path)!r} does not exist")
-        if not onebot.sniff(path):
-            raise ImportFault(
-                f"{str(path)!r} is not OneBot event JSONL (one JSON event a line), the format known so far"
-            )
-        with doctor.progress_bar(f"import {path.name}") as progress:
-            result = onebot.load(path, archive, progress)
-        shown = onebot.summary(result, me, settings.zone)
-        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else onebot.told(shown, path.name, dry_run=dry_run))
-    if archive:
-        archive.close()
+    try:
+        for path in paths:
+            if not path.exists():
+                raise ImportFault(f"history file {str(path)!r} does not exist")
+            if not onebot.sniff(path):
+                raise ImportFault(
+                    f"{str(path)!r} is not OneBot event JSONL (one JSON event a line), the format known so far"
+                )
+            with doctor.progress_bar(f"import {path.name}") as progress:
+                result = onebot.load(path, archive, progress)
+            shown = onebot.summary(result, me, settings.zone)
+            told = json.dumps(shown, ensure_ascii=False) if as_json else onebot.told(shown, path.name, dry_run=dry_run)
+            typer.echo(told)
+    finally:
+        if archive:
+            archive.close()
+    if archive and (archive.behind or archive.lost):
+        raise ImportFault(
+            f"{archive.waiting + archive.lost} messages are not in the archive: it refused them, or could not be "
+            "written; mend the lines named above, or the disk, and import again: nothing is added twice"
+        )
 
 
 @corpus_app.command("stats")

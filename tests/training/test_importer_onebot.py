@@ -1,0 +1,166 @@
+"""training/importers/onebot.py: good lines go in, bad ones are counted with their place, nothing is lost in silence."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bot.__main__ import app
+from bot.archive import Archive
+from bot.errors import ImportFault
+from bot.message import Scene
+from training.importers import onebot
+
+GROUP = Scene("group", "900")
+BROKEN = {
+    b"{half": "not JSON",
+    b"\xff\xfe": "not JSON",
+    b"[1, 2]": "not an event",
+    b'{"a":' * 100_000 + b"1" + b"}" * 100_000: "nested too deeply",
+    json.dumps(
+        {"post_type": "message", "message_id": 1, "message": "无人"}
+    ).encode(): "field 'user_id' is missing or empty",
+    json.dumps({"post_type": "meta_event"}).encode(): "meta_event event",
+}
+
+
+def event(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "post_type": "message", "message_type": "group", "group_id": 900, "self_id": 1, "user_id": 2,
+        "message_id": number, "time": 1_772_000_000 + number, "message": f"第{number}句", "sender": {"nickname": "甲"},
+        **more,
+    }  # fmt: skip
+
+
+def recall(number: int) -> dict[str, Any]:
+    return {
+        "post_type": "notice", "notice_type": "group_recall", "group_id": 900, "user_id": 2, "operator_id": 2,
+        "message_id": number, "time": 1_772_009_999,
+    }  # fmt: skip
+
+
+def written(path: Path, *lines: dict[str, Any] | bytes) -> Path:
+    raw = (x if isinstance(x, bytes) else json.dumps(x, ensure_ascii=True).encode() for x in lines)
+    path.write_bytes(b"".join(line + b"\n" for line in raw))
+    return path
+
+
+def texts(archive: Archive) -> list[str]:
+    return [m.text for m in archive.history(GROUP)]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "archive.db"
+
+
+@pytest.fixture
+def archive(database: Path) -> Iterator[Archive]:
+    store = Archive(f"sqlite:///{database}")
+    yield store
+    store.close()
+
+
+def lock(database: Path) -> sqlite3.Connection:
+    holder = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    return holder
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=BROKEN.values())
+def test_a_broken_line_is_counted_with_its_place_and_the_others_go_in(
+    tmp_path: Path, archive: Archive, line: bytes
+) -> None:
+    result = onebot.load(written(tmp_path / "h.jsonl", event(1), line, event(2)), archive)
+    assert dict(result.skipped) == {BROKEN[line]: 1}
+    assert result.places == {BROKEN[line]: ["h.jsonl:2"]}
+    assert texts(archive) == ["第1句", "第2句"]
+
+
+def test_of_a_half_broken_file_the_good_messages_are_in(tmp_path: Path, archive: Archive) -> None:
+    lines = [x for n in range(1, 41) for x in (event(n), b"{broken")]
+    result = onebot.load(written(tmp_path / "h.jsonl", *lines), archive)
+    assert (result.messages, result.added, result.skipped["not JSON"]) == (40, 40, 40)
+    assert result.places["not JSON"] == ["h.jsonl:2", "h.jsonl:4", "h.jsonl:6"]
+    assert len(texts(archive)) == 40
+
+
+def test_a_second_import_adds_nothing_and_brings_no_words_back(tmp_path: Path, archive: Archive) -> None:
+    path = written(tmp_path / "h.jsonl", event(1), event(2), recall(1))
+    assert [onebot.load(path, archive).added for _ in range(2)] == [2, 0]
+    assert texts(archive) == ["第2句"]
+
+
+def test_a_dry_run_understands_the_same_and_writes_nothing(tmp_path: Path, archive: Archive) -> None:
+    path = written(tmp_path / "h.jsonl", event(1), *BROKEN, recall(1))
+    dry = onebot.load(path, None)
+    assert archive.scenes() == []
+    wet = onebot.load(path, archive)
+    assert (dry.messages, dry.recalls, dry.skipped, dry.places) == (1, 1, wet.skipped, wet.places)
+
+
+@pytest.mark.parametrize("key", ["message_id", "user_id", "group_id"])
+def test_an_id_no_archive_stores_is_counted_and_holds_up_nothing(tmp_path: Path, archive: Archive, key: str) -> None:
+    bad = [event(2, **{key: "\ud800"}), {**recall(1), "message_id": "\ud800"}]
+    result = onebot.load(written(tmp_path / "h.jsonl", event(1), *bad, event(3)), archive)
+    assert result.places == {"an id that is not text": ["h.jsonl:2", "h.jsonl:3"]}
+    assert texts(archive) == ["第1句", "第3句"]
+    assert (archive.lost, archive.waiting) == (0, 0)
+
+
+def test_a_file_with_a_damaged_beginning_is_recognised(tmp_path: Path) -> None:
+    nested = b"[" * 100_000
+    assert onebot.sniff(written(tmp_path / "h.jsonl", *[b"{broken"] * 50, nested, event(1)))
+    assert not onebot.sniff(written(tmp_path / "x.jsonl", *[{"role": "user"}] * 50, event(1)))
+    assert not onebot.sniff(written(tmp_path / "empty.jsonl"))
+
+
+@pytest.mark.parametrize("read", [onebot.sniff, lambda path: onebot.load(path, None)], ids=["sniff", "load"])
+@pytest.mark.parametrize("name", ["", "missing.jsonl"], ids=["directory", "missing"])
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str, read: Any) -> None:
+    with pytest.raises(ImportFault, match=rf"{(tmp_path / name).name}' cannot be read"):
+        read(tmp_path / name)
+
+
+def test_a_locked_archive_is_waited_for(tmp_path: Path, archive: Archive, database: Path) -> None:
+    holder = lock(database)
+    release = threading.Timer(0.6, holder.close)
+    release.start()
+    result = onebot.load(written(tmp_path / "h.jsonl", event(1), event(2), recall(2)), archive)
+    release.join()
+    assert (result.added, texts(archive)) == (2, ["第1句"])
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["messages", "recall"])
+def test_an_archive_that_stays_locked_is_a_fault_and_the_next_import_mends_it(
+    tmp_path: Path, archive: Archive, database: Path, before: int
+) -> None:
+    if before:
+        onebot.load(written(tmp_path / "first.jsonl", event(1)), archive)
+    path = written(tmp_path / "h.jsonl", *([recall(1)] if before else [event(1), event(2)]))
+    holder = lock(database)
+    with pytest.raises(ImportFault, match="import again"):
+        onebot.load(path, archive, patience_s=0.1)
+    holder.close()
+    onebot.load(path, archive)
+    assert texts(archive) == ([] if before else ["第1句", "第2句"])
+
+
+def test_what_the_archive_refuses_is_named_and_the_command_fails(tmp_path: Path) -> None:
+    config = tmp_path / "bot.toml"
+    config.write_text(f"[paths]\ndata = {json.dumps(str(tmp_path / 'data'))}\n", "utf-8")
+    path = written(tmp_path / "h.jsonl", event(1), event(2), event(3))
+    Archive(f"sqlite:///{tmp_path / 'data' / 'archive.db'}").close()
+    with sqlite3.connect(tmp_path / "data" / "archive.db") as store:
+        store.execute(
+            "CREATE TRIGGER no BEFORE INSERT ON messages WHEN NEW.message_id = '2' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    store.close()
+    done = CliRunner().invoke(app, ["import", str(path), "--config", str(config)])
+    assert "left out 1: refused by the archive (h.jsonl:2)" in done.output
+    assert isinstance(done.exception, ImportFault)
