@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -54,6 +54,8 @@ class _Turn:
     again: bool = False
     account: str = ""
     clock: timedelta = timedelta()
+    fresh: set[str] = field(default_factory=set)
+    """Ids heard that no finished decision has seen."""
 
 
 class Presence:
@@ -105,6 +107,7 @@ class Presence:
             return
         turn = self._turns.setdefault(message.scene, _Turn())
         turn.account = account
+        turn.fresh.add(message.id)
         turn.clock = message.time - datetime.now(UTC)
         if self._held(message.scene):
             return
@@ -122,14 +125,24 @@ class Presence:
         turn = self._turns.setdefault(message.scene, _Turn())
         self._stop(turn)
         turn.again = False
+        turn.fresh.clear()
         if self.is_on(message.scene):
             self._archive.note(message.scene, STATE_KIND, "held", datetime.now(UTC))
 
-    def recalled(self, scene: Scene) -> None:
-        """A message was taken back: an answer being prepared, perhaps on its ground, is dropped and decided anew."""
+    def recalled(self, scene: Scene, message_id: str) -> None:
+        """A message was taken back: an answer being prepared, perhaps on its ground, is dropped and decided anew.
+
+        Where nothing else is undecided there is nothing to decide: older words were left alone for good.
+        """
         turn = self._turns.get(scene)
-        if turn and turn.task and not turn.task.done() and not turn.speaking:
-            self._start(scene, turn)
+        if turn is None:
+            return
+        turn.fresh.discard(message_id)
+        if turn.task and not turn.task.done() and not turn.speaking:
+            if turn.fresh:
+                self._start(scene, turn)
+            else:
+                self._stop(turn)
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
@@ -183,14 +196,17 @@ class Presence:
             await asyncio.sleep(self._chat.debounce_s)
             while True:
                 turn.again = turn.speaking = False
-                await self._turn(scene, turn)
+                seen = set(turn.fresh)
+                try:
+                    await self._turn(scene, turn)
+                except (EngineError, PersonaError) as e:
+                    logger.error("no answer in {}: {}", scene.kind, e)
+                    await self._tell_owner(f"回复生成失败：{e}")
+                turn.fresh -= seen
                 if not turn.again:
                     return
                 turn.redecisions = 0
                 await asyncio.sleep(self._chat.debounce_s)
-        except (EngineError, PersonaError) as e:
-            logger.error("no answer in {}: {}", scene.kind, e)
-            await self._tell_owner(f"回复生成失败：{e}")
         except Exception as e:  # noqa: BLE001 - the worker loop's edge
             logger.opt(exception=e).error("the turn in a {} scene failed", scene.kind)
 
@@ -210,6 +226,9 @@ class Presence:
             await self._speak(look, turn, pacing, speak_at, rng)
         except asyncio.CancelledError:
             self._record(look, "cancelled" if not turn.speaking else "cut short")
+            raise
+        except EngineError:
+            self._record(look, "failed: engine")
             raise
 
     async def _look(self, scene: Scene, persona: Persona, turn: _Turn) -> Look | None:
@@ -234,10 +253,7 @@ class Presence:
                     self._record(look, "budget" if not sent else "cut short")
                     return
                 turn.speaking = True
-                sending = asyncio.create_task(self._send(look, turn, bubble, segments))
-                self._sending.add(sending)
-                sending.add_done_callback(self._sending.discard)
-                await asyncio.shield(sending)
+                await self._deliver(look, turn, bubble, segments)
                 sent += 1
                 speak_at = time.monotonic() + bubble_gap_s(pacing, self._chat, rng)
         except SendError as e:
@@ -250,23 +266,37 @@ class Presence:
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
 
+    async def _deliver(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
+        """Send one bubble; a refusal is tried once more after a pause, nothing else is ever repeated.
+
+        A begun send is finished whatever happens; the pause ends with the turn, as when the person speaks themselves.
+        """
+        for attempt in (1, 2):
+            sending = asyncio.create_task(self._send(look, turn, bubble, segments))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+            try:
+                await asyncio.shield(sending)
+                return
+            except SendError as e:
+                if e.failure is not SendFailure.REFUSED or attempt == 2:
+                    raise
+                self._budget.refused(look.scene, time.monotonic())
+                await asyncio.sleep(_RETRY_S)
+                if not self._budget.allows(look.scene, time.monotonic()):
+                    raise
+
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
-        """Send one bubble; a refusal is tried once more after a pause, nothing else is ever repeated."""
         account = turn.account
         # Counted before the outcome is known: what timed out may have been delivered.
         self._budget.spend(look.scene, time.monotonic())
-        try:
-            message_id = await self._transport.send(account, look.scene, segments)
-        except SendError as e:
-            if e.failure is not SendFailure.REFUSED:
-                raise
-            self._budget.refused(look.scene, time.monotonic())
-            await asyncio.sleep(_RETRY_S)
-            message_id = await self._transport.send(account, look.scene, segments)
+        message_id = await self._transport.send(account, look.scene, segments)
         # In whole seconds of QQ's clock, as its own events are, in the place of what is answered and all at the first
-        # bubble's time: else words that came in between are stored before this bubble, and never answered.
+        # bubble's time: else words that came in between are stored before this bubble, and never answered. Words that
+        # came before the first bubble, after the last look, stand behind the whole answer for the same reason.
         heard = look.exchange.heard[-1]
-        turn.spoke_at = turn.spoke_at or max((datetime.now(UTC) + turn.clock).replace(microsecond=0), heard.time)
+        now = (datetime.now(UTC) + turn.clock).replace(microsecond=0)
+        turn.spoke_at = turn.spoke_at or (heard.time if turn.again else max(now, heard.time))
         when = turn.spoke_at
         name, raw = look.persona.spec.display_name, tuple(segments)
         said = Message(message_id, look.scene, account, name, when, bubble, Origin.TWIN, seq=heard.seq, segments=raw)

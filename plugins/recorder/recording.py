@@ -49,5 +49,6 @@ class Recorder:
 
     async def recall(self, recall: Recall) -> None:
         """Mark a message as taken back; an answer prepared on its ground is decided anew."""
-        self._twin.archive.recall(recall.scene, recall.message_id, recall.time)
-        self._twin.presence.recalled(recall.scene)
+        scene = self._twin.archive.scene_of_recall(recall.scene, recall.message_id)
+        self._twin.archive.recall(scene, recall.message_id, recall.time)
+        self._twin.presence.recalled(scene, recall.message_id)

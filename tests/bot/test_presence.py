@@ -398,7 +398,7 @@ async def test_a_recall_before_the_answer_means_no_answer(stage: Stage) -> None:
     message = stage.hear("发错了")
     await asyncio.wait_for(ready.wait(), 5)
     stage.archive.recall(GROUP, message.id, datetime.now(UTC))
-    stage.presence.recalled(GROUP)
+    stage.presence.recalled(GROUP, message.id)
     go.set()
     await stage.quiet()
     assert (stage.said, len(stage.engine.asked)) == ([], 1)
@@ -408,10 +408,68 @@ async def test_a_recall_of_one_of_two_is_answered_without_it(stage: Stage) -> No
     first = stage.hear("发错了")
     stage.hear("在吗")
     stage.archive.recall(GROUP, first.id, datetime.now(UTC))
-    stage.presence.recalled(GROUP)
+    stage.presence.recalled(GROUP, first.id)
     await stage.quiet()
     assert "发错了" not in "".join(p.text for p in stage.engine.asked[-1].pieces)
     assert stage.said == ["好呀"]
+
+
+async def test_a_recall_does_not_dig_up_what_was_left_alone(stage: Stage) -> None:
+    stage.hear("昨天那件事呢", age_s=4000)
+    slip = stage.hear("发错了")
+    await asyncio.sleep(DEBOUNCE_S / 3)
+    stage.archive.recall(GROUP, slip.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP, slip.id)
+    await stage.quiet()
+    await asyncio.sleep(DEBOUNCE_S * 2)
+    assert (stage.said, stage.engine.asked) == ([], [])
+
+
+async def test_words_that_the_last_look_did_not_see_are_answered_next(stage: Stage) -> None:
+    stage.wire.gate = asyncio.Event()
+    ready, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    for text in ("一", "二", "三"):
+        stage.hear(text)
+        await asyncio.wait_for(ready.wait(), 5)
+        ready.clear()
+    stage.hear("四")  # both re-decisions are spent: the answer to three is under way
+    await asyncio.sleep(1.1)
+    stage.wire.gate.set()
+    go.set()
+    await stage.quiet()
+    assert stage.said == ["好呀", "好呀"]
+    assert stage.engine.lines_heard(-1) == ["阿强：四"]
+
+
+async def test_an_engine_that_fails_leaves_a_decision_and_the_next_words_are_answered(stage: Stage) -> None:
+    async def fail(number: int) -> None:
+        stage.engine.before_line = None
+        stage.hear("还在吗")
+        raise EngineError("the decode failed")
+
+    stage.engine.before_line = fail
+    stage.presence._chat = stage.settings.chat.model_copy(update={"max_redecisions": 0})
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.outcomes()[0] == "failed: engine"
+    assert stage.told == ["回复生成失败：the decode failed"]
+    assert stage.said == ["好呀"]
+
+
+async def test_a_person_who_speaks_after_a_refusal_is_not_spoken_over(stage: Stage) -> None:
+    stage.wire.failures = [SendFailure.REFUSED]
+    stage.hear("嗨")
+    await until(lambda: stage.wire.tried == 1)
+    await asyncio.sleep(0.05)
+    stage.hear("我自己来", sender=ACCOUNT)
+    await asyncio.sleep(2.3)
+    assert (stage.wire.tried, stage.said) == (1, [])
 
 
 # -- sending --------------------------------------------------------------------------------------
