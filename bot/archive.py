@@ -217,6 +217,7 @@ class Archive:
         An unknown id leaves a tombstone, so that a later backfill does not bring the words back. Like a message, a
         recall waits in memory while the store cannot be written.
         """
+        scene = self.scene_of_recall(scene, message_id)
         self._recalls.append((scene, message_id, time))
         try:
             stored = self.get(scene, message_id) is not None
@@ -224,6 +225,28 @@ class Archive:
             stored = False  # It cannot be read; the recall waits all the same.
         self.flush()
         return stored
+
+    def scene_of_recall(self, scene: Scene, message_id: str) -> Scene:
+        """Where a recalled message stands.
+
+        `friend_recall` names the sender alone: of the account's own words that is not the friend they were said to.
+
+        Args:
+            scene: the group, or the private chat with the sender, as the notice reads.
+            message_id: of the recalled message.
+        """
+        if not scene.private:
+            return scene
+        for m, _ in self._waiting:
+            if m.scene.private and m.id == message_id and m.sender_id == scene.id:
+                return m.scene
+        c = messages_table.c
+        own = (c.message_id == message_id, c.sender_id == scene.id, c.scene.startswith("private:"))
+        try:
+            rows = self._read(sa.select(c.scene).where(*own).order_by(c.time_ms.desc()).limit(1))
+        except ArchiveError:
+            return scene
+        return Scene.parse(rows[0][0]) if rows else scene
 
     def get(self, scene: Scene, message_id: str) -> Message | None:
         """One message, or None."""

@@ -16,7 +16,7 @@ from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, START, at, say
 
 from bot.archive import WAITING_MAX, Archive, Decision
 from bot.errors import ArchiveError
-from bot.message import Origin
+from bot.message import Origin, Scene
 
 
 @pytest.fixture
@@ -392,3 +392,14 @@ def test_everything_is_there_after_a_restart(archive: Archive, file: Path) -> No
     assert texts(again) == ["嗨"]
     assert again.latest(GROUP, "state") == ("on", START + timedelta(milliseconds=7))
     again.close()
+
+
+def test_the_accounts_own_recall_is_found_in_the_chat_it_was_said_in(archive: Archive) -> None:
+    other = Scene("private", "10002")
+    archive.append([say(0, ME, "说错了", PRIVATE, id="7"), say(0, FRIEND, "嗯", other, id="7")])
+    notice = Scene("private", ME)
+    assert archive.scene_of_recall(notice, "7") == PRIVATE
+    assert archive.recall(notice, "7", at(5)) is True
+    assert [m.text for m in archive.history(PRIVATE)] == []
+    assert [m.text for m in archive.history(other)] == ["嗯"], "an equal id in another chat stands"
+    assert archive.scene_of_recall(notice, "8") == notice
