@@ -184,13 +184,14 @@ def _scene(
         decided_at = exchange.decided_at
         # An answer may come until the burst is surely over; OneBot's seconds are cut, the twin's log is not.
         over = decided_at + timedelta(seconds=rules.burst_gap_s)
+        stop = max(over, after.first.time if after else decided_at + wait)
         end = place[after.first.id] if after else len(stored)
         begin = bisect_left(unseen, place[exchange.first.id])
         between = [stored[n] for n in unseen[begin : bisect_left(unseen, end)]]
         counted.append(
             not exchange.said
             and _around(present, decided_at, rules)
-            and twin_was_off(timeline, decided_at, over)
+            and twin_was_off(timeline, decided_at, stop)
             # They answered, and took it back: neither a silence nor words.
             and not any(conversations[m.id] == conversation_id or m.time - decided_at <= wait for m in between)
             # Where nothing came after, the person may still answer.

@@ -74,6 +74,27 @@ def test_no_silence_counts_while_the_twin_is_not_off(archive: Archive, state: st
     assert found.counts["silences_unlabelled"] == 2
 
 
+@pytest.mark.parametrize(("scene", "on_after_s", "counts"), [
+    (GROUP, 900, False), (GROUP, 1700, True), (PRIVATE, 900, False),
+])  # fmt: skip
+def test_the_twin_must_be_off_until_the_next_burst(
+    archive: Archive, scene: Scene, on_after_s: int, counts: bool
+) -> None:
+    archive.note(scene, "state", "on", START + timedelta(seconds=60 + on_after_s))
+    asked = [say(0, ME, "在", scene), say(60, FRIEND, "那个", scene), say(60 + 1500, FRIEND, "算了", scene)]
+    assert silences(corpus(archive, [*asked, LATER])) == [counts, False]
+
+
+@pytest.mark.parametrize(("scene", "on_after_s", "counts"), [
+    (GROUP, 1000, False), (GROUP, 3600, True), (PRIVATE, 3600, False), (PRIVATE, 5 * 3600, True),
+])  # fmt: skip
+def test_at_the_end_of_a_scene_the_twin_must_be_off_while_an_answer_may_come(
+    archive: Archive, scene: Scene, on_after_s: int, counts: bool
+) -> None:
+    archive.note(scene, "state", "on", START + timedelta(seconds=60 + on_after_s))
+    assert silences(corpus(archive, [say(0, ME, "在", scene), say(60, FRIEND, "那个", scene), LATER])) == [counts]
+
+
 @pytest.mark.parametrize("blank", [False, True], ids=["recalled", "blank"])
 def test_an_answer_that_was_taken_back_or_has_no_words_is_no_label_at_all(archive: Archive, blank: bool) -> None:
     answer = say(70, ME, " " if blank else "秘密")

@@ -79,7 +79,7 @@ def learned(found: Sequence[Window], tokenizer: Characters) -> list[str]:
 
 
 def test_only_the_persons_words_and_counting_silences_are_labels(archive: Archive) -> None:
-    archive.note(GROUP, "state", "on", START + timedelta(seconds=150))
+    archive.note(GROUP, "state", "on", START + timedelta(seconds=201))
     said = [
         say(0, ME, "我先说"),
         say(40, FRIEND, "听"),
