@@ -107,10 +107,10 @@ class Presence:
             return
         turn = self._turns.setdefault(message.scene, _Turn())
         turn.account = account
-        turn.fresh.add(message.id)
         turn.clock = message.time - datetime.now(UTC)
         if self._held(message.scene):
             return
+        turn.fresh.add(message.id)
         if turn.task is None or turn.task.done():
             turn.redecisions = 0
             self._start(message.scene, turn)
@@ -149,6 +149,8 @@ class Presence:
         self._archive.note(scene, STATE_KIND, "on" if on else "off", now)
         if not on and (turn := self._turns.get(scene)):
             self._stop(turn)
+            turn.again = False
+            turn.fresh.clear()
 
     def is_on(self, scene: Scene) -> bool:
         """Whether the scene is answered; the default of a scene is written down when first asked for."""

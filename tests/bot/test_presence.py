@@ -425,6 +425,18 @@ async def test_a_recall_does_not_dig_up_what_was_left_alone(stage: Stage) -> Non
     assert (stage.said, stage.engine.asked) == ([], [])
 
 
+async def test_what_was_heard_before_switching_off_is_not_dug_up(stage: Stage) -> None:
+    stage.hear("嗨")
+    stage.presence.switch(GROUP, False, datetime.now(UTC))
+    stage.presence.switch(GROUP, True, datetime.now(UTC))
+    slip = stage.hear("发错了")
+    stage.archive.recall(GROUP, slip.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP, slip.id)
+    await stage.quiet()
+    await asyncio.sleep(DEBOUNCE_S * 2)
+    assert (stage.said, stage.engine.asked) == ([], [])
+
+
 async def test_words_that_the_last_look_did_not_see_are_answered_next(stage: Stage) -> None:
     stage.wire.gate = asyncio.Event()
     ready, go = asyncio.Event(), asyncio.Event()
