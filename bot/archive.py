@@ -281,12 +281,12 @@ class Archive:
         gone = self._taken_back(scene)
         return [m for m in found if m.id not in gone][-limit:]
 
-    def history(self, scene: Scene, until: datetime | None = None) -> list[Message]:
-        """All of a scene that may be learned from (not recalled, not system), oldest first."""
+    def history(self, scene: Scene, until: datetime | None = None, *, recalled: bool = False) -> list[Message]:
+        """All of a scene that may be learned from (not system), oldest first; what was taken back only if asked for."""
         c = messages_table.c
-        query = sa.select(messages_table).where(
-            c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value
-        )
+        query = sa.select(messages_table).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
+        if not recalled:
+            query = query.where(c.recalled.is_(False))
         if until is not None:
             query = query.where(c.time_ms <= _ms(until))
         return [_message(row) for row in self._read(query.order_by(*_ORDER))]

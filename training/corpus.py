@@ -13,13 +13,11 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
-import sqlalchemy as sa
-
-from bot.archive import Archive, messages_table
+from bot.archive import Archive
 from bot.config import Conversation
 from bot.message import Message, Origin, Scene
 from bot.prompt import Exchange, exchanges, spoken_by
@@ -115,7 +113,7 @@ def build(
             # The person talking with their own twin: they are the other side there, and nothing is a label.
             counts["scenes_with_own_twin"] += 1
             continue
-        stored = _stored(archive, scene, until)
+        stored = archive.history(scene, until, recalled=True)
         if known_until is None or not any(_by_person(m, who) for m in stored if _worded(m)):
             counts["scenes_without_person"] += 1
             continue
@@ -138,26 +136,6 @@ def _by_person(message: Message, people: frozenset[str]) -> bool:
 def _worded(message: Message) -> bool:
     """Whether it may be shown. A bubble without text would render as an empty turn: a silence that never was."""
     return not message.recalled and bool(message.text.strip())
-
-
-def _stored(archive: Archive, scene: Scene, until: datetime | None) -> list[Message]:
-    """All messages of a scene that people or the twin sent, oldest first; those taken back without their words."""
-    known = {m.id: m for m in archive.history(scene, until)}
-    c = messages_table.c
-    query = sa.select(c.message_id, c.sender_id, c.origin, c.time_ms).where(
-        c.scene == str(scene), c.origin != Origin.SYSTEM.value
-    )
-    if until is not None:
-        query = query.where(c.time_ms <= round(until.timestamp() * 1000))
-    rows = archive._read(query.order_by(c.time_ms, c.seq, c.pk))
-    return [
-        known.get(row.message_id)
-        or Message(
-            id=row.message_id, scene=scene, sender_id=row.sender_id, sender_name="",
-            time=datetime.fromtimestamp(row.time_ms / 1000, UTC), text="", origin=Origin(row.origin), recalled=True,
-        )
-        for row in rows
-    ]  # fmt: skip
 
 
 def _scene(
