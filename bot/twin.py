@@ -251,7 +251,8 @@ class Twin:
 
 
 def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:
-    """Copy the personas that come with the project into the data folder, each once."""
+    """Copy the personas that come with the project into the data folder, each once and with the notice of its terms."""
+    notice = shipped.parent / "NOTICE"
     for source in sorted(shipped.glob("*/persona.toml")):
         target = root / source.parent.name
         if not target.exists():
@@ -259,6 +260,8 @@ def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:
             beside = target.with_name(f".{target.name}.tmp")
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(source.parent, beside)
+            if notice.is_file():
+                shutil.copy2(notice, beside / notice.name)
             beside.rename(target)
 
 

@@ -10,7 +10,7 @@ from bot import config
 from bot.errors import ArchiveError
 from bot.message import Message, Scene
 from bot.terminal import NoTransport
-from bot.twin import ARCHIVE_BROKEN, ARCHIVE_WELL, Twin
+from bot.twin import ARCHIVE_BROKEN, ARCHIVE_WELL, SHIPPED, Twin, install_shipped
 
 SCENE = Scene("private", "10001")
 
@@ -109,3 +109,10 @@ async def test_a_fault_of_every_message_is_told_once_an_hour(tmp_path: Path) -> 
         await twin.tell_owner("回复生成失败", hourly=True)
     assert told == ["回复生成失败"]
     await twin.close()
+
+
+def test_a_shipped_persona_is_installed_with_the_notice_of_its_terms(tmp_path: Path) -> None:
+    install_shipped(tmp_path)
+    notice = (tmp_path / "xiaoman" / "NOTICE").read_text("utf-8")
+    assert notice == (SHIPPED.parent / "NOTICE").read_text("utf-8")
+    assert "Gemma Terms of Use" in notice
