@@ -279,8 +279,8 @@ class Night:
 
     def _take_snapshot(self, now: datetime) -> dict[str, Any]:
         return {
-            "until": now.isoformat(), "new_messages": self._new_messages(), "base_sha256": self.base_sha256,
-            "night": self._whole,
+            "until": now.isoformat(), "new_messages": self._new_messages(), "own_messages": self._own_messages(),
+            "base_sha256": self.base_sha256, "night": self._whole,
         }  # fmt: skip
 
     @cached_property
@@ -341,11 +341,16 @@ class Night:
         return None
 
     def _new_messages(self) -> int:
-        version = self.persona.version
-        until = version.manifest.corpus.get("until") if version else None
+        """The person's messages that the serving version has not learned from, older ones imported since included."""
+        learned = self.persona.version.manifest.corpus if self.persona.version else {}
+        until, known = learned.get("until"), learned.get("own_messages")
+        later = self._own_messages(datetime.fromisoformat(until) if until else None)
+        # Recalls take from the total, but not from what was said since.
+        return later if known is None else max(later, self._own_messages() - int(known))
+
+    def _own_messages(self, after: datetime | None = None) -> int:
         archive = Archive(self.settings.archive_url)
         try:
-            after = datetime.fromisoformat(until) if until else None
             return archive.count(self.persona.spec.people, after)
         finally:
             archive.close()
@@ -372,7 +377,8 @@ class Night:
             files=files,
             corpus={
                 "fingerprint": self.learned.fingerprint, "until": self.snapshot["until"], "span": span,
-                "new_messages": self.snapshot["new_messages"], **self.learned.counts,
+                "new_messages": self.snapshot["new_messages"], "own_messages": self.snapshot.get("own_messages"),
+                **self.learned.counts,
             },
             contributors=self.learned.contributors,
             settings=record["settings"],

@@ -108,12 +108,12 @@ def skipped(spec: Spec, new: int, settings: Retrain) -> str:
 
     Args:
         spec: the persona.
-        new: messages of the person since the last version.
+        new: messages of the person that the serving version has not learned from.
         settings: bot.toml's [retrain].
     """
     return (
-        f"{spec.display_name}今晚没有训练：上次之后本人只说了 {new} 条，不到 {settings.min_new_messages} 条"
-        "（bot.toml [retrain] min_new_messages）。要现在就训练，发 /train now。"
+        f"{spec.display_name}今晚没有训练：上次之后本人只说了 {new} 条（补导入的也算），"
+        f"不到 {settings.min_new_messages} 条（bot.toml [retrain] min_new_messages）。要现在就训练，发 /train now。"
     )
 
 

@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinymodel
@@ -18,7 +19,7 @@ from bot.message import Message, Scene
 from bot.persona import Base, Manifest, Personas, sha256
 from training.nightly import ATTEMPTS_MAX, Night
 
-ME = "10001"
+ME, SCENE = "10001", Scene("private", "20001")
 SHA = "0" * 64
 
 
@@ -47,8 +48,7 @@ def settings(tmp_path: Path) -> Settings:
     folder.mkdir(parents=True)
     (folder / "persona.toml").write_text(f'display_name = "小满"\npeople = ["{ME}"]\n', "utf-8")
     archive = Archive(settings.archive_url)
-    scene = Scene("private", "20001")
-    archive.append([Message(str(i), scene, ME, "小满", datetime(2026, 3, 2, 4, i, tzinfo=UTC), "早") for i in range(3)])
+    archive.append([Message(str(i), SCENE, ME, "小满", datetime(2026, 3, 2, 4, i, tzinfo=UTC), "早") for i in range(3)])
     archive.close()
     return settings
 
@@ -150,21 +150,52 @@ def test_one_night_at_a_time_and_the_lock_of_a_dead_one_is_free(settings: Settin
     assert night(settings).run().kind == "skipped"
 
 
+def published(settings: Settings, name: str, corpus: dict[str, Any]) -> None:
+    """A serving version, as a night would have left it."""
+    result = settings.data / "result"
+    result.mkdir()
+    (result / "lora.gguf").write_bytes(b"GGUF")
+    manifest = Manifest(
+        version=name, created="", base=Base(file="base.gguf", sha256=SHA, architecture="gemma3"), format="gemma",
+        system_prompt="", files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
+    )  # fmt: skip
+    (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    Personas(settings.data / "personas", SHA).publish("xiaoman", result)
+
+
+def say(settings: Settings, count: int, first: datetime, prefix: str) -> None:
+    archive = Archive(settings.archive_url)
+    times = [first + timedelta(minutes=i) for i in range(count)]
+    archive.append([Message(f"{prefix}{i}", SCENE, ME, "小满", time, "早") for i, time in enumerate(times)])
+    archive.close()
+
+
+SNAPSHOT = datetime(2026, 3, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("corpus", "new"), [
+    ({"own_messages": 3}, 4 + 2),
+    ({}, 2),
+    ({"own_messages": 100}, 2),
+], ids=["counted", "made before it was counted", "much was taken back since"])  # fmt: skip
+def test_older_history_imported_after_a_version_is_new_to_it(
+    settings: Settings, corpus: dict[str, Any], new: int
+) -> None:
+    published(settings, "20260303-000000", {"until": SNAPSHOT.isoformat(), **corpus})
+    say(settings, 4, SNAPSHOT - timedelta(days=300), "imported")
+    say(settings, 2, SNAPSHOT + timedelta(days=1), "said")
+    assert f"{new} 条" in night(settings).run().summary
+
+
+def test_what_a_version_learned_is_counted_in_its_snapshot(settings: Settings) -> None:
+    assert night(settings).snapshot["own_messages"] == 3
+
+
 def test_a_night_killed_after_publishing_ends_as_published_without_judging_itself(settings: Settings) -> None:
     with pytest.raises(Killed):
         night(settings, breaks(Killed())).run(force=True)
     (name,) = runs(settings)
-    result = settings.data / "result"
-    result.mkdir()
-    (result / "lora.gguf").write_bytes(b"GGUF")
-    base = Base(file="base.gguf", sha256=SHA, architecture="gemma3")
-    files = {"lora.gguf": sha256(result / "lora.gguf")}
-    until = {"until": datetime(2026, 3, 3, tzinfo=UTC).isoformat()}
-    manifest = Manifest(
-        version=name, created="", base=base, format="gemma", system_prompt="", files=files, corpus=until
-    )
-    (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-    Personas(settings.data / "personas", SHA).publish("xiaoman", result)
+    published(settings, name, {"until": datetime(2026, 3, 3, tzinfo=UTC).isoformat()})
     outcome = night(settings, breaks(AssertionError("no step is done again"))).run()
     assert (outcome.kind, outcome.version) == ("published", name)
     assert night(settings).run().kind == "skipped"
