@@ -7,6 +7,7 @@ Refused by the gate or failed: the current version stays, and the owner is told 
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +39,11 @@ SNAPSHOT_FILE = "snapshot.json"
 """What a run learns from; only a whole night's says `night`, and nothing else is gone on with as one."""
 DONE_FILE = "done.json"
 """How a night ended; without it the night is unfinished. plugins/retrain/schedule.py looks for both."""
+ATTEMPTS_FILE = "attempts.json"
+"""What ended each attempt of a night, and whether one is under way: one that a start finds so was killed."""
 ATTEMPTS_MAX = 3
-"""A night that failed this often is given up, so that a broken step does not run for ever."""
+"""A night that failed or was killed this often is given up, so that a broken step does not run for ever."""
+_KILLED = "killed"
 Progress = Callable[[str, int, int, str], None]
 """(step, done, total, words)."""
 
@@ -90,6 +94,10 @@ class Night:
     def run(self, *, force: bool = False) -> Outcome:
         """All steps; what an earlier attempt finished is not done again.
 
+        An attempt that ends without a word (SIGKILL, power) counts as a failed one. SIGTERM, as /train cancel sends it,
+        does not, unless the process is killed before it can write that down (10 s in plugins/retrain, at once on
+        Windows).
+
         Args:
             force: also with too few new messages.
 
@@ -102,7 +110,11 @@ class Night:
                 new = self._new_messages()
                 if not force and self._unfinished() is None and new < self.settings.retrain.min_new_messages:
                     return Outcome("skipped", None, report.skipped(self.persona.spec, new, self.settings.retrain))
-                return self._steps()
+                with _sigterm_raises():
+                    return self._steps()
+            except (KeyboardInterrupt, SystemExit):
+                self._stopped()
+                raise
             except TwinError as e:
                 logger.error("the night failed: {}", e)
                 return self._failed(e)
@@ -115,6 +127,9 @@ class Night:
         published = self._published()
         if published is not None:
             return self._done(published)
+        given_up = self._begin()
+        if given_up is not None:
+            return self._done(given_up)
         self.train()
         self.export()
         proof = self.prove()
@@ -140,6 +155,30 @@ class Night:
             return None
         kept = read_state(self.folder / "verdict.json") or {}
         return Outcome("published", name, str(kept.get("summary", f"版本 {name} 训练好了，已经换上")))
+
+    def _begin(self) -> Outcome | None:
+        """Write down that an attempt is under way; the end of the night instead when too many were killed."""
+        attempts = self._attempts()
+        if (read_state(self.folder / ATTEMPTS_FILE) or {}).get("under_way"):
+            attempts = [*attempts, _KILLED]
+            logger.error("attempt {} of the night was killed (out of memory, or the machine went down)", len(attempts))
+        self._note_attempts(attempts, under_way=len(attempts) < ATTEMPTS_MAX)
+        if len(attempts) < ATTEMPTS_MAX:
+            return None
+        return Outcome("failed", None, report.killed(self.persona.spec, len(attempts)))
+
+    def _stopped(self) -> None:
+        """Somebody stopped the night: no attempt failed."""
+        if "folder" in self.__dict__:
+            with suppress(OSError):
+                self._note_attempts(self._attempts(), under_way=False)
+
+    def _attempts(self) -> list[str]:
+        """What ended the attempts before this one."""
+        return [str(e) for e in (read_state(self.folder / ATTEMPTS_FILE) or {}).get("errors", [])]
+
+    def _note_attempts(self, errors: list[str], *, under_way: bool) -> None:
+        write_state(self.folder / ATTEMPTS_FILE, {"errors": errors, "under_way": under_way})
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -412,11 +451,10 @@ class Night:
         folder: Path | None = self.__dict__.get("folder")
         if folder is None:  # it failed before there was a run to go on with
             return Outcome("failed", None, report.failed(self.persona.spec, error, 1, ATTEMPTS_MAX))
-        file = folder / "attempts.json"
-        attempts = [*(read_state(file) or {}).get("errors", []), str(error)]
+        attempts = [*self._attempts(), str(error)]
         outcome = Outcome("failed", None, report.failed(self.persona.spec, error, len(attempts), ATTEMPTS_MAX))
         try:
-            write_state(file, {"errors": attempts})
+            self._note_attempts(attempts, under_way=False)
             return self._done(outcome) if len(attempts) >= ATTEMPTS_MAX else outcome
         except OSError as e:
             logger.error("the failed attempt cannot be written down ({})", e.strerror)
@@ -474,6 +512,20 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RuntimeError | MemoryError):  # torch and the allocator: sizes and shapes
         return f"{place} ({next(iter(str(error).splitlines()), '')[:160]})"
     return place
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that a night that was stopped is told from one that was killed."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -130,6 +130,20 @@ def failed(spec: Spec, error: Exception, attempt: int, attempts: int) -> str:
     return f"{spec.display_name}的训练没跑完（第 {attempt} 次）：{error}\n现在的版本照常；{again}。"
 
 
+def killed(spec: Spec, attempts: int) -> str:
+    """What the owner is told of a night that is given up because its process was killed again and again.
+
+    Args:
+        spec: the persona.
+        attempts: how often it was tried.
+    """
+    return (
+        f"{spec.display_name}的训练试了 {attempts} 次都没跑完，最后一次没有留下错误就断了："
+        "进程被系统杀掉了（多半是内存不够），或者机器断了电。\n现在的版本照常；这一晚不再试了。"
+        "内存不够的话，把 bot.toml [training] per_device_train_batch_size 或 model_max_length 调小，再发 /train now。"
+    )
+
+
 def _counts(manifest: Manifest | None) -> Mapping[str, Any]:
     found: Mapping[str, Any] = manifest.corpus.get("counts", manifest.corpus) if manifest else {}
     return found

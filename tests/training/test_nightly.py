@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,37 @@ def test_a_killed_night_is_gone_on_with_also_with_too_few_messages(settings: Set
     (name,) = runs(settings)
     assert night(settings, breaks(OSError(5, "Input/output error"))).run().kind == "failed"
     assert runs(settings) == [name]
+
+
+def test_a_night_that_is_killed_every_time_is_given_up_and_the_owner_told_why(settings: Settings) -> None:
+    for _ in range(ATTEMPTS_MAX):
+        with pytest.raises(Killed):
+            night(settings, breaks(Killed())).run(force=True)
+    (name,) = runs(settings)
+    outcome = night(settings, breaks(AssertionError("it is not tried again"))).run()
+    assert outcome.kind == "failed"
+    assert f"{ATTEMPTS_MAX} 次" in outcome.summary
+    assert "内存不够" in outcome.summary
+    assert "model_max_length" in outcome.summary
+    done = json.loads((settings.data / "runs" / "xiaoman" / name / "done.json").read_text("utf-8"))
+    assert (done["outcome"], done["summary"]) == ("failed", outcome.summary)
+    assert night(settings).run().kind == "skipped"
+
+
+def test_errors_and_kills_are_counted_together(settings: Settings) -> None:
+    with pytest.raises(Killed):
+        night(settings, breaks(Killed())).run(force=True)
+    assert "第 2 次" in night(settings, breaks(MemoryError())).run().summary
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_night_that_is_stopped_is_no_failed_attempt(settings: Settings, number: int) -> None:
+    before = signal.getsignal(number)
+    for _ in range(ATTEMPTS_MAX + 1):
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            night(settings, lambda *_: signal.raise_signal(number)).run(force=True)
+    assert "第 1 次" in night(settings, breaks(MemoryError())).run().summary
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("file", ["snapshot.json", "attempts.json"])
