@@ -132,12 +132,17 @@ def score(
     found: list[Scored] = []
     clusters = _clusters(windows)
     for number, window in enumerate(windows):
-        labels = [x for x in window.labels if x.split in splits and (x.trained or x.decision)]
+        labels = held_out([window], splits)
         if labels:
             found += _score_window(window, labels, scorer, end_id, clusters)
         if progress:
             progress(number + 1, len(windows))
     return found
+
+
+def held_out(windows: Sequence[Window], splits: Collection[Split] = (Split.TUNE, Split.TEST)) -> list[Label]:
+    """The labels that `score` scores, in its order."""
+    return [x for w in windows for x in w.labels if x.split in splits and (x.trained or x.decision)]
 
 
 def _clusters(windows: Sequence[Window]) -> dict[tuple[str, str], int]:

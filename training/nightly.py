@@ -27,7 +27,7 @@ from bot.config import Settings
 from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, sha256
-from bot.prompt import FORMATS, ChatFormat, Piece
+from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity
 from training import answers, base, corpus, evaluate, gate, qlora, report, samples, watch
 from training.hf import HFTokenizer
@@ -240,14 +240,14 @@ class Night:
     def measure(self) -> "_Figures":
         """Score the held-out moments with the new version, the serving one and the bare base."""
         keep = self.settings.training.silence_keep
-        new = self._scored("new", self.export())
+        new = self._scored_once("new", self.export())
         calibration = evaluate.fit_calibration(new, keep)
         serving = None
         if self.persona.version is not None:
-            scored = self._scored("serving", self.persona.version.lora)
+            scored = self._scored_once("serving", self.persona.version.lora)
             fitted = self.persona.version.manifest.calibration
             serving = gate.Candidate(scored, evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0))
-        bare = self._scored("base", None)
+        bare = self._scored_once("base", None)
         return _Figures(
             gate.Candidate(new, evaluate.metrics(new, calibration, keep)), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
@@ -266,7 +266,22 @@ class Night:
         figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
         return {"version": name, **figures.model_dump()}
 
+    def _scored_once(self, whose: str, path: Path | None) -> list[evaluate.Scored]:
+        """Scores as an earlier attempt left them, if they are of the same files and labels."""
+        file = self.folder / f"scored-{whose}.json"
+        windows = map(repr, (w for w in self.windows if _held_out(w)))
+        made_of = _digest([self.base_sha256, sha256(path) if path else "", *windows])
+        kept = read_state(file) or {}
+        if kept.get("made_of") == made_of:
+            with suppress(KeyError, TypeError, ValueError):
+                labels = evaluate.held_out(self.windows)
+                return [evaluate.Scored(x, *row) for x, row in zip(labels, kept["scored"], strict=True)]
+        found = self._scored(whose, path)
+        write_state(file, {"made_of": made_of, "scored": [[x.nll, x.tokens, x.p_silent, x.cluster] for x in found]})
+        return found
+
     def _scored(self, whose: str, path: Path | None) -> list[evaluate.Scored]:
+        self.progress("evaluate", 0, len(self.windows), whose)
         scorer = Scorer(self.base_path, path, self._window_max, self.settings.training.threads)
         try:
             return evaluate.score(
@@ -278,14 +293,24 @@ class Night:
 
     def _answers(self) -> list[gate.Answer]:
         """Answers at held-out moments of the test split where the person spoke."""
-        self.progress("gate", 0, 0, "")
-        spec = self.persona.spec
+        spec, file = self.persona.spec, self.folder / "answers.json"
         every = answers.questions(self.learned, self.format, spec.system_prompt, samples.Split.TEST)
         asked = answers.spread(every, ANSWERS_MAX)
+        heard = [q.heard.split("\n")[-1] for q in asked]
+        made_of = _digest([
+            self.base_sha256, sha256(self.export()), repr(spec.sampling), repr(self.settings.engine),
+            *(repr(render(q.renderer, q.history, q.quoted)) for q in asked),
+        ])  # fmt: skip
+        kept = read_state(file) or {}
+        if kept.get("made_of") == made_of:
+            with suppress(KeyError, TypeError, ValueError):
+                return [gate.Answer(h, str(said)) for h, said in zip(heard, kept["said"], strict=True)]
+        self.progress("gate", 0, 0, "")
         said = answers.answer(
             self.base_path, self.base_sha256, self.export(), self.format, asked, spec.sampling, self.settings.engine
         )
-        return [gate.Answer(q.heard.split("\n")[-1], a.text) for q, a in zip(asked, said, strict=True)]
+        write_state(file, {"made_of": made_of, "said": [a.text for a in said]})
+        return [gate.Answer(h, a.text) for h, a in zip(heard, said, strict=True)]
 
     # -- what the steps share ---------------------------------------------------------------------
 

@@ -246,6 +246,38 @@ def test_an_export_is_used_again_only_while_the_lora_is_the_same(settings: Setti
     assert steps == ["export", "export"]
 
 
+def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(settings: Settings, tmp_path: Path) -> None:
+    archive = Archive(settings.archive_url)
+    for i in range(40):
+        first = SNAPSHOT + timedelta(hours=5 * i)
+        heard = Message(f"heard{i}", SCENE, "20001", "阿泽", first, "在吗")
+        archive.append([heard, Message(f"said{i}", SCENE, ME, "小满", first + timedelta(seconds=5), "在")])
+    archive.close()
+    tiny = tinymodel.build(tmp_path / "tiny")
+    steps: list[str] = []
+
+    def attempt(run: Path | None) -> Night:
+        steps.clear()
+        return Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), lambda step, *_: steps.append(step), run)
+
+    made = attempt(None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    figures, answers = made.measure(), made._answers()
+    assert len(figures.new.scored) >= 5
+    assert answers
+    assert steps == ["export", "evaluate", "evaluate", "gate"]
+    made = attempt(made.folder)
+    assert (made.measure(), made._answers()) == (figures, answers)
+    assert steps == []
+    made = attempt(made.folder)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=2)
+    changed = made.measure()
+    assert changed.new.scored != figures.new.scored
+    assert changed.bare == figures.bare
+    made._answers()
+    assert steps == ["export", "evaluate", "gate"]
+
+
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
     found = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).evaluate_version()
