@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,8 @@ class Decision:
         time: when, aware UTC.
         persona: who decided.
         version: its version, None for the bare base.
-        outcome: `spoke`, `silent`, `cancelled`, `held`, `recalled`, `budget`, `failed`.
+        outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
+            `recalled`, `stopped`; what forbade it: `muted`, `paused`, `budget`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 
@@ -111,6 +112,7 @@ class Archive:
         self._url = sa.engine.make_url(url)
         self._waiting: deque[tuple[Message, str]] = deque()
         self._recalls: list[tuple[Scene, str, datetime]] = []
+        self._log: deque[tuple[sa.Table, dict[str, Any]]] = deque(maxlen=WAITING_MAX)
         self.lost = 0
         """Messages dropped: beyond `WAITING_MAX` while the store was broken, or of a kind it can never hold."""
         try:
@@ -149,8 +151,8 @@ class Archive:
 
     @property
     def behind(self) -> bool:
-        """Whether messages or recalls are in memory because the store could not be written."""
-        return bool(self._waiting or self._recalls)
+        """Whether anything is in memory because the store could not be written."""
+        return bool(self._waiting or self._recalls or self._log)
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -167,8 +169,8 @@ class Archive:
         return self.flush()
 
     def flush(self) -> int:
-        """Write the waiting messages; gives how many rows were added, 0 if the store still refuses."""
-        if not self._waiting and not self._recalls:
+        """Write what waits; gives how many messages were added, 0 if the store still refuses."""
+        if not self.behind:
             return 0
         batch = list(self._waiting)
         try:
@@ -176,6 +178,8 @@ class Archive:
                 added = sum(_insert(connection, chunk) for chunk in _chunks(batch, 500))
                 for recall in self._recalls:
                     _take_back(connection, *recall)
+                for table, row in self._log:
+                    connection.execute(sa.insert(table).values(row))
         except OperationalError as e:
             logger.warning("archive not writable, {} messages wait in memory: {}", len(batch), _short(e))
             return 0
@@ -185,6 +189,7 @@ class Archive:
             raise ArchiveError(f"the archive {self._shown()} cannot be written: {_short(e)}") from e
         self._waiting.clear()
         self._recalls.clear()
+        self._log.clear()
         return added
 
     def _flush_singly(self) -> int:
@@ -209,6 +214,16 @@ class Archive:
             except _UNSTORABLE as e:
                 logger.error("a recall cannot be stored and is dropped: {}", type(e).__name__)
             self._recalls.pop(0)
+        while self._log:
+            table, row = self._log[0]
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(sa.insert(table).values(row))
+            except OperationalError:
+                return added
+            except _UNSTORABLE as e:
+                logger.error("a row of {} cannot be stored and is dropped: {}", table.name, type(e).__name__)
+            self._log.popleft()
         return added
 
     def recall(self, scene: Scene, message_id: str, time: datetime) -> bool:
@@ -313,6 +328,14 @@ class Archive:
             return None
         return rows[0][0] if rows else None
 
+    def containing(self, text: str, sender_ids: Collection[str], limit: int) -> list[Message]:
+        """The newest messages of these people that contain a text, newest first."""
+        c = messages_table.c
+        query = sa.select(messages_table).where(
+            c.sender_id.in_(sender_ids), c.text.contains(text, autoescape=True), c.origin == Origin.HUMAN.value
+        )
+        return [_message(row) for row in self._read(query.order_by(c.time_ms.desc()).limit(limit))]
+
     def speakers(self, scene: Scene, limit: int = 200) -> dict[str, set[str]]:
         """Names used among the newest `limit` messages of a scene, each with the ids that bear it."""
         names: dict[str, set[str]] = {}
@@ -343,32 +366,33 @@ class Archive:
     # -- decisions --------------------------------------------------------------------------------
 
     def decide(self, decision: Decision) -> None:
-        """Store a decision beside the messages."""
-        with self._begin() as connection:
-            connection.execute(
-                sa.insert(decisions_table).values(
-                    scene=str(decision.scene), message_id=decision.message_id, time_ms=_ms(decision.time),
-                    persona=decision.persona, version=decision.version, outcome=decision.outcome, why=decision.why,
-                )
-            )  # fmt: skip
+        """Store a decision beside the messages; like a message, it waits in memory while the store refuses."""
+        row = {
+            "scene": str(decision.scene), "message_id": decision.message_id, "time_ms": _ms(decision.time),
+            "persona": decision.persona, "version": decision.version, "outcome": decision.outcome, "why": decision.why,
+        }  # fmt: skip
+        self._log.append((decisions_table, row))
+        self.flush()
 
     def decisions(self, scene: Scene, limit: int = 1) -> list[Decision]:
         """The newest decisions of a scene, newest first."""
         c = decisions_table.c
         query = sa.select(decisions_table).where(c.scene == str(scene)).order_by(c.time_ms.desc(), c.pk.desc())
-        return [
-            Decision(scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
-            for r in self._read(query.limit(limit))
-        ]
+        rows = [r._asdict() for r in reversed(self._read(query.limit(limit)))]
+        rows += [row for table, row in self._log if table is decisions_table and row["scene"] == str(scene)]
+        columns = ("message_id", "time_ms", "persona", "version", "outcome", "why")
+        newest = [[r[name] for name in columns] for r in rows[: -limit - 1 : -1]]
+        return [Decision(scene, of, _time(ms), *rest) for of, ms, *rest in newest]
 
     # -- what the twin was doing ------------------------------------------------------------------
 
     def note(self, scene: Scene, kind: str, value: str, time: datetime) -> None:
-        """Log a change in a scene: kind `state` (on, off, held), `persona` (a name) or `memory` (clear)."""
-        with self._begin() as connection:
-            connection.execute(
-                sa.insert(scene_log_table).values(scene=str(scene), kind=kind, value=value, time_ms=_ms(time))
-            )
+        """Log a change in a scene: kind `state` (on, off, held), `persona` (a name) or `memory` (clear).
+
+        Like a message, it waits in memory while the store cannot be written.
+        """
+        self._log.append((scene_log_table, {"scene": str(scene), "kind": kind, "value": value, "time_ms": _ms(time)}))
+        self.flush()
 
     def latest(self, scene: Scene, kind: str) -> tuple[str, datetime] | None:
         """The newest value of a kind and when it was set, or None."""
@@ -380,12 +404,13 @@ class Archive:
         c = scene_log_table.c
         query = sa.select(c.time_ms, c.value).where(c.scene == str(scene), c.kind == kind)
         rows = self._read(query.order_by(c.time_ms.desc(), c.pk.desc()).limit(limit))
-        return [(_time(t), value) for t, value in reversed(rows)]
+        found = [(t, value) for t, value in reversed(rows)]
+        waiting = [row for table, row in self._log if table is scene_log_table]
+        found += [(r["time_ms"], r["value"]) for r in waiting if (r["scene"], r["kind"]) == (str(scene), kind)]
+        found.sort(key=lambda change: change[0])
+        return [(_time(t), value) for t, value in found[-limit if limit else 0 :]]
 
     # -- below ------------------------------------------------------------------------------------
-
-    def _begin(self) -> _Transaction:
-        return _Transaction(self._engine, self._shown())
 
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         try:
@@ -393,28 +418,6 @@ class Archive:
                 return connection.execute(query).all()
         except (SQLAlchemyError, *_UNSTORABLE) as e:
             raise ArchiveError(f"the archive {self._shown()} cannot be read: {_short(e)}") from e
-
-
-class _Transaction:
-    """`engine.begin()` with the library's errors turned into ours."""
-
-    def __init__(self, engine: sa.Engine, shown: str) -> None:
-        self._context = engine.begin()
-        self._shown = shown
-
-    def __enter__(self) -> sa.Connection:
-        try:
-            return self._context.__enter__()
-        except SQLAlchemyError as e:
-            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(e)}") from e
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._context.__exit__(kind, error, trace)
-        except SQLAlchemyError as e:
-            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(e)}") from e
-        if isinstance(error, SQLAlchemyError):
-            raise ArchiveError(f"the archive {self._shown} cannot be written: {_short(error)}") from error
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

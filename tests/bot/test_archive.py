@@ -201,6 +201,25 @@ def test_a_recall_while_locked_is_not_forgotten(archive: Archive, lock: sqlite3.
     assert rows.fetchall() == [("1", 1, ""), ("2", 1, ""), ("3", 1, "")]
 
 
+def test_what_is_noted_and_decided_while_locked_is_not_forgotten(archive: Archive, lock: sqlite3.Connection) -> None:
+    lock.execute("ROLLBACK")
+    archive.note(GROUP, "state", "on", at(0))
+    archive.decide(Decision(GROUP, "1", at(1), "xiaoman", None, "silent"))
+    lock.execute("BEGIN IMMEDIATE")
+    archive.note(GROUP, "state", "held", at(2))
+    archive.note(PRIVATE, "state", "off", at(2))
+    archive.decide(Decision(GROUP, "2", at(3), "xiaoman", "v1", "spoke", {"draw": 0.5}))
+    for place in ("memory", "store"):
+        assert archive.latest(GROUP, "state") == ("held", at(2))
+        assert [value for _, value in archive.timeline(GROUP, "state")] == ["on", "held"]
+        assert [d.outcome for d in archive.decisions(GROUP, 9)] == ["spoke", "silent"]
+        assert archive.decisions(GROUP)[0].why == {"draw": 0.5}
+        assert archive.behind == (place == "memory")
+        if lock.in_transaction:
+            lock.execute("ROLLBACK")
+            archive.flush()
+
+
 def test_a_full_disk_makes_messages_wait_until_there_is_room(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
     bound: list[int] = []
