@@ -5,9 +5,10 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 
-from bot.message import Scene
+from bot.message import Message, Scene
 
 
 class Who(IntEnum):
@@ -28,6 +29,7 @@ class Call:
         sender_id: by whom.
         who: what they are.
         account: the bot's QQ number.
+        time: when, by QQ's clock: what is said before and after it can be told apart.
         args: the words after the command's name.
     """
 
@@ -35,6 +37,7 @@ class Call:
     sender_id: str
     who: Who
     account: str
+    time: datetime
     args: tuple[str, ...]
 
 
@@ -86,9 +89,10 @@ class Commands:
             return Who.SUPERUSER
         return Who.GROUP_ADMIN if role in ("owner", "admin") else Who.EVERYONE
 
-    async def run(self, text: str, scene: Scene, sender_id: str, role: str, account: str) -> str | None:
+    async def run(self, message: Message, role: str, account: str) -> str | None:
         """Run what was typed; None when it is no command or not theirs to run (then nothing is answered)."""
-        found = self._split(text)
+        scene, sender_id = message.scene, message.sender_id
+        found = self._split(message.text)
         if found is None:
             return None
         name, args = found
@@ -99,7 +103,7 @@ class Commands:
             who = Who.EVERYONE
         if who < command.who and not (scene.private and command.private_for_everyone):
             return None
-        return await command.handler(Call(scene, sender_id, who, account, args))
+        return await command.handler(Call(scene, sender_id, who, account, message.time, args))
 
     def _split(self, text: str) -> tuple[str, tuple[str, ...]] | None:
         if not text.startswith(self._prefix):

@@ -167,6 +167,8 @@ class Chat(Section):
     """Bubbles sent into one scene in a minute at most; well under what gets accounts limited."""
     account_per_minute: int = Field(30, ge=1)
     """Bubbles sent by the account in a minute at most."""
+    shadowed_pause_s: float = Field(600.0, ge=0)
+    """After a message that QQ took and never confirmed (risk control), nothing is sent for so long (seconds)."""
     mention_shift: float = 2.0
     """Added to the log-odds of speaking when mentioned, beyond what was learned."""
     quote_shift: float = 1.5

@@ -50,7 +50,7 @@ class EngineError(TwinError):
 
 
 class SendFailure(StrEnum):
-    """How a send failed; only OFFLINE may be repeated, everything else may have been delivered."""
+    """How a send failed. OFFLINE and REFUSED were certainly not delivered; the others may have been."""
 
     REFUSED = "refused"
     """QQ said no at once: muted, limited, not a friend."""

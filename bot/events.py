@@ -3,6 +3,7 @@
 Pure: nothing of NoneBot is needed, so that importing history and the live daemon share this one reading.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,12 +27,22 @@ class Recall:
     time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Mute:
+    """The account may not speak in a group: for how many seconds; inf until lifted, 0 lifts it."""
+
+    scene: Scene
+    seconds: float
+
+
 class MalformedEvent(ValueError):
     """An event that lacks what makes it a message; says which field."""
 
 
-def read(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None) -> Message | Recall | None:
-    """The message or recall an event tells of; None for every other kind.
+def read(
+    event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None
+) -> Message | Recall | Mute | None:
+    """The message, recall or mute of the account an event tells of; None for every other kind.
 
     Args:
         event: OneBot v11 event.
@@ -45,6 +56,8 @@ def read(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda
         return message(event, name_of)
     if kind == "notice" and event.get("notice_type") in ("group_recall", "friend_recall"):
         return _recall(event)
+    if kind == "notice" and event.get("notice_type") == "group_ban":
+        return _mute(event)
     return None
 
 
@@ -97,6 +110,21 @@ def _recall(event: Mapping[str, Any]) -> Recall:
         return Recall(Scene("group", _number(event, "group_id")), message_id, _number(event, "operator_id"), time)
     peer = _number(event, "user_id")
     return Recall(Scene("private", peer), message_id, peer, time)
+
+
+def _mute(event: Mapping[str, Any]) -> Mute | None:
+    """A ban of the account, or of the whole group (user 0); of somebody else: None."""
+    if str(event.get("user_id")) not in ("0", str(event.get("self_id"))):
+        return None
+    scene = Scene("group", _number(event, "group_id"))
+    if event.get("sub_type") == "lift_ban":
+        return Mute(scene, 0.0)
+    try:
+        seconds = float(event.get("duration") or 0)
+    except (TypeError, ValueError) as e:
+        raise MalformedEvent("field 'duration' is not seconds") from e
+    whole_group = seconds < 0 or str(event.get("user_id")) == "0"
+    return Mute(scene, math.inf if whole_group else seconds)
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:

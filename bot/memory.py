@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from bot.archive import Archive
 from bot.config import Settings
@@ -15,12 +16,15 @@ from bot.errors import ArchiveError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
+from bot.segments import Sticker, market_face
 
 MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
 WINDOW_KIND = "window"
 """Scene-log kind of where a persona's window begins, `window:<persona>`: the first message's id."""
 _MESSAGES_PER_TURN = 6
+_STICKERS_SEEN = 20
+"""Messages looked through for a market face: its name may have been typed, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Window:
         last_spoke: when the person or twin last spoke there, or None.
         ours: whether a message stands on the assistant's side.
         speakers: names of the scene's recent messages and the ids bearing each.
+        sticker: finds the market faces the person used.
     """
 
     exchanges: Sequence[Exchange]
@@ -42,6 +47,7 @@ class Window:
     last_spoke: datetime | None
     ours: Callable[[Message], bool]
     speakers: dict[str, set[str]]
+    sticker: Sticker
 
 
 class Memory:
@@ -87,12 +93,20 @@ class Memory:
                 speakers.setdefault(m.sender_name, set()).add(m.sender_id)
         return Window(
             kept, render(renderer, kept, quoted), quoted, spoken[-1] if spoken else None,
-            lambda m: spoken_by(m, people), speakers,
+            lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 
     def clear(self, scene: Scene, now: datetime) -> None:
         """Forget what was said in a scene until now (the archive keeps it)."""
         self._archive.note(scene, MEMORY_KIND, "clear", now)
+
+    def _sticker(self, name: str, people: frozenset[str]) -> dict[str, Any] | None:
+        """The market face of that name as the person sent it last; None if they did not, or it cannot be looked up."""
+        with contextlib.suppress(ArchiveError):
+            for message in self._archive.containing(name, people, _STICKERS_SEEN):
+                if found := market_face(message.segments, name):
+                    return found
+        return None
 
     def _system(self, scene: Scene, persona: Persona, messages: Sequence[Message]) -> str:
         if scene.private:

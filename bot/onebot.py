@@ -309,6 +309,14 @@ class Flight:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """An echo of our own send: whose words it was, and whether the client answered the call (then it is stored)."""
+
+    origin: Origin
+    answered: bool
+
+
 class Outbox:
     """What we sent, to tell the echo of our own bubbles from the person's words on the same account."""
 
@@ -339,32 +347,25 @@ class Outbox:
                 self._lost.append((flight, now))
             self._landed.notify_all()
 
-    async def origin_of(
-        self, scene: Scene, message_id: str, segments: Iterable[Segment], wait_s: float = 2.0
-    ) -> Origin | None:
-        """Whose words a `message_sent` echoes: TWIN or SYSTEM if we sent it; None if the person did, elsewhere.
+    async def echo_of(self, scene: Scene, message_id: str, segments: Iterable[Segment]) -> "Echo | None":
+        """Which of our sends a `message_sent` echoes; None if the person said it, elsewhere.
 
-        The echo can come before the send's answer. Then equal words decide; with other words it waits for what is
-        under way in the scene to land.
+        The echo can come before the send's answer: it waits for what is under way in the scene to land, then the id
+        decides. A send that was never answered is known by its words.
         """
-        text, deadline = plain(segments), time.monotonic() + wait_s
         async with self._landed:
-            while (scene, message_id) not in self._ids:
-                here = [f for f in self._flying if f.scene == scene]
-                if same := next((f for f in here if f.text == text), None):
-                    return same.origin
-                left = deadline - time.monotonic()
-                if not here or left <= 0:
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._landed.wait(), left)
+            here = [f for f in self._flying if f.scene == scene]
+            await self._landed.wait_for(
+                lambda: (scene, message_id) in self._ids or not any(f in self._flying for f in here)
+            )
         if (scene, message_id) in self._ids:
-            return self._ids[(scene, message_id)]
+            return Echo(self._ids[(scene, message_id)], answered=True)
+        text = plain(segments)
         for lost in self._lost:
             flight, since = lost
             if flight.scene == scene and flight.text == text and time.monotonic() - since < _LOST_S:
                 self._lost.remove(lost)
-                return flight.origin
+                return Echo(flight.origin, answered=False)
         return None
 
 
@@ -401,7 +402,7 @@ class OneBotTransport:
             origin: whose words: the twin's, or SYSTEM for answers to commands and reports.
 
         Raises:
-            SendError: with how it failed; only OFFLINE was certainly not delivered.
+            SendError: with how it failed.
         """
         bot = next((b for b in self._bots().values() if account in b.numbers), None)
         if bot is None:

@@ -8,14 +8,14 @@ number, at most `max_redecisions` times, until the first bubble is out.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from loguru import logger
 
-from bot.archive import Archive
+from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
@@ -25,7 +25,8 @@ from bot.reply import Look, Replier
 from bot.segments import to_segments
 
 STATE_KIND, PERSONA_KIND = "state", "persona"
-"""Scene-log kinds: what the twin does there (on, off, held); which persona answers there."""
+"""Scene-log kinds: what the twin does there (on, off, held, or on by default); which persona answers there."""
+_DEFAULT = "default"
 _RETRY_S = 2.0
 
 
@@ -56,6 +57,10 @@ class _Turn:
     clock: timedelta = timedelta()
     fresh: set[str] = field(default_factory=set)
     """Ids heard that no finished decision has seen."""
+    newest: str = ""
+    """Id heard last."""
+    stopped: str = "cancelled"
+    """What stopped the task last."""
 
 
 class Presence:
@@ -78,7 +83,7 @@ class Presence:
         replier: Replier,
         persona_of: Callable[[Scene], Persona],
         transport: Transport,
-        tell_owner: Callable[[str], Awaitable[None]],
+        tell_owner: Callable[[str], Coroutine[Any, Any, None]],
         rng: random.Random | None = None,
     ) -> None:
         self._chat = settings.chat
@@ -89,9 +94,11 @@ class Presence:
         self._transport = transport
         self._tell_owner = tell_owner
         self._rng = rng or random.Random()
-        self._budget = Budget(settings.chat)
+        self.budget = Budget(settings.chat)
+        """What may still be sent; answers to commands count in it too."""
         self._turns: dict[Scene, _Turn] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        """Sends begun, and lines to the owners: they outlive the turn they come from."""
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -102,8 +109,7 @@ class Presence:
             message: stored already.
             account: the bot's QQ number it was sent to.
         """
-        age_s = (datetime.now(UTC) - message.time).total_seconds()
-        if age_s > self._chat.stale_after_s or not self.is_on(message.scene):
+        if self.stale(message) or not self.is_on(message.scene):
             return
         turn = self._turns.setdefault(message.scene, _Turn())
         turn.account = account
@@ -111,6 +117,7 @@ class Presence:
         if self._held(message.scene):
             return
         turn.fresh.add(message.id)
+        turn.newest = message.id
         if turn.task is None or turn.task.done():
             turn.redecisions = 0
             self._start(message.scene, turn)
@@ -120,10 +127,14 @@ class Presence:
             turn.redecisions += 1
             self._start(message.scene, turn)
 
+    def stale(self, message: Message) -> bool:
+        """Whether a message came too late to be acted on (after an outage)."""
+        return (datetime.now(UTC) - message.time).total_seconds() > self._chat.stale_after_s
+
     def own_words(self, message: Message) -> None:
         """The person spoke themselves on the bot's account: drop what is prepared and keep quiet for `hold_s`."""
         turn = self._turns.setdefault(message.scene, _Turn())
-        self._stop(turn)
+        self._stop(turn, "held")
         turn.again = False
         turn.fresh.clear()
         if self.is_on(message.scene):
@@ -142,24 +153,28 @@ class Presence:
             if turn.fresh:
                 self._start(scene, turn)
             else:
-                self._stop(turn)
+                self._stop(turn, "recalled")
+
+    def muted(self, scene: Scene, seconds: float) -> None:
+        """The account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
+        self.budget.mute(scene, time.monotonic() + seconds)
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
         self._archive.note(scene, STATE_KIND, "on" if on else "off", now)
         if not on and (turn := self._turns.get(scene)):
-            self._stop(turn)
+            self._stop(turn, "off")
             turn.again = False
             turn.fresh.clear()
 
     def is_on(self, scene: Scene) -> bool:
-        """Whether the scene is answered; the default of a scene is written down when first asked for."""
+        """Whether the scene is answered; a default is written down when it is first asked for, and when it changes."""
         state = self._archive.latest(scene, STATE_KIND)
-        if state is not None:
+        if state is not None and state[0] != _DEFAULT:
             return state[0] != "off"
         on = (scene.private and scene.id in self._superusers) or str(scene) in self._chat.scenes
-        if on:
-            self._archive.note(scene, STATE_KIND, "on", datetime.now(UTC))
+        if on != (state is not None):
+            self._archive.note(scene, STATE_KIND, _DEFAULT if on else "off", datetime.now(UTC))
         return on
 
     def _held(self, scene: Scene) -> bool:
@@ -170,15 +185,18 @@ class Presence:
         now = datetime.now(UTC)
         if (now - state[1]).total_seconds() < self._chat.hold_s:
             return True
-        self._archive.note(scene, STATE_KIND, "on", now)
+        log = self._archive.timeline(scene, STATE_KIND)
+        before = next((value for _, value in reversed(log) if value != "held"), "on")
+        self._archive.note(scene, STATE_KIND, before, now)
         return False
 
     async def close(self) -> None:
         """Stop everything; a bubble being sent is finished."""
         tasks = [t.task for t in self._turns.values() if t.task]
         for turn in self._turns.values():
-            self._stop(turn)
-        await asyncio.gather(*tasks, *self._sending, return_exceptions=True)
+            self._stop(turn, "stopped")
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     # -- one turn ---------------------------------------------------------------------------------
 
@@ -188,9 +206,22 @@ class Presence:
         turn.task = asyncio.create_task(self._guarded(scene, turn))
 
     @staticmethod
-    def _stop(turn: _Turn) -> None:
+    def _stop(turn: _Turn, why: str = "cancelled") -> None:
         if turn.task and not turn.task.done():
+            turn.stopped = why
             turn.task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what must end whatever happens to the turn."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("a send or a line to the owner failed: {}", error)
 
     async def _guarded(self, scene: Scene, turn: _Turn) -> None:
         """The worker's edge: whatever goes wrong here is told, and the scene lives on."""
@@ -203,7 +234,7 @@ class Presence:
                     await self._turn(scene, turn)
                 except (EngineError, PersonaError) as e:
                     logger.error("no answer in {}: {}", scene.kind, e)
-                    await self._tell_owner(f"回复生成失败：{e}")
+                    self._spawn(self._tell_owner(f"回复生成失败：{e}"))
                 turn.fresh -= seen
                 if not turn.again:
                     return
@@ -215,11 +246,19 @@ class Presence:
     async def _turn(self, scene: Scene, turn: _Turn) -> None:
         started = time.monotonic()
         persona = self._persona_of(scene)
-        look = await self._look(scene, persona, turn)
+        try:
+            look = await self._look(scene, persona, turn)
+        except (EngineError, PersonaError):
+            version = persona.version.name if persona.version else None
+            self._store(Decision(scene, turn.newest, datetime.now(UTC), persona.name, version, "failed: engine"))
+            raise
         if look is None:
             return
         if not look.verdict.speaks:
             self._record(look, "silent")
+            return
+        if hindrance := self.budget.hindrance(scene, time.monotonic()):
+            self._record(look, hindrance)
             return
         pacing = persona.version.manifest.pacing if persona.version else Pacing()
         rng = random.Random(look.request.seed)
@@ -227,7 +266,7 @@ class Presence:
         try:
             await self._speak(look, turn, pacing, speak_at, rng)
         except asyncio.CancelledError:
-            self._record(look, "cancelled" if not turn.speaking else "cut short")
+            self._record(look, turn.stopped if not turn.speaking else "cut short")
             raise
         except EngineError:
             self._record(look, "failed: engine")
@@ -247,52 +286,58 @@ class Presence:
         turn.spoke_at = None
         try:
             async for bubble in bubbles:
-                segments = to_segments(bubble, look.speakers)
+                segments = to_segments(bubble, look.speakers, look.sticker)
                 if not segments:
                     continue
                 await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
-                if not self._budget.allows(look.scene, time.monotonic()):
-                    self._record(look, "budget" if not sent else "cut short")
+                if hindrance := self.budget.hindrance(look.scene, time.monotonic()):
+                    self._record(look, hindrance if not sent else "cut short")
                     return
-                turn.speaking = True
-                await self._deliver(look, turn, bubble, segments)
+                await self._deliver(look, turn, bubble, segments, first=not sent)
                 sent += 1
                 speak_at = time.monotonic() + bubble_gap_s(pacing, self._chat, rng)
         except SendError as e:
             logger.warning("not sent in {}: {}", look.scene.kind, e)
             self._record(look, f"failed: {e.failure.value}")
-            await self._tell_owner(f"有一条消息没发出去（{e.failure.value}），场景 {look.scene}")
+            pause = f"；疑似风控，{self._chat.shadowed_pause_s / 60:.0f} 分钟内都不再发言"
+            more = pause if e.failure is SendFailure.SHADOWED else ""
+            self._spawn(self._tell_owner(f"有一条消息没发出去（{e.failure.value}），场景 {look.scene}{more}"))
             return
         finally:
             await bubbles.aclose()  # type: ignore[attr-defined]
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
 
-    async def _deliver(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
+    async def _deliver(
+        self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]], *, first: bool
+    ) -> None:
         """Send one bubble; a refusal is tried once more after a pause, nothing else is ever repeated.
 
-        A begun send is finished whatever happens; the pause ends with the turn, as when the person speaks themselves.
+        A begun send is finished whatever happens; the pause ends with the turn, as when the person speaks themselves,
+        and before the first bubble is out newer words and recalls still change the answer.
         """
         for attempt in (1, 2):
-            sending = asyncio.create_task(self._send(look, turn, bubble, segments))
-            self._sending.add(sending)
-            sending.add_done_callback(self._sending.discard)
+            turn.speaking = True
             try:
-                await asyncio.shield(sending)
+                await asyncio.shield(self._spawn(self._send(look, turn, bubble, segments)))
                 return
             except SendError as e:
                 if e.failure is not SendFailure.REFUSED or attempt == 2:
                     raise
-                self._budget.refused(look.scene, time.monotonic())
+                turn.speaking = not first
                 await asyncio.sleep(_RETRY_S)
-                if not self._budget.allows(look.scene, time.monotonic()):
+                if self.budget.hindrance(look.scene, time.monotonic()):
                     raise
 
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
         account = turn.account
         # Counted before the outcome is known: what timed out may have been delivered.
-        self._budget.spend(look.scene, time.monotonic())
-        message_id = await self._transport.send(account, look.scene, segments)
+        self.budget.spend(look.scene, time.monotonic())
+        try:
+            message_id = await self._transport.send(account, look.scene, segments)
+        except SendError as e:
+            self.budget.failed(look.scene, time.monotonic(), e.failure)
+            raise
         # In whole seconds of QQ's clock, as its own events are, in the place of what is answered and all at the first
         # bubble's time: else words that came in between are stored before this bubble, and never answered. Words that
         # came before the first bubble, after the last look, stand behind the whole answer for the same reason.
@@ -305,7 +350,10 @@ class Presence:
         self._archive.append([said])
 
     def _record(self, look: Look, outcome: str) -> None:
+        self._store(look.decision(outcome, datetime.now(UTC)))
+
+    def _store(self, decision: Decision) -> None:
         try:
-            self._archive.decide(look.decision(outcome, datetime.now(UTC)))
+            self._archive.decide(decision)
         except ArchiveError as e:
             logger.warning("a decision was not stored: {}", e)

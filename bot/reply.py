@@ -1,5 +1,6 @@
 """decide → generate → bubbles, and why: one look at a scene."""
 
+import re
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from bot.memory import Memory, Window
 from bot.message import Scene
 from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
+from bot.segments import Sticker
 
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
@@ -30,6 +32,7 @@ class Look:
         verdict: whether to speak, and why.
         request: what the engine was asked, to go on from.
         speakers: recent names, for `@昵称` in the answer.
+        sticker: finds the market faces the person used.
     """
 
     scene: Scene
@@ -39,6 +42,7 @@ class Look:
     moment: Moment
     request: Request
     speakers: dict[str, set[str]]
+    sticker: Sticker
 
     def decision(self, outcome: str, now: datetime) -> Decision:
         """What is stored beside the messages: numbers, never text."""
@@ -91,7 +95,7 @@ class Replier:
         moment = self._moment(window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
         verdict = decide(moment, calibration, self._shifts(moment, persona), draw)
-        return Look(scene, persona, window.exchanges[-1], verdict, moment, request, window.speakers)
+        return Look(scene, persona, window.exchanges[-1], verdict, moment, request, window.speakers, window.sticker)
 
     def voice(self, persona: Persona) -> Voice:
         """What the engine needs to speak as a persona: its version's LoRA, or the bare base."""
@@ -102,7 +106,9 @@ class Replier:
         )
 
     async def bubbles(self, look: Look) -> AsyncIterator[str]:
-        """The answer's bubbles, tidied: none empty, none twice in a row, at most `max_bubbles`.
+        """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.
+
+        Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop.
 
         Raises:
             EngineError: the generation failed.
@@ -114,6 +120,8 @@ class Replier:
                 bubble = tidy(line)
                 if not bubble or (said and bubble == said[-1]):
                     continue
+                if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
+                    break
                 said.append(bubble)
                 yield bubble
                 if len(said) >= self._settings.chat.max_bubbles:
@@ -136,6 +144,12 @@ class Replier:
             "name": chat.name_shift if moment.named else 0.0,
             "bias": persona.spec.reply.bias,
         }
+
+
+def uncounted(bubble: str) -> str:
+    """A bubble with every number alike; as it is where it holds nothing else, for people do count down."""
+    without = re.sub(r"\d+", "0", bubble)
+    return without if without.strip("0 ,.:，。：、") else bubble
 
 
 def tidy(line: str) -> str:

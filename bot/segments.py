@@ -1,8 +1,9 @@
 """OneBot segments ⇄ canonical text: what a person sees, as text that survives a round trip.
 
 In: `[微笑]` for a face, `[动画表情]` for an image sticker, `[图片]`, `[语音]`, `@昵称`; a quote becomes `reply_to`;
-a line break is `↵`. Out: known `[name]` → face, `@昵称` → at when exactly one recent speaker bears the name, all else
-as text segments: nothing a model wrote is ever parsed as CQ code, and @全体成员 is never sent.
+a line break is `↵`. Out: known `[name]` → face, a market face the person used → that one, `@昵称` → at when exactly one
+recent speaker bears the name, all else as text segments: nothing a model wrote is ever parsed as CQ code, @全体成员 is
+never sent, and what stands for a picture, a voice or a card that is not there is left out.
 """
 
 import json
@@ -20,6 +21,12 @@ from bot.message import Segment
 ALL = "全体成员"
 DICE, RPS = "[骰子]", "[猜拳]"
 _SPECIAL_FACES = {"358": DICE, "359": RPS}
+_TOKEN = re.compile(r"\[(?:文件|卡片|动画表情):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
+_NOTHING_TO_SEND = re.compile(
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|文件:.*|卡片:.*|动画表情:.*)\]"
+)
+Sticker = Callable[[str], dict[str, Any] | None]
+"""Canonical text of a market face, `[贴贴]` → the segment the person sent it with, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,34 +169,55 @@ def _card_title(text: str) -> str:
     return " ".join(re.sub(r"[\[\]]", " ", title).split())[:40]
 
 
-def to_segments(text: str, speakers: Mapping[str, set[str]]) -> list[dict[str, Any]]:
+def market_face(segments: Iterable[Segment], name: str) -> dict[str, Any] | None:
+    """The market face of a message that reads as `name`, as it can be sent again; None if it has none.
+
+    It comes as `mface` (LLBot, Lagrange) or as an image with an `emoji_id` (NapCat), and leaves as `mface` everywhere.
+    """
+    for segment in segments:
+        data = segment.get("data") if isinstance(segment, Mapping) else None
+        keys = ("emoji_id", "emoji_package_id", "key")
+        if isinstance(data, Mapping) and all(data.get(k) for k in keys) and to_text([segment], _nobody).text == name:
+            return {"type": "mface", "data": {k: str(data[k]) for k in keys} | {"summary": name}}
+    return None
+
+
+def _nobody(_: str) -> None:
+    return None
+
+
+def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = _nobody) -> list[dict[str, Any]]:
     """Segments of one bubble the model wrote.
 
     Args:
         text: canonical text, one bubble.
         speakers: recent names in the scene and the QQ numbers bearing each; a name of exactly one becomes an at.
+        sticker: finds market faces.
 
     Returns:
-        text, face, at, dice and rps segments; empty when nothing sendable is left.
+        text, face, mface, at, dice and rps segments; empty when nothing sendable is left.
     """
     out: list[dict[str, Any]] = []
     position = 0
     plain = text.replace("↵", "\n").replace(f"@{ALL}", ALL)
     while position < len(plain):
-        found = _next_special(plain, position, speakers)
+        found = _next_special(plain, position, speakers, sticker)
         if found is None:
             break
         start, end, segment = found
         _add_text(out, plain[position:start])
-        out.append(segment)
+        if segment is not None:
+            out.append(segment)
         position = end
     _add_text(out, plain[position:])
     return [s for s in out if s["type"] != "text" or s["data"]["text"].strip()] or []
 
 
-def _next_special(text: str, start: int, speakers: Mapping[str, set[str]]) -> tuple[int, int, dict[str, Any]] | None:
-    """The next face, dice, rps or at from `start`: (begin, end, segment)."""
-    for match in re.finditer(r"\[[^\[\]\s]{1,12}\]|@", text[start:]):
+def _next_special(
+    text: str, start: int, speakers: Mapping[str, set[str]], sticker: Sticker
+) -> tuple[int, int, dict[str, Any] | None] | None:
+    """What is no text next from `start`: (begin, end, segment); no segment for what cannot be sent."""
+    for match in _TOKEN.finditer(text[start:]):
         begin = start + match.start()
         if match[0] == "@":
             name = max((n for n in speakers if n and text.startswith(n, begin + 1)), key=len, default=None)
@@ -200,6 +228,8 @@ def _next_special(text: str, start: int, speakers: Mapping[str, set[str]]) -> tu
             return begin, start + match.end(), {"type": "dice" if match[0] == DICE else "rps", "data": {}}
         elif (face := face_ids().get(match[0][1:-1])) is not None:
             return begin, start + match.end(), {"type": "face", "data": {"id": face}}
+        elif (used := sticker(match[0])) is not None or _NOTHING_TO_SEND.fullmatch(match[0]):
+            return begin, start + match.end(), used
     return None
 
 

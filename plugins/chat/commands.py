@@ -4,7 +4,7 @@ from datetime import tzinfo
 
 from bot.archive import Decision
 from bot.commands import Call, Who
-from bot.twin import Twin, now
+from bot.twin import Twin
 from plugins.chat import texts
 
 
@@ -15,7 +15,7 @@ def register(twin: Twin) -> None:
         match call.args:
             case ("on",) | ("off",):
                 on = call.args == ("on",)
-                twin.presence.switch(call.scene, on, now())
+                twin.presence.switch(call.scene, on, call.time)
                 return texts.ON if on else texts.OFF
             case ("status",) | ():
                 return _status(twin, call)
@@ -25,7 +25,7 @@ def register(twin: Twin) -> None:
     async def memory(call: Call) -> str:
         if call.args != ("clear",):
             return texts.MEMORY_USAGE
-        twin.memory.clear(call.scene, now())
+        twin.memory.clear(call.scene, call.time)
         return texts.MEMORY_CLEARED
 
     async def why(call: Call) -> str:

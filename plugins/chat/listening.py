@@ -1,5 +1,6 @@
 """Message → command, or the scene's task."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,10 @@ class Listener:
             return
         sender = raw.get("sender")
         role = str(sender.get("role") or "") if isinstance(sender, Mapping) else ""
-        answer = await self._twin.commands.run(stored.text, stored.scene, stored.sender_id, role, account)
+        if self._twin.commands.is_command(stored.text) and self._twin.presence.stale(stored):
+            logger.info("a command of long ago is not obeyed any more")
+            return
+        answer = await self._twin.commands.run(stored, role, account)
         if answer is not None:
             await self._answer(stored, account, answer)
         elif stored.origin is Origin.HUMAN:
@@ -43,13 +47,20 @@ class Listener:
                 self._twin.presence.heard(stored, account)
 
     async def _answer(self, message: Message, account: str, text: str) -> None:
-        """Send a command's answer; stored as `system`, so that the model never sees it."""
-        if not text:
+        """Send a command's answer; stored as `system`, so that the model never sees it.
+
+        It counts in the budget of the scene; where that is used up, only the owner is still answered.
+        """
+        budget, now_s = self._twin.presence.budget, time.monotonic()
+        owner = message.sender_id in (account, *self._twin.settings.onebot.superusers)
+        if not text or (not owner and budget.hindrance(message.scene, now_s)):
             return
+        budget.spend(message.scene, now_s)
         segments = [{"type": "text", "data": {"text": text}}]
         try:
             message_id = await self._transport.send(account, message.scene, segments, Origin.SYSTEM)
         except SendError as e:
+            budget.failed(message.scene, time.monotonic(), e.failure)
             logger.warning("the answer to a command was not sent: {}", e)
             return
         self._twin.archive.append(

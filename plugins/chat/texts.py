@@ -17,6 +17,9 @@ WHY = (
 OUTCOMES = {
     "spoke": "说了", "silent": "看到了，没说话", "cancelled": "准备说，被新消息打断后重新决定",
     "cut short": "说到一半停了", "budget": "想说，但这一分钟说得够多了", "empty": "想说，但没生成出内容",
+    "held": "准备说，本人先开口了，就没说", "off": "准备说，被关闭了", "recalled": "准备说，那句话被撤回了",
+    "stopped": "准备说，程序退出了", "muted": "想说，但在这里被禁言了", "paused": "想说，但疑似被风控，先停一阵",
+    "failed: engine": "看到了，但模型出错了",
 }  # fmt: skip
 OUTCOME_FAILED = "想说，没发出去（{how}）"
 TERMS = {

@@ -7,7 +7,7 @@ from nonebot.exception import IgnoredException
 from nonebot.message import event_preprocessor
 from nonebot.plugin import PluginMetadata
 
-from bot.events import MalformedEvent, Recall, read
+from bot.events import MalformedEvent, Mute, Recall, read
 from bot.message import Message
 from bot.onebot import raw_event
 from plugins.recorder.recording import Recorder
@@ -29,5 +29,7 @@ async def record(event: Event) -> None:
         raise IgnoredException("malformed") from e
     if isinstance(item, Recall):
         await recorder.recall(item)
+    elif isinstance(item, Mute):
+        recorder.mute(item)
     elif isinstance(item, Message) and not await recorder.message(item, str(raw.get("self_id", ""))):
         raise IgnoredException("replayed")

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from bot.events import Recall
-from bot.message import Message
+from bot.errors import ArchiveError
+from bot.events import Mute, Recall
+from bot.message import Message, Origin
 from bot.onebot import Outbox
 from bot.twin import Twin
 
@@ -39,13 +40,26 @@ class Recorder:
         if message.sender_name:
             self._names[message.sender_id] = message.sender_name
         if message.sender_id == account:
-            origin = await self._outbox.origin_of(message.scene, message.id, message.segments)
-            if origin is not None:
-                self._twin.record(replace(message, origin=origin))
+            echo = await self._outbox.echo_of(message.scene, message.id, message.segments)
+            if echo is not None and not echo.answered:  # else whoever sent it stores it, in its place
+                self._twin.record(replace(message, origin=echo.origin))
+            if echo is not None or self._is_ours(message):
                 return False
         new = self._twin.record(message)
         await self._twin.watch_archive()
         return new
+
+    def _is_ours(self, message: Message) -> bool:
+        """Whether it echoes a send of before a restart."""
+        try:
+            stored = self._twin.archive.get(message.scene, message.id)
+        except ArchiveError:
+            return False
+        return stored is not None and stored.origin is not Origin.HUMAN
+
+    def mute(self, mute: Mute) -> None:
+        """Say nothing in a group the account is muted in."""
+        self._twin.presence.muted(mute.scene, mute.seconds)
 
     async def recall(self, recall: Recall) -> None:
         """Mark a message as taken back; an answer prepared on its ground is decided anew."""

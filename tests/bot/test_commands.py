@@ -1,12 +1,15 @@
 """bot/commands.py: who may run what."""
 
+from datetime import UTC, datetime
+
 import pytest
 from chats import GROUP, PRIVATE
 
 from bot.commands import Call, Commands, Who
-from bot.message import Scene
+from bot.message import Message, Scene
 
 OWNER, SOMEONE, ACCOUNT = "1", "2", "9"
+AT = datetime(2026, 9, 1, tzinfo=UTC)
 
 
 def registry(calls: list[Call]) -> Commands:
@@ -21,6 +24,10 @@ def registry(calls: list[Call]) -> Commands:
     commands.add("twin", Who.GROUP_ADMIN, handler)
     commands.add("train", Who.SUPERUSER, handler)
     return commands
+
+
+async def run(commands: Commands, text: str, scene: Scene, sender: str, role: str = "") -> str | None:
+    return await commands.run(Message("1", scene, sender, "", AT, text), role, ACCOUNT)
 
 
 ALLOWED = {
@@ -42,7 +49,7 @@ ALLOWED = {
 async def test_who_may_run_what(sender: str, role: str, scene: Scene) -> None:
     calls: list[Call] = []
     commands = registry(calls)
-    answered = {n for n in commands.names() if await commands.run(f"/{n}", scene, sender, role, ACCOUNT) is not None}
+    answered = {n for n in commands.names() if await run(commands, f"/{n}", scene, sender, role) is not None}
     assert answered == ALLOWED[(sender, role, scene)]
     assert len(calls) == len(answered)
     assert commands.names() == ["about", "train", "twin", "why"]
@@ -50,9 +57,9 @@ async def test_who_may_run_what(sender: str, role: str, scene: Scene) -> None:
 
 async def test_the_handler_gets_the_words_and_who_typed_them() -> None:
     calls: list[Call] = []
-    answer = await registry(calls).run("/twin  on   now", GROUP, SOMEONE, "admin", ACCOUNT)
+    answer = await run(registry(calls), "/twin  on   now", GROUP, SOMEONE, "admin")
     assert answer == "好"
-    assert calls == [Call(GROUP, SOMEONE, Who.GROUP_ADMIN, ACCOUNT, ("on", "now"))]
+    assert calls == [Call(GROUP, SOMEONE, Who.GROUP_ADMIN, ACCOUNT, AT, ("on", "now"))]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ async def test_the_handler_gets_the_words_and_who_typed_them() -> None:
 async def test_only_a_known_name_after_the_prefix_is_a_command(text: str, is_one: bool) -> None:
     commands = registry([])
     assert commands.is_command(text) is is_one
-    assert (await commands.run(text, GROUP, OWNER, "", ACCOUNT) is not None) is is_one
+    assert (await run(commands, text, GROUP, OWNER) is not None) is is_one
 
 
 async def test_the_prefix_can_be_anything() -> None:
@@ -75,5 +82,5 @@ async def test_the_prefix_can_be_anything() -> None:
         return " ".join(call.args)
 
     commands.add("about", Who.EVERYONE, handler)
-    assert await commands.run("小满，about 你", GROUP, SOMEONE, "", ACCOUNT) == "你"
+    assert await run(commands, "小满，about 你", GROUP, SOMEONE) == "你"
     assert not commands.is_command("/about")

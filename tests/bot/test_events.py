@@ -1,6 +1,7 @@
 """bot/events.py against frames as NapCat 4.18 writes them, and against broken ones."""
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.events import MalformedEvent, Recall, message, read
+from bot.events import MalformedEvent, Mute, Recall, message, read
 from bot.message import Message, Origin, Scene
 
 FRAMES = [
@@ -23,15 +24,15 @@ def frame(**wanted: Any) -> dict[str, Any]:
     return next(dict(f) for f in FRAMES if all(f.get(k) == v for k, v in wanted.items()))
 
 
-def told(**wanted: Any) -> Message | Recall | None:
+def told(**wanted: Any) -> Message | Recall | Mute | None:
     return read(frame(**wanted), {"3889000770": "小明"}.get)
 
 
-def test_every_frame_of_napcat_is_a_message_a_recall_or_nothing() -> None:
+def test_every_frame_of_napcat_is_a_message_a_recall_a_mute_or_nothing() -> None:
     found = [read(f) for f in FRAMES if "post_type" in f]
     kinds = [type(x).__name__ for x in found]
     assert len(found) == 18
-    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 6, "Recall": 2, "NoneType": 10}
+    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 6, "Recall": 2, "Mute": 1, "NoneType": 9}
 
 
 def test_a_group_message_is_read_whole() -> None:
@@ -156,4 +157,33 @@ def test_a_mangled_frame_is_read_or_refused_by_one_error(good: dict[str, Any], m
         found = read(good | mangled)
     except MalformedEvent:
         return
-    assert found is None or found.time.tzinfo is UTC
+    assert found is None or isinstance(found, Mute) or found.time.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("changed", "seconds"),
+    [
+        ({}, 600), ({"user_id": 0, "duration": -1}, math.inf), ({"user_id": 0, "duration": 0}, math.inf),
+        ({"sub_type": "lift_ban", "duration": 0}, 0), ({"sub_type": "lift_ban", "user_id": 0, "duration": 0}, 0),
+        ({"user_id": 10001}, None), ({"user_id": 10001, "duration": "x"}, None),
+    ],
+)  # fmt: skip
+def test_a_mute_of_the_account_or_of_all_is_told_apart_from_somebody_elses(
+    changed: dict[str, Any], seconds: float | None
+) -> None:
+    ban = {"post_type": "notice", "notice_type": "group_ban", "sub_type": "ban", "self_id": 3889000770, "time": 1,
+           "group_id": 20001, "user_id": 3889000770, "operator_id": 10002, "duration": 600}  # fmt: skip
+    assert read(ban | changed) == (None if seconds is None else Mute(GROUP, seconds))
+
+
+def test_a_mute_without_a_length_is_malformed() -> None:
+    ban = {
+        "post_type": "notice",
+        "notice_type": "group_ban",
+        "self_id": 1,
+        "user_id": 1,
+        "group_id": 2,
+        "duration": [1],
+    }
+    with pytest.raises(MalformedEvent, match="duration"):
+        read(ban | {"duration": [1]})

@@ -24,7 +24,7 @@ from websockets.exceptions import InvalidStatus
 
 from bot.errors import SendFailure
 from bot.message import Origin, Scene
-from bot.onebot import Outbox, TwinAdapter, failure_of, raw_event
+from bot.onebot import Echo, Outbox, TwinAdapter, failure_of, raw_event
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "s3cret-4711"
@@ -326,37 +326,35 @@ def test_failures_of_the_adapter_have_a_meaning(error: Exception, failure: SendF
 async def test_an_echo_with_the_answered_id_is_ours() -> None:
     outbox, (scene, words) = Outbox(), HELLO
     await outbox.end(outbox.begin(scene, words, Origin.SYSTEM), "7")
-    assert await outbox.origin_of(scene, "7", []) is Origin.SYSTEM
-    assert await outbox.origin_of(scene, "8", words) is None
-    assert await outbox.origin_of(Scene("group", "10001"), "7", words) is None
+    assert await outbox.echo_of(scene, "7", []) == Echo(Origin.SYSTEM, answered=True)
+    assert await outbox.echo_of(scene, "8", words) is None
+    assert await outbox.echo_of(Scene("group", "10001"), "7", words) is None
 
 
-async def test_an_echo_before_the_answer_is_known_by_its_words_at_once() -> None:
-    outbox, (scene, words) = Outbox(), HELLO
-    outbox.begin(scene, words, Origin.TWIN)
-    started = time.monotonic()
-    assert await outbox.origin_of(scene, "7", [napcat.text(" 你好 ")]) is Origin.TWIN
-    assert time.monotonic() - started < 0.5
-
-
-async def test_other_words_during_a_send_wait_for_it_and_are_the_persons() -> None:
+async def test_an_echo_before_the_answer_waits_for_it() -> None:
     outbox, (scene, words) = Outbox(), HELLO
     flight = outbox.begin(scene, words, Origin.TWIN)
-    asked = asyncio.create_task(outbox.origin_of(scene, "9", [napcat.text("我自己来")]))
+    echo = asyncio.create_task(outbox.echo_of(scene, "7", words))
+    typed = asyncio.create_task(outbox.echo_of(scene, "9", words))
+    elsewhere = await outbox.echo_of(Scene("group", "10001"), "5", words)
     await asyncio.sleep(0.05)
-    assert not asked.done()
-    await outbox.end(flight, "8")
-    assert await asked is None
+    assert not echo.done()
+    later = outbox.begin(scene, words, Origin.TWIN)
+    await outbox.end(flight, "7")
+    assert await echo == Echo(Origin.TWIN, answered=True)
+    assert await typed is None, "the same words typed by the person: the id tells"
+    assert elsewhere is None
+    await outbox.end(later, "8")
 
 
-async def test_a_send_without_an_answer_is_known_when_it_arrives_after_all() -> None:
+async def test_a_send_without_an_answer_is_known_by_its_words_when_it_arrives_after_all() -> None:
     outbox, (scene, words) = Outbox(), HELLO
     await outbox.end(outbox.begin(scene, words, Origin.TWIN), None, lost=True)
-    assert await outbox.origin_of(scene, "7", words) is Origin.TWIN
-    assert await outbox.origin_of(scene, "8", words) is None
+    assert await outbox.echo_of(scene, "7", [napcat.text(" 你好 ")]) == Echo(Origin.TWIN, answered=False)
+    assert await outbox.echo_of(scene, "8", words) is None
 
 
 async def test_a_refused_send_claims_nothing_the_person_says() -> None:
     outbox, (scene, words) = Outbox(), HELLO
     await outbox.end(outbox.begin(scene, words, Origin.TWIN), None)
-    assert await outbox.origin_of(scene, "7", words) is None
+    assert await outbox.echo_of(scene, "7", words) is None

@@ -1,5 +1,6 @@
 """bot/pacing.py: the person's own tempo, and a budget that keeps the account alive."""
 
+import math
 import random
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.config import Chat
+from bot.errors import SendFailure
 from bot.message import Scene
 from bot.pacing import DEFAULT_DELAY_S, DEFAULT_GAP_S, Budget, answer_delay_s, bubble_gap_s, quantile
 from bot.persona import Pacing
@@ -62,21 +64,21 @@ def test_without_measurements_the_defaults_serve() -> None:
 def test_a_scene_is_full_after_its_minute_and_free_again_later() -> None:
     budget = Budget(Chat(scene_per_minute=3, account_per_minute=100))
     for second in range(3):
-        assert budget.allows(GROUP, second)
+        assert budget.hindrance(GROUP, second) is None
         budget.spend(GROUP, second)
-    assert not budget.allows(GROUP, 59)
-    assert budget.allows(PRIVATE, 59)
-    assert budget.allows(GROUP, 60.5)
+    assert budget.hindrance(GROUP, 59) == "budget"
+    assert budget.hindrance(PRIVATE, 59) is None
+    assert budget.hindrance(GROUP, 60.5) is None
 
 
 def test_the_account_is_full_whatever_the_scene() -> None:
     budget = Budget(Chat(scene_per_minute=3, account_per_minute=4))
     scenes = [Scene("group", str(i)) for i in range(4)]
     for scene in scenes:
-        assert budget.allows(scene, 0)
+        assert budget.hindrance(scene, 0) is None
         budget.spend(scene, 0)
-    assert not any(budget.allows(s, 30) for s in [*scenes, PRIVATE])
-    assert budget.allows(PRIVATE, 61)
+    assert {budget.hindrance(s, 30) for s in [*scenes, PRIVATE]} == {"budget"}
+    assert budget.hindrance(PRIVATE, 61) is None
 
 
 def test_every_refusal_halves_a_scenes_budget_for_ten_minutes() -> None:
@@ -84,17 +86,49 @@ def test_every_refusal_halves_a_scenes_budget_for_ten_minutes() -> None:
 
     def left(now: float) -> int:
         count = 0
-        while budget.allows(GROUP, now):
+        while budget.hindrance(GROUP, now) is None:
             budget.spend(GROUP, now)
             count += 1
         return count
 
     assert left(0) == 4
-    budget.refused(GROUP, 100)
+    budget.failed(GROUP, 100, SendFailure.REFUSED)
     assert left(100) == 2
-    budget.refused(GROUP, 200)
-    budget.refused(GROUP, 200)
+    budget.failed(GROUP, 200, SendFailure.REFUSED)
+    budget.failed(GROUP, 200, SendFailure.REFUSED)
     assert left(300) == 0
     assert left(701) == 1
     assert left(900) == 4
-    assert budget.allows(PRIVATE, 900)
+    assert budget.hindrance(PRIVATE, 900) is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "left"),
+    [(SendFailure.REFUSED, 2), (SendFailure.UNKNOWN, 2), (SendFailure.OFFLINE, 4), (SendFailure.BUG, 4)],
+)
+def test_what_never_reached_qq_costs_no_budget(failure: SendFailure, left: int) -> None:
+    budget = Budget(Chat(scene_per_minute=4))
+    budget.failed(GROUP, 0, failure)
+    for _ in range(left):
+        assert budget.hindrance(GROUP, 0) is None
+        budget.spend(GROUP, 0)
+    assert budget.hindrance(GROUP, 0) == "budget"
+
+
+def test_a_message_never_confirmed_pauses_the_whole_account() -> None:
+    budget = Budget(Chat(shadowed_pause_s=300))
+    budget.failed(GROUP, 100, SendFailure.SHADOWED)
+    assert [budget.hindrance(s, 399) for s in (GROUP, PRIVATE)] == ["paused", "paused"]
+    assert [budget.hindrance(s, 401) for s in (GROUP, PRIVATE)] == [None, None]
+
+
+def test_a_mute_holds_for_its_group_alone_until_it_ends_or_is_lifted() -> None:
+    budget = Budget(Chat())
+    budget.mute(GROUP, 60)
+    assert [budget.hindrance(GROUP, 59), budget.hindrance(PRIVATE, 59), budget.hindrance(GROUP, 61)] == [
+        "muted", None, None,
+    ]  # fmt: skip
+    budget.mute(GROUP, math.inf)
+    assert budget.hindrance(GROUP, 1e9) == "muted"
+    budget.mute(GROUP, 0)
+    assert budget.hindrance(GROUP, 1) is None

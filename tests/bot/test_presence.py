@@ -1,7 +1,9 @@
 """bot/presence.py with a scripted engine and a transport that records: taking turns like a person."""
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from bot.engine import Request
 from bot.errors import EngineError, SendError, SendFailure
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
-from bot.persona import Persona, ReplyPolicy, Spec
+from bot.persona import Base, Manifest, Pacing, Persona, ReplyPolicy, Spec, Version
 from bot.presence import Presence
 from bot.prompt import FORMATS, Piece
 from bot.reply import Replier
@@ -41,7 +43,7 @@ class Script:
         return sum(len(p.text) for p in pieces)
 
     async def p_silent(self, request: Request) -> float:
-        raise AssertionError("a persona without version has no P(silent)")
+        return 0.01
 
     async def bubbles(self, request: Request) -> AsyncIterator[str]:
         self.asked.append(request)
@@ -120,11 +122,13 @@ class Stage:
     async def _tell(self, text: str) -> None:
         self.told.append(text)
 
-    def hear(self, text: str, scene: Scene = GROUP, sender: str = FRIEND, age_s: float = 0.0) -> Message:
+    def hear(
+        self, text: str, scene: Scene = GROUP, sender: str = FRIEND, age_s: float = 0.0, **changed: Any
+    ) -> Message:
         """A message arrives: stored, then told to the presence, as the recorder and the listener do."""
         self._seq += 1
         time = datetime.now(UTC) + self.skew - timedelta(seconds=age_s)
-        message = Message(f"m{self._seq}", scene, sender, "阿强", time, text)
+        message = Message(f"m{self._seq}", scene, sender, "阿强", time, text, **changed)
         self.archive.append([message])
         if sender == ACCOUNT:
             self.presence.own_words(message)
@@ -190,6 +194,59 @@ async def test_every_bubble_is_sent_in_order_and_stored_as_the_twins(stage: Stag
     assert {m.origin for m in window[1:]} == {Origin.TWIN}
     assert all(m.time >= window[0].time for m in window[1:])
     assert window[1].id == "sent-1"
+
+
+async def test_bubbles_that_only_count_on_end_the_answer(stage: Stage) -> None:
+    stage.engine.lines = ["我睡了3次", "困", "我睡了4次", "我睡了5次"]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["我睡了3次", "困"]
+
+
+async def test_a_market_face_the_person_used_is_sent_as_they_sent_it(stage: Stage) -> None:
+    face = {"emoji_id": "ab", "emoji_package_id": 7, "key": "k", "summary": "[猫猫摇头]"}
+    stage.persona = replace(stage.persona, spec=stage.persona.spec.model_copy(update={"people": (ME,)}))
+    own = Message(
+        "f1", PRIVATE, ME, "小满", datetime.now(UTC), "[猫猫摇头]", segments=({"type": "mface", "data": face},)
+    )
+    stage.archive.append([own])
+    sent: list[dict[str, Any]] = []
+    send = stage.wire.send
+
+    async def keep(account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
+        sent.extend(segments)
+        return await send(account, scene, segments)
+
+    stage.wire.send = keep  # type: ignore[method-assign]
+    stage.engine.lines = ["[猫猫摇头]", "[动画表情]"]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert sent == [{"type": "mface", "data": face | {"emoji_package_id": "7"}}]
+
+
+async def test_answers_and_bubbles_come_at_the_persons_own_pace(archive: Archive) -> None:
+    stage = Stage(archive, delay_scale=1.0)
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={},
+        pacing=Pacing(group_delay_s=(0.7,) * 11, private_delay_s=(0.2,) * 11, bubble_gap_s=(0.4,) * 11),
+    )  # fmt: skip
+    stage.persona = replace(stage.persona, version=Version(Path(), manifest))
+    stage.engine.lines = ["一", "二"]
+    times: list[float] = []
+    send = stage.wire.send
+
+    async def note(account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
+        times.append(time.monotonic())
+        return await send(account, scene, segments)
+
+    stage.wire.send = note  # type: ignore[method-assign]
+    began = time.monotonic()
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["一", "二"]
+    assert 0.68 <= times[0] - began < 2, "the delay learned in groups, what was spent on looking taken off"
+    assert 0.38 <= times[1] - times[0] < 2
 
 
 async def test_no_more_bubbles_than_allowed(archive: Archive) -> None:
@@ -339,9 +396,19 @@ async def test_the_owners_private_chat_is_on_by_default_and_that_is_written_down
     assert stage.said == ["好呀"]
     noted = stage.archive.latest(OWNER, "state")
     assert noted is not None
-    assert noted[0] == "on"
+    assert noted[0] == "default"
     assert not stage.presence.is_on(PRIVATE)
     assert stage.archive.latest(PRIVATE, "state") is None
+
+
+async def test_a_scene_that_is_no_longer_answered_by_default_is_off(archive: Archive) -> None:
+    assert Stage(archive).presence.is_on(GROUP)
+    later = Stage(archive, scenes=())
+    assert not later.presence.is_on(GROUP)
+    assert not later.presence.is_on(GROUP)
+    assert [value for _, value in archive.timeline(GROUP, "state")] == ["default", "off"]
+    later.presence.switch(GROUP, True, datetime.now(UTC))
+    assert Stage(archive, scenes=()).presence.is_on(GROUP), "what was said in the chat outlives bot.toml"
 
 
 async def test_a_stale_message_is_not_answered(stage: Stage) -> None:
@@ -351,6 +418,33 @@ async def test_a_stale_message_is_not_answered(stage: Stage) -> None:
     stage.hear("刚说的", age_s=200)
     await stage.quiet()
     assert stage.said == ["好呀"]
+
+
+@pytest.mark.parametrize(
+    ("how", "terms"),
+    [
+        ({"mentions": (ACCOUNT,)}, {"mentioned", "shift:mention"}),
+        ({"mentions": (ME,)}, {"mentioned", "shift:mention"}),
+        ({"mentions": (OTHER,)}, set()),
+        ({"reply_to": "own"}, {"quoted", "shift:quote"}),
+        ({"reply_to": "theirs"}, set()),
+        ({"text": "小满在吗"}, {"named", "shift:name"}),
+        ({}, set()),
+    ],
+)
+async def test_being_addressed_shifts_the_odds(stage: Stage, how: dict[str, Any], terms: set[str]) -> None:
+    spec = stage.persona.spec.model_copy(update={"people": (ME,), "reply": ReplyPolicy(bias=-50)})
+    stage.persona = replace(stage.persona, spec=spec)
+    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    stage.archive.append(
+        [Message(i, GROUP, by, "", long_ago, "早", Origin.HUMAN) for i, by in (("own", ME), ("theirs", OTHER))]
+    )
+    stage.hear(**{"text": "在吗"} | how)
+    await stage.quiet()
+    (decision,) = stage.archive.decisions(GROUP)
+    addressed = {"mentioned", "quoted", "named", "shift:mention", "shift:quote", "shift:name"}
+    assert {name for name, value in decision.why["terms"].items() if name in addressed and value} == terms
+    assert all(decision.why["terms"][name] > 0 for name in terms)
 
 
 # -- the person's own words, recalls --------------------------------------------------------------
@@ -371,7 +465,7 @@ async def test_the_persons_own_words_drop_the_answer_and_hold_the_twin(archive: 
     stage.hear("喂")
     await stage.quiet()
     assert stage.said == ["好呀"]
-    assert [value for _, value in archive.timeline(GROUP, "state")] == ["on", "held", "on"]
+    assert [value for _, value in archive.timeline(GROUP, "state")] == ["default", "held", "default"]
 
 
 async def test_own_words_in_a_scene_that_is_off_change_nothing(stage: Stage) -> None:
@@ -402,6 +496,30 @@ async def test_a_recall_before_the_answer_means_no_answer(stage: Stage) -> None:
     go.set()
     await stage.quiet()
     assert (stage.said, len(stage.engine.asked)) == ([], 1)
+
+
+@pytest.mark.parametrize("why", ["held", "off", "recalled", "stopped"])
+async def test_what_stopped_an_answer_is_written_down(stage: Stage, why: str) -> None:
+    ready = asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await asyncio.Event().wait()
+
+    stage.engine.before_line = hold
+    message = stage.hear("嗨")
+    await asyncio.wait_for(ready.wait(), 5)
+    match why:
+        case "held":
+            stage.hear("我自己来", sender=ACCOUNT)
+        case "off":
+            stage.presence.switch(GROUP, False, datetime.now(UTC))
+        case "recalled":
+            stage.presence.recalled(GROUP, message.id)
+        case "stopped":
+            await stage.presence.close()
+    await stage.quiet()
+    assert stage.outcomes() == [why]
 
 
 async def test_a_recall_of_one_of_two_is_answered_without_it(stage: Stage) -> None:
@@ -484,6 +602,52 @@ async def test_a_person_who_speaks_after_a_refusal_is_not_spoken_over(stage: Sta
     assert (stage.wire.tried, stage.said) == (1, [])
 
 
+async def test_a_recall_during_the_pause_after_a_refusal_ends_the_answer(stage: Stage) -> None:
+    stage.wire.failures = [SendFailure.REFUSED]
+    message = stage.hear("发错了")
+    await until(lambda: stage.wire.tried == 1)
+    await asyncio.sleep(0.05)
+    stage.archive.recall(GROUP, message.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP, message.id)
+    await asyncio.sleep(2.3)
+    assert (stage.wire.tried, stage.said, stage.outcomes()) == (1, [], ["recalled"])
+
+
+async def test_a_look_that_fails_leaves_a_decision(stage: Stage) -> None:
+    def broken(pieces: Sequence[Piece]) -> int:
+        raise EngineError("the model is gone")
+
+    stage.engine.count = broken  # type: ignore[method-assign]
+    stage.restart()
+    message = stage.hear("嗨")
+    await stage.quiet()
+    (decision,) = stage.archive.decisions(GROUP)
+    assert (decision.outcome, decision.message_id) == ("failed: engine", message.id)
+
+
+async def test_newer_words_do_not_keep_a_fault_from_the_owner(stage: Stage) -> None:
+    told, go = asyncio.Event(), asyncio.Event()
+
+    async def fail(number: int) -> None:
+        stage.engine.before_line = None
+        raise EngineError("the model is broken")
+
+    async def slowly(text: str) -> None:
+        told.set()
+        await go.wait()
+        stage.told.append(text)
+
+    stage.presence._tell_owner = slowly
+    stage.engine.before_line = fail
+    stage.hear("嗨")
+    await asyncio.wait_for(told.wait(), 5)
+    stage.hear("在吗")
+    await stage.quiet()
+    go.set()
+    await until(lambda: len(stage.told) == 1)
+    assert stage.said == ["好呀"]
+
+
 # -- sending --------------------------------------------------------------------------------------
 
 
@@ -533,6 +697,41 @@ async def test_what_may_have_been_delivered_counts_in_the_budget(archive: Archiv
         stage.hear(text)
         await stage.quiet()
     assert stage.outcomes() == ["failed: unknown", "budget"]
+
+
+async def test_a_message_never_confirmed_pauses_every_scene_and_the_owner_is_told_so(stage: Stage) -> None:
+    stage.presence.switch(PRIVATE, True, datetime.now(UTC))
+    stage.wire.failures = [SendFailure.SHADOWED]
+    stage.hear("嗨")
+    await stage.quiet()
+    stage.hear("嗨", PRIVATE)
+    await stage.quiet()
+    assert (stage.said, stage.outcomes(PRIVATE), len(stage.engine.asked)) == ([], ["paused"], 1)
+    assert "风控" in stage.told[0]
+
+
+async def test_where_the_account_is_muted_nothing_is_said_until_it_is_lifted(stage: Stage) -> None:
+    stage.presence.muted(GROUP, math.inf)
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.wire.tried, stage.outcomes()) == (0, ["muted"])
+    stage.presence.muted(GROUP, 0)
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+
+
+async def test_a_bubble_that_fails_after_its_turn_was_stopped_still_costs_the_budget(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_minute=3)
+    stage.wire.gate = asyncio.Event()
+    stage.wire.failures = [SendFailure.REFUSED]
+    stage.hear("嗨")
+    await until(lambda: stage.wire.tried == 1)
+    stage.presence.switch(GROUP, False, datetime.now(UTC))
+    await asyncio.sleep(0.02)
+    stage.wire.gate.set()
+    await asyncio.sleep(0.05)
+    assert stage.presence.budget.hindrance(GROUP, time.monotonic()) == "budget"
 
 
 async def test_closing_finishes_the_bubble_being_sent(archive: Archive) -> None:

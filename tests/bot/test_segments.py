@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.segments import Canonical, face_ids, face_names, to_segments, to_text
+from bot.segments import Canonical, face_ids, face_names, market_face, to_segments, to_text
 
 NAMES = {"10001": "阿强"}
 
@@ -126,6 +126,7 @@ def test_half_an_emoji_is_replaced() -> None:
 
 # -- out ------------------------------------------------------------------------------------------
 
+MFACE = {"type": "mface", "data": {"emoji_id": "ab", "emoji_package_id": "7", "key": "k", "summary": "[猫猫摇头]"}}
 SPEAKERS = {"阿强": {"10001"}, "小红": {"10002"}, "小红红": {"10003"}, "双": {"1", "2"}, "": {"9"}, "坏": {"all"}}
 OUTGOING = [
     ("在呀", [seg("text", text="在呀")]),
@@ -135,7 +136,11 @@ OUTGOING = [
     ("[骰子]", [seg("dice")]),
     ("[猜拳]", [seg("rps")]),
     ("[没有这个脸]", [seg("text", text="[没有这个脸]")]),
-    ("[图片]", [seg("text", text="[图片]")]),
+    ("[图片]", []),
+    ("看[图片]", [seg("text", text="看")]),
+    ("[动画表情]", []),
+    ("[文件:作业 一.docx]好", [seg("text", text="好")]),
+    ("[猫猫摇头]嗯", [MFACE, seg("text", text="嗯")]),
     ("@阿强 来", [seg("at", qq="10001"), seg("text", text=" 来")]),
     ("@小红红来", [seg("at", qq="10003"), seg("text", text="来")]),
     ("@双 来", [seg("text", text="@双 来")]),
@@ -152,7 +157,21 @@ OUTGOING = [
 
 @pytest.mark.parametrize(("text", "segments"), OUTGOING, ids=[row[0] or "empty" for row in OUTGOING])
 def test_a_bubble_becomes_segments(text: str, segments: list[dict[str, Any]]) -> None:
-    assert to_segments(text, SPEAKERS) == segments
+    assert to_segments(text, SPEAKERS, {"[猫猫摇头]": MFACE}.get) == segments
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        seg("mface", summary="[猫猫摇头]", url="http://127.0.0.1/a", emoji_id="ab", emoji_package_id=7, key="k"),
+        seg("image", summary="[猫猫摇头]", file="ab-1.gif", emoji_id="ab", emoji_package_id=7, key="k", url="x"),
+    ],
+)
+def test_a_market_face_is_sent_again_as_it_came_from_any_client(sent: dict[str, Any]) -> None:
+    assert market_face([seg("text", text="[猫猫摇头]"), sent], "[猫猫摇头]") == MFACE
+    assert market_face([sent], "[抱抱]") is None
+    assert market_face([seg("image", summary="[贴贴]", file="a.gif")], "[贴贴]") is None, "it lacks the key"
+    assert market_face([None, seg("text", text="[贴贴]"), "x"], "[贴贴]") is None  # type: ignore[list-item]
 
 
 def test_every_face_comes_back_as_itself() -> None:

@@ -163,6 +163,23 @@ async def test_personas_share_the_base_and_nothing_else(
     assert list(reversed(again)) == pytest.approx(first, rel=1e-3)
 
 
+async def test_an_answer_under_way_is_finished_by_the_version_it_began_with(
+    engine: LlamaEngine, cold: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    base = tinies["gemma3"].gguf
+    old, new = (
+        Voice(n, tinylora.write(tmp_path / f"{n}.gguf", base, seed=i, names_base=engine.base_sha256), GEMMA)
+        for i, n in enumerate(("old", "new"))
+    )
+    asked = [
+        request("a", "在吗", voice=v, sampling=SAMPLING.model_copy(update={"max_tokens": 200})) for v in (old, new)
+    ]
+    alone = [await said(cold, r) for r in asked]
+    first, second = await asyncio.gather(said(engine, asked[0]), said(engine, asked[1]))
+    assert [first, second] == alone
+    assert first != second
+
+
 async def test_a_lora_of_another_base_is_refused_and_the_base_still_serves(
     engine: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import httpx
 import lessons
 import napcat
 import pytest
-from daemon import OWNER, Daemon, persona, settings
+from daemon import OWNER, Daemon, free_port, persona, settings
 from napcat import ACCOUNT, NapCat
 from websockets.exceptions import InvalidStatus
 
@@ -206,7 +206,26 @@ async def test_the_persons_own_message_holds_the_twin(daemon: Daemon, client: Na
     own = [m for m in daemon.stored("private:110") if m.sender_id == ACCOUNT]
     assert [(m.text, m.origin) for m in own] == [("我在外面", Origin.HUMAN), ("早呀", Origin.TWIN)]
     with daemon.archive() as archive:
-        assert [s for _, s in archive.timeline(Scene("private", "110"), "state")] == ["on", "held", "on"]
+        assert [s for _, s in archive.timeline(Scene("private", "110"), "state")] == ["default", "held", "default"]
+
+
+@pytest.mark.parametrize(("when", "user"), [("before", 116), ("after", 117), (None, 118)])
+async def test_words_between_two_bubbles_are_answered_whatever_is_echoed(
+    daemon: Daemon, client: NapCat, when: str | None, user: int
+) -> None:
+    client.reports_own = when
+    client.delays["send_private_msg"] = 1.2
+    await client.say("吃什么", user=user)
+    await daemon_sends(client, 1)
+    await client.say("早", user=user)
+    assert [b.text for b in await client.expect(3)] == ["吃面", "加个蛋", "早呀"]
+    assert [m.text for m in daemon.stored(f"private:{user}")] == ["吃什么", "吃面", "加个蛋", "早", "早呀"]
+
+
+async def daemon_sends(client: NapCat, n: int) -> None:
+    async with asyncio.timeout(10):
+        while sum(call["action"].startswith("send_") for call in client.calls) < n:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 # -- what goes wrong ------------------------------------------------------------------------------
@@ -235,6 +254,24 @@ async def test_a_bubble_that_was_not_confirmed_is_never_repeated_and_the_owner_i
     assert [m.text for m in daemon.stored(told.scene) if "没发出去" in m.text] == []
 
 
+async def test_a_group_that_mutes_the_account_gets_nothing_until_it_lifts_it(daemon: Daemon, client: NapCat) -> None:
+    ban = {"post_type": "notice", "notice_type": "group_ban", "group_id": 208, "user_id": int(ACCOUNT),
+           "operator_id": 10002}  # fmt: skip
+    await client.emit(**ban, sub_type="ban", duration=600)
+    await client.say("在吗", group=208)
+    await client.quiet(1.5)
+    assert daemon.outcomes("group:208") == ["muted"]
+    assert "禁言" in await client.ask("/why", user=OWNER, group=208), "the owner is answered where it can be tried"
+    await client.emit(valid=False, **ban, sub_type="lift_ban", duration=0)  # the schema knows only its `ban`
+    assert await client.ask("早", group=208) == "早呀"
+
+
+async def test_a_command_of_long_ago_is_not_obeyed(daemon: Daemon, client: NapCat) -> None:
+    await client.say("/twin off", user=OWNER, group=209, time=int(time.time()) - 400)
+    await client.quiet(0.5)
+    assert await client.ask("在吗", group=209) == "在的"
+
+
 async def test_a_malformed_event_stops_nothing(daemon: Daemon, client: NapCat) -> None:
     await client.raw("{")
     await client.emit(valid=False, post_type="message", message_type="private", user_id=990, message="在吗")
@@ -253,6 +290,31 @@ async def test_after_a_cut_connection_the_next_one_is_answered(daemon: Daemon) -
         await back.deliver(message_id)
         await back.quiet(1.0)
         assert await back.ask("早", user=114) == "早呀"
+
+
+async def test_a_client_that_names_another_number_in_its_frames_is_answered(daemon: Daemon, client: NapCat) -> None:
+    await client.say("在吗", user=119, self_id=3889000999)
+    assert [b.text for b in await client.expect(1)] == ["在的"]
+    assert daemon.outcomes("private:119") == ["spoke"]
+
+
+async def test_a_onebot_server_is_connected_to_with_the_token_and_again_when_it_has_gone(
+    learned_base: Path, tmp_path: Path
+) -> None:
+    port, token = free_port(), "forward-token-77"
+    onebot = {"superusers": [str(OWNER)], "ws_urls": [f"ws://127.0.0.1:{port}/"], "access_token": token}
+    daemon = Daemon(tmp_path, settings(learned_base, onebot=onebot))
+    persona(daemon.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT], bias=30)
+    server = NapCat("", token)
+    with daemon:
+        for number, (words, answer) in enumerate((("在吗", "在的"), ("早", "早呀"))):
+            async with server.serving(port):
+                async with asyncio.timeout(20):
+                    while server.connected == number:  # noqa: ASYNC110 - a connection has no event
+                        await asyncio.sleep(0.02)
+                assert await server.ask(words, user=101) == answer
+            await asyncio.sleep(2.5)  # the burst must be over
+        daemon.end()
 
 
 async def test_a_killed_daemon_forgets_nothing_and_answers_nothing_twice(learned_base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import jsonschema
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 ACCOUNT = "3889000770"
@@ -97,13 +98,15 @@ class NapCat:
     deaf: set[str] = field(default_factory=set)
     """Actions that are never answered."""
     answers_per_call: int = 1
+    connected: int = 0
+    """Connections taken while `serving`."""
     calls: list[dict[str, Any]] = field(default_factory=list)
     bubbles: list[Bubble] = field(default_factory=list)
     events: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Message events by message_id, for get_msg."""
 
     def __post_init__(self) -> None:
-        self._socket: ClientConnection | None = None
+        self._socket: ClientConnection | ServerConnection | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: list[Exception] = []
         self._seen = 0
@@ -137,6 +140,24 @@ class NapCat:
         self._spawn(self._listen(self._socket))
         await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
         await self.heartbeat()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, port: int) -> AsyncIterator[None]:
+        """Listen instead, as NapCat's WebSocket server does: the bot connects, with the token or not at all."""
+
+        async def accept(socket: ServerConnection) -> None:
+            assert socket.request is not None
+            if socket.request.headers.get("Authorization") != f"Bearer {self.token}":
+                await socket.close(1008, "token验证失败")
+                return
+            self._socket = socket
+            await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
+            self.connected += 1
+            await self._listen(socket)
+
+        async with serve(accept, "127.0.0.1", port, ping_interval=None):
+            yield
+        self._raise_faults()
 
     async def heartbeat(self) -> None:
         """Say that all is well."""
@@ -299,7 +320,7 @@ class NapCat:
             _event_validator().validate(event)
         await self.raw(json.dumps(event, ensure_ascii=False))
 
-    async def _listen(self, socket: ClientConnection) -> None:
+    async def _listen(self, socket: ClientConnection | ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             async for frame in socket:
                 call = json.loads(frame)

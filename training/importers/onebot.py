@@ -11,7 +11,7 @@ from typing import Any
 
 from bot.archive import Archive
 from bot.errors import ImportFault
-from bot.events import MalformedEvent, Recall, read
+from bot.events import MalformedEvent, Mute, Recall, read
 from bot.message import Message, Scene
 
 BATCH = 2000
@@ -204,9 +204,10 @@ def _item(line: bytes, place: str, result: ImportResult) -> Message | Recall | N
     except RecursionError:
         result.skip("nested too deeply", place)
         return None
-    if item is None:
+    if item is None or isinstance(item, Mute):
         result.skip(f"{event.get('post_type')} event", place)
-    elif not _storable(item):
+        return None
+    if not _storable(item):
         result.skip("an id that is not text", place)
         return None
     elif isinstance(item, Message):
