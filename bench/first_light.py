@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from bench import night
 from bench.figures import Figure, medians, seconds, show
 from bench.history import family
 from bot import base, config
@@ -28,7 +29,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     Args:
         settings: bot.toml's.
         root: its folder.
-        full: also a night on the family history, where it lies beside the checkout.
+        full: also decoding beside a night, and a night on the family history where it lies beside the checkout.
         as_json: for programs.
     """
     path = base.resolve(settings.engine.base, settings.data, root)
@@ -40,6 +41,8 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     figures += _rates(model, lora)
     figures += _returning(model, lora)
     figures += _switch(model, lora)
+    if full:
+        figures += night.beside(settings, lambda: _decode_rate(model, lora))
     model.close()
     if persona.version:
         figures += _learned("demo", persona.version.manifest)
@@ -119,6 +122,19 @@ def _rates(model: Model, lora: Path | None) -> list[Figure]:
         if handle is not None:
             model.free_lora(handle)
     return found
+
+
+def _decode_rate(model: Model, lora: Path | None) -> tuple[float, float]:
+    """Median decode rate with the sampler, tokens/s, and its spread."""
+    context = Context(model, 4096, 4, 512, None)
+    handle = model.load_lora(lora) if lora else None
+    context.use(handle)
+    rate = medians(_RUNS, lambda: _NEW_TOKENS / _decode(model, context, sample=True))
+    context.use(None)
+    context.close()
+    if handle is not None:
+        model.free_lora(handle)
+    return rate
 
 
 def _ids(model: Model, n: int) -> list[int]:
