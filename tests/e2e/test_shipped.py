@@ -1,12 +1,14 @@
 """The real embedded base with the shipped LoRA: the manifest's figures hold, and 小满's answers are answers."""
 
+import runpy
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bot import base, config
 from bot.archive import Archive
-from bot.decision import decide, moment_of
+from bot.decision import Moment, decide, moment_of
 from bot.llama import Model, Scorer
 from bot.persona import Persona, Personas
 from bot.prompt import FORMATS, spoken_by
@@ -90,7 +92,7 @@ def test_twenty_held_out_moments_give_answers(embedded: Path, xiaoman: Persona, 
     )
     spoken = 0
     for question, answer in zip(asked, said, strict=True):
-        spoke = decide(_moment(learned, question, answer.p_silent), manifest.calibration, {}, 0.5).speaks
+        spoke = decide(moment(learned, question, answer.p_silent), manifest.calibration, {}, 0.5).speaks
         if not spoke:
             continue
         spoken += 1
@@ -101,13 +103,31 @@ def test_twenty_held_out_moments_give_answers(embedded: Path, xiaoman: Persona, 
     assert spoken >= MOMENTS // 2, "she answered all of these moments herself"
 
 
-def _moment(learned: corpus.Corpus, question: answers.Question, p_silent: float):  # type: ignore[no-untyped-def]
+def moment(learned: corpus.Corpus, question: answers.Question, p_silent: float) -> Moment:
+    """What was decided on at a question: of its own exchange, however often the same words were said."""
     for part in learned.scenes:
         for number, exchange in enumerate(part.exchanges):
-            if str(part.scene) == question.scene and "\n".join(m.text for m in exchange.heard) == question.heard:
+            if exchange is question.history[-1]:
                 return moment_of(
                     exchange, last_spoke=part.last_spoke[number], ids=learned.ids, names=learned.names,
                     quoted=part.quoted, ours=lambda m: spoken_by(m, learned.people), zone=learned.zone,
                     p_silent=p_silent,
                 )  # fmt: skip
     raise AssertionError("the question is not in the corpus")
+
+
+def test_questions_with_the_same_words_have_moments_of_their_own(xiaoman: Persona, learned: corpus.Corpus) -> None:
+    fmt = FORMATS["gemma"]
+    asked = [q for split in samples.Split for q in answers.questions(learned, fmt, xiaoman.spec.system_prompt, split)]
+    by_words = Counter((q.scene, q.heard) for q in asked)
+    (words, times), *_ = by_words.most_common(1)
+    assert times > 1
+    assert len({moment(learned, q, 0.5).hour for q in asked if (q.scene, q.heard) == words}) > 1
+
+
+def test_the_shipped_version_is_what_the_build_makes(xiaoman: Persona) -> None:
+    assert xiaoman.version is not None
+    training = runpy.run_path(str(SHIPPED.parent / "build.py"))["TRAINING"]
+    assert training["precision"] == "none", "auto is NF4 on a GPU"
+    made_with = {**xiaoman.version.manifest.settings, "precision": "none"}
+    assert {key: made_with[key] for key in training} == training
