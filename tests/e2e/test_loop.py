@@ -10,22 +10,33 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 import lessons
 import pytest
-from daemon import ROOT, Daemon, persona, settings
+from daemon import ROOT, SCENES, Daemon, persona, settings
 from napcat import ACCOUNT, NapCat
 from safetensors.torch import load_file, save_file
 
+from bot import config
+from bot.archive import Decision
+from bot.llama import Model
 from bot.message import Scene
-from training.samples import Split, split_of
+from bot.persona import Manifest, Personas
+from training import corpus, evaluate, samples
+from training.batches import IGNORED, rows_of
+from training.samples import Split
 
 TRAINING = {
     "precision": "none", "r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "learning_rate": 5e-3, "num_train_epochs": 12,
     "per_device_train_batch_size": 8, "model_max_length": 160, "logging_steps": 20, "threads": 1,
 }  # fmt: skip
+ASKERS, DRAWS, P_SPEAK = range(101, 151), 5, 0.8
+"""Who asks, each once; how often the same is asked until the draw lets it be as learned; how sure it has to be
+(measured: at least 0.96 to answer, at least 0.88 to be silent)."""
 NIGHT_S = 600.0
 """A night here takes half a minute on an idle machine."""
 
@@ -35,7 +46,8 @@ def daemon(unlearned_base: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A running daemon with 小满, who has a history and no version yet."""
     folder = tmp_path_factory.mktemp("loop")
     # One thread, as in training; the night reads the same file as the daemon does.
-    found = Daemon(folder, settings(unlearned_base, training=TRAINING, retrain={"min_new_messages": 10}))
+    chat = {"scenes": [*(f"private:{n}" for n in ASKERS), *SCENES]}
+    found = Daemon(folder, settings(unlearned_base, training=TRAINING, retrain={"min_new_messages": 10}, chat=chat))
     persona(found.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT])
     lines = lessons.write(folder / "history.jsonl", rounds=24, held_out=True)
     imported = found.run("import", str(folder / "history.jsonl"))
@@ -63,46 +75,93 @@ async def client(daemon: Daemon) -> AsyncIterator[NapCat]:
         yield connected
 
 
-def test_the_held_out_exchanges_are_in_no_training_split(daemon: Daemon) -> None:
+def manifest_of(daemon: Daemon, version: str) -> Manifest:
+    file = daemon.data / "personas" / "xiaoman" / "versions" / version / "manifest.json"
+    return Manifest.model_validate_json(file.read_text("utf-8"))
+
+
+def learned_by(daemon: Daemon, version: str) -> corpus.Corpus:
+    """The corpus of the version's night, built again."""
+    made = manifest_of(daemon, version).corpus
+    spec = Personas(daemon.data / "personas").spec("xiaoman")
+    rules, until = config.load(daemon.config, {}).conversation, datetime.fromisoformat(made["until"])
     with daemon.archive() as archive:
-        scene = Scene("private", str(lessons.FRIEND))
-        held_out = [m for m in archive.history(scene) if (m.text,) in lessons.HELD_OUT]
-    assert [m.text for m in held_out] == [heard[0] for heard in lessons.HELD_OUT]
-    assert {split_of(scene, m.id) for m in held_out} == {Split.TEST}
+        found = corpus.build(archive, spec.people, spec.names, rules, until)
+    assert found.fingerprint == made["fingerprint"]
+    return found
+
+
+def test_what_was_held_out_is_judged_by_and_trained_by_nothing(
+    daemon: Daemon, unlearned_base: Path, first_version: str
+) -> None:
+    manifest, learned = manifest_of(daemon, first_version), learned_by(daemon, first_version)
+    length = int(TRAINING["model_max_length"])
+    model = Model(unlearned_base)
+    windows = samples.windows(learned, model, model.format, manifest.system_prompt, length)
+    trained = ["".join(texts(model, row.targets)) for row in rows_of(windows, Split.TRAIN)]
+    model.close()
+
+    judged = {x.message_id: x for x in evaluate.held_out(windows, (Split.TEST,))}
+    asked = {m.id: m.text for part in learned.scenes for e in part.exchanges for m in e.heard}
+    by_words = {asked[i]: x for i, x in judged.items() if i in asked}
+    for (heard,), said in lessons.HELD_OUT.items():
+        label = by_words[heard]
+        assert (label.decision, label.silence) == (True, not said)
+        assert list(asked.values()).count(heard) == 1
+        assert [t for t in trained for words in (heard, *said) if words in t] == []
+    assert sum("好耶" in t for t in trained) >= 5, "the others are"
+
+    figures = manifest.metrics
+    assert figures["decisions"] == sum(x.decision for x in judged.values())
+    assert figures["silences"] == sum(x.decision and x.silence for x in judged.values())
+    assert figures["loss"]["n"] == sum(len(x.trained) for x in judged.values())
+
+
+def texts(model: Model, targets: Sequence[int]) -> Iterator[str]:
+    """The words of a row's labels, one string for each run of them."""
+    for labelled, run in groupby(targets, lambda t: t != IGNORED):
+        if labelled:
+            yield b"".join(map(model.piece, run)).decode("utf-8", "replace")
 
 
 def test_a_night_publishes_a_version_that_beats_its_base(daemon: Daemon, first_version: str) -> None:
     folder = daemon.data / "personas" / "xiaoman"
     assert (folder / "current").read_text("utf-8").strip() == first_version
-    manifest = json.loads((folder / "versions" / first_version / "manifest.json").read_text("utf-8"))
-    assert manifest["metrics"]["loss"]["value"] < manifest["metrics"]["loss_base"] - 0.5
-    assert manifest["metrics"]["auc_both"]["value"] > 0.9
-    assert manifest["parity"]["passed"]
-    assert manifest["calibration"] is not None
+    manifest = manifest_of(daemon, first_version)
+    assert manifest.metrics["loss"]["value"] < manifest.metrics["loss_base"] - 0.5
+    assert manifest.metrics["auc_both"]["value"] > 0.9
+    assert manifest.parity["passed"]
+    assert manifest.calibration is not None
+    assert manifest.corpus["own_messages"] == manifest.corpus["new_messages"] == manifest.corpus["bubbles"] > 0
     assert (folder / "versions" / first_version / "report.md").stat().st_size > 200
 
 
-async def test_the_running_daemon_answers_as_learned(daemon: Daemon, client: NapCat, first_version: str) -> None:
-    right = 0
-    for number, (heard, said) in enumerate(lessons.EXCHANGES.items(), start=101):
-        scene = f"private:{number}"
-        for bubble in heard:
-            await client.say(bubble, user=number)
-        await asyncio.to_thread(daemon.wait, lambda s=scene: bool(daemon.outcomes(s)), 20.0)
-        with daemon.archive() as archive:
-            (decision, *_) = archive.decisions(Scene.parse(scene))
-        assert decision.version == first_version
-        # The decision is drawn: what was learned is on which side of one half it lies.
-        assert (decision.why["p_speak"] > 0.5) == bool(said), (heard, decision.why)
-        # Words where there were words to learn; a silence may be broken by the draw, with words nobody taught.
-        spoken = tuple(m.text for m in daemon.stored(scene) if m.sender_id == ACCOUNT)
-        if decision.outcome == "silent":
-            assert spoken == ()
-        elif said:
-            assert spoken == said, heard
-            right += 1
-    assert right >= 4
+async def test_the_running_daemon_answers_the_ten_as_learned(
+    daemon: Daemon, client: NapCat, first_version: str
+) -> None:
+    users = iter(ASKERS)
+    for heard, said in lessons.EXCHANGES.items():
+        # Whether to speak is drawn: what was learned shows in the probability, and within a few draws in what is done.
+        for _ in range(DRAWS):
+            decision, spoken = await asked(daemon, client, heard, next(users))
+            assert decision.version == first_version
+            assert (decision.why["p_speak"] > P_SPEAK) == (decision.why["p_speak"] > 1 - P_SPEAK) == bool(said), heard
+            assert spoken == said or bool(spoken) != bool(said), heard
+            if spoken == said:
+                break
+        assert spoken == said, heard
     client.bubbles.clear()
+
+
+async def asked(daemon: Daemon, client: NapCat, heard: tuple[str, ...], user: int) -> tuple[Decision, tuple[str, ...]]:
+    """What somebody new who says this is decided on and answered."""
+    scene = f"private:{user}"
+    for bubble in heard:
+        await client.say(bubble, user=user)
+    await asyncio.to_thread(daemon.wait, lambda: bool(daemon.outcomes(scene)), 20.0)
+    with daemon.archive() as archive:
+        (decision, *_) = archive.decisions(Scene.parse(scene))
+    return decision, tuple(m.text for m in daemon.stored(scene) if m.sender_id == ACCOUNT)
 
 
 def killed_after_training(daemon: Daemon) -> Path:
@@ -128,6 +187,10 @@ async def test_a_damaged_result_is_refused_and_the_first_version_stays(
     ended = await asyncio.to_thread(daemon.run, "night", "--persona", "xiaoman", "--json", within_s=NIGHT_S)
     outcome = json.loads(ended.stdout.splitlines()[-1])
     assert (ended.returncode, outcome["outcome"]) == (0, "refused"), outcome
+    told = (run / "report.md").read_text("utf-8")
+    assert "留出集损失比现在的版本差" in outcome["summary"]
+    assert "留出集损失没有明显好过没训练的底座" in outcome["summary"]
+    assert "导出的文件和训练的结果对不上" not in told, "it was exported as it was damaged"
     folder = daemon.data / "personas" / "xiaoman"
     assert (folder / "current").read_text("utf-8").strip() == first_version
     assert [p.name for p in (folder / "versions").iterdir()] == [first_version]
