@@ -342,7 +342,8 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
         Archive(f"sqlite:///{tmp_path / 'archive.db'}")
 
 
-def test_a_password_in_the_url_is_not_shown() -> None:
+def test_a_password_in_the_url_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ArchiveError) as caught:
         Archive("sqlite://user:s3cret@host/nowhere/a.db")
     assert "s3cret" not in str(caught.value)
