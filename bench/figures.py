@@ -23,10 +23,10 @@ class Figure:
     Args:
         name: what.
         value: median.
-        unit: of value, peer_value and goal.
+        unit: of value and peer_value.
         peer: what it stands beside, measured in the same run.
         peer_value: its median.
-        goal: what was aimed at, where something was.
+        goal: what was aimed at, where something was: of the ratio if there is a peer, else of the value.
         met: whether it was reached.
         n: measurements.
         spread: (max - min) / median.
@@ -63,6 +63,27 @@ def seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def in_turn(n: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float, float]:
+    """Medians of two measurements taken in turn, n times each after one that is not counted, and the first's spread.
+
+    Taken in turn, what else the machine does falls on both alike.
+    """
+    pairs = [(ours(), theirs()) for _ in range(n + 1)][1:]
+    first, second = zip(*pairs, strict=True)
+    middle = statistics.median(first)
+    return middle, statistics.median(second), (max(first) - min(first)) / middle if middle else 0.0
+
+
+def at_least(name: str, unit: str, value: float, peer: str, peer_value: float, goal: float, **more: Any) -> Figure:
+    """A figure whose ratio to its peer's should be `goal` or more."""
+    return Figure(name, value, unit, peer, peer_value, goal, value >= goal * peer_value, **more)
+
+
+def at_most(name: str, unit: str, value: float, peer: str, peer_value: float, goal: float, **more: Any) -> Figure:
+    """A figure whose ratio to its peer's should be `goal` or less."""
+    return Figure(name, value, unit, peer, peer_value, goal, value <= goal * peer_value, **more)
 
 
 def show(bench: str, figures: list[Figure], *, as_json: bool) -> None:

@@ -106,6 +106,12 @@ class Engine(Section):
     """Cells of the KV cache all scenes share, in tokens. Gemma 3 270M: 18 KB a token, so 147 MB."""
     n_seq_max: int = Field(64, ge=2, le=256)
     """Scenes kept warm at once; llama.cpp's limit is 256."""
+    n_parallel: int = Field(8, ge=1, le=64)
+    """Requests evaluated at once; the rest wait their turn. Each takes one row of logits (Gemma 3: 1 MB)."""
+    spill_mb: int = Field(256, ge=0)
+    """Memory for scenes that had to leave the cache (megabytes); they come back in milliseconds, not read again."""
+    lora_mb: int = Field(256, ge=0)
+    """Memory for loaded LoRAs (megabytes); beyond it the ones used least recently are freed."""
     n_batch: int = Field(512, ge=32)
     """Prompt tokens evaluated in one call; a request can be cancelled between calls (and by abort within)."""
     n_threads: int | None = Field(None, ge=1)

@@ -88,6 +88,7 @@ class Model:
         self.end_id = end
         if end not in self.end_ids:
             self.end_ids.append(end)
+        self.ends = frozenset(self.end_ids)
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""
@@ -185,7 +186,7 @@ class Context:
         self.model = model
         self.n_tokens, self.n_batch = n_tokens, n_batch
         cores = os.cpu_count() or 1
-        threads = n_threads or (cores if cores <= 4 else cores // 2)
+        threads = self.n_threads = n_threads or (cores if cores <= 4 else cores // 2)
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
         params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, threads
@@ -199,7 +200,10 @@ class Context:
             raise EngineError(f"no context of {n_tokens} tokens for {model.path.name!r} ({_why()}); lower kv_tokens")
         self._memory = lc.llama_get_memory(self._context)
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
-        self._lora: Any = None
+        self.lora: Any = None
+        """The LoRA that is set."""
+        # A recurrent state cannot be cut: of such models a whole sequence is kept or none of it.
+        self.shares_prefixes = not (lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
         self._stop: Callable[[], bool] = _never
         self._abort = lc.ggml_abort_callback(lambda _: self._stop())
         lc.llama_set_abort_callback(self._context, self._abort, ctypes.c_void_p(0))
@@ -213,7 +217,7 @@ class Context:
 
     def use(self, lora: Any) -> None:
         """Set the LoRA of the next decode; None is the bare base."""
-        if lora is self._lora:
+        if lora is self.lora:
             return
         if lora is None:
             lc.llama_set_adapters_lora(self._context, None, 0, None)
@@ -221,7 +225,23 @@ class Context:
             lc.llama_set_adapters_lora(
                 self._context, (lc.llama_adapter_lora_p_ctypes * 1)(lora), 1, (ctypes.c_float * 1)(1.0)
             )
-        self._lora = lora
+        self.lora = lora
+
+    def share(self, source: int, target: int, n: int) -> None:
+        """Let an empty sequence hold the first `n` tokens of another one, in the same cells."""
+        lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
+
+    def save(self, seq: int) -> bytes:
+        """What a sequence holds, as `restore` takes it."""
+        size = lc.llama_state_seq_get_size(self._context, seq)
+        buffer = (ctypes.c_uint8 * size)()
+        written = lc.llama_state_seq_get_data(self._context, buffer, size, seq)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, seq: int, state: bytes) -> bool:
+        """Put back into an empty sequence what `save` gave; False when there are too few free cells."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(lc.llama_state_seq_set_data(self._context, buffer, len(state), seq))
 
     def keep(self, seq: int, n: int) -> bool:
         """Forget what a sequence holds from position `n` on; False if the cache cannot (then it forgets all)."""
@@ -267,9 +287,14 @@ class Context:
         pointer = lc.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(rows, self.model.n_vocab))
 
-    def sample(self, sampler: Sampler) -> int:
-        """Draw the next token from the last wanted row, and accept it."""
-        return int(lc.llama_sampler_sample(sampler.handle, self._context, -1))
+    def row(self, index: int) -> npt.NDArray[np.float32]:
+        """Logits behind the token at `index` of the last decode, (n_vocab,), a view that the next decode overwrites."""
+        pointer = lc.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+
+    def sample(self, sampler: Sampler, index: int = -1) -> int:
+        """Draw the next token from the logits behind the token at `index` (-1: the last wanted), and accept it."""
+        return int(lc.llama_sampler_sample(sampler.handle, self._context, index))
 
 
 class CacheFull(EngineError):

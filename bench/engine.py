@@ -1,0 +1,268 @@
+"""The engine beside the floor of what llama.cpp can do on this machine: rates, returning chats, silence, replies."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Figure, at_least, at_most, in_turn, show
+from bot import base, config
+from bot.batching import Job
+from bot.engine import Request, Voice
+from bot.llama import Context, Model, Sampler
+from bot.persona import Personas, Sampling
+from bot.prompt import Piece, encode
+from bot.serving import LlamaEngine
+from bot.twin import install_shipped
+
+_RUNS = 5
+_MADE = 48
+_BURST = "今天下雨了，晚上一起去吃面吧，我请客，你把伞带上"
+"""About 20 tokens."""
+
+
+def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) -> None:
+    """Measure everything and print it.
+
+    Args:
+        settings: bot.toml's; the engine's cache is made large enough for what is measured.
+        root: its folder.
+        full: also histories of 2,000 tokens beside the library's high-level class (minutes).
+        as_json: for programs.
+    """
+    path = base.resolve(settings.engine.base, settings.data, root)
+    install_shipped(settings.data / "personas")
+    digest = base.digest(path)
+    persona = Personas(settings.data / "personas", digest).find(settings.chat.persona)
+    lora = persona.version.lora if persona.version else None
+    chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})
+    stage = _Stage(path, chosen, digest, lora)
+    figures = [*stage.rates(), *stage.returning(600), *stage.returning(2000), *stage.replies()]
+    if full:
+        figures += stage.high_level(600)
+    stage.close()
+    show("engine", figures, as_json=as_json)
+
+
+class _Stage:
+    """The engine and, beside it, a bare context on a model of its own."""
+
+    def __init__(self, path: Path, settings: config.Engine, digest: str, lora: Path | None) -> None:
+        self.path, self.settings, self.lora = path, settings, lora
+        self.loop = asyncio.new_event_loop()
+        self.engine = LlamaEngine(path, settings, digest)
+        self.model = Model(path, settings.n_gpu_layers)
+        self.bare = Context(self.model, settings.kv_tokens, 8, settings.n_batch, settings.n_threads, n_outputs=8)
+        self.handle = self.model.load_lora(lora) if lora else None
+        self.bare.use(self.handle)
+        self.format = self.engine.format
+        self._numbers = iter(range(10**9))
+
+    def close(self) -> None:
+        """Free both."""
+        self.bare.use(None)
+        self.bare.close()
+        if self.handle is not None:
+            self.model.free_lora(self.handle)
+        self.model.close()
+        self.loop.run_until_complete(self.engine.close())
+        self.loop.close()
+
+    # -- decode -----------------------------------------------------------------------------------
+
+    def rates(self) -> list[Figure]:
+        """Tokens drawn in a second: one chat, four chats, four one after another."""
+        one, bare_one, spread = in_turn(_RUNS, lambda: self._engine_rate(1), lambda: self._bare_rate(1))
+        four, bare_four, wide = in_turn(_RUNS, lambda: self._engine_rate(4), lambda: self._bare_rate(4))
+        return [
+            at_least("decode, one chat", "tokens/s", one, "bare llama_decode + sampler", bare_one, 0.97,
+                     n=_RUNS, spread=spread),
+            at_least("decode, four chats of a persona", "tokens/s", four, "bare batched loop", bare_four, 0.95,
+                     n=_RUNS, spread=wide),
+            at_least("decode, four chats of a persona", "tokens/s", four, "one after another", one, 1.4, n=_RUNS),
+        ]  # fmt: skip
+
+    def _engine_rate(self, chats: int) -> float:
+        """From the first drawn token to the last, all chats begun at once."""
+        asked = [self._request(f"rate{i}", ["在吗", "嗯", _BURST]) for i in range(chats)]
+        for request in asked:
+            self._wait(self.engine.p_silent(request))
+        jobs = self._jobs(asked)
+        return (sum(len(j.made) for j in jobs) - chats) / self._busy_s
+
+    def _jobs(self, asked: Sequence[Request]) -> list[Job]:
+        """The answers drawn to their limit by the engine's own thread."""
+        ends = self.engine._model.ends
+        self.engine._model.ends = frozenset()  # an end of turn would end the measurement: every token counts
+        try:
+            jobs: list[Job] = self._wait(self._drawn(asked))
+            return jobs
+        finally:
+            self.engine._model.ends = ends
+
+    async def _drawn(self, asked: Sequence[Request]) -> list[Job]:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        left = len(asked)
+
+        def ended(_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._ended = time.perf_counter()
+                loop.call_soon_threadsafe(done.set)
+
+        jobs = []
+        for request in asked:
+            ids, _ = encode(request.pieces, self.engine._model)
+            jobs.append(Job(request, ids, lambda _: None, ended))
+        for job in jobs:
+            self.engine._batcher.submit(job)
+        while not all(job.made for job in jobs):  # noqa: ASYNC110 - the thread tells of lines, not of tokens
+            await asyncio.sleep(0.0005)
+        began, ahead = time.perf_counter(), sum(len(job.made) for job in jobs) - len(jobs)
+        await done.wait()
+        total = sum(len(job.made) for job in jobs) - len(jobs)
+        # What was drawn before all had begun is not counted.
+        self._busy_s = (self._ended - began) * total / max(1, total - ahead)
+        return jobs
+
+    def _bare_rate(self, chats: int) -> float:
+        ids = self._ids(["在吗", "嗯", _BURST])
+        samplers = [Sampler(self.model, self._sampling, i) for i in range(chats)]
+        for chat in range(chats):
+            self.bare.keep(chat, 0)
+            self.bare.decode([(t, chat, i, i == len(ids) - 1) for i, t in enumerate(ids)])
+        tokens = [self.bare.sample(samplers[-1])] * chats
+        began = time.perf_counter()
+        for step in range(_MADE - 1):
+            rows = [(tokens[c], c, len(ids) + step, True) for c in range(chats)]
+            self.bare.decode(rows)
+            tokens = [self.bare.sample(samplers[c], c) for c in range(chats)]
+        seconds = time.perf_counter() - began
+        for sampler in samplers:
+            sampler.close()
+        return chats * (_MADE - 1) / seconds
+
+    # -- returning chats --------------------------------------------------------------------------
+
+    def returning(self, history_tokens: int) -> list[Figure]:
+        """P(silent), the time to the first logits, when 20 tokens follow a history, three others speaking in turn."""
+        turns = [self._history(history_tokens, seed) for seed in range(4)]
+        for seat in range(4):
+            self._wait(self.engine.p_silent(self._request(f"back{seat}", turns[seat])))
+        ids = self._ids(turns[0])
+        self.bare.keep(0, 0)
+        for start in range(0, len(ids), self.settings.n_batch):
+            self.bare.decode([(t, 0, start + i, False) for i, t in enumerate(ids[start : start + 512])][:512])
+        new = len(self._ids([*turns[0], "嗯", _BURST])) - len(ids)
+
+        def ours() -> float:
+            for seat in range(4):
+                turns[seat] += ["嗯", f"{next(self._numbers) % 10}{_BURST[1:]}"]
+            times = []
+            for seat in range(4):
+                began = time.perf_counter()
+                self._wait(self.engine.p_silent(self._request(f"back{seat}", turns[seat])))
+                times.append(time.perf_counter() - began)
+            return statistics.median(times) * 1e3
+
+        def floor() -> float:
+            self.bare.keep(0, len(ids))
+            began = time.perf_counter()
+            self.bare.decode([(t, 0, len(ids) + i, i == new - 1) for i, t in enumerate(ids[:new])])
+            self.bare.row(new - 1)
+            return (time.perf_counter() - began) * 1e3
+
+        value, peer, spread = in_turn(_RUNS, ours, floor)
+        name = f"first logits of a returning chat, {history_tokens} tokens of history"
+        return [at_most(name, "ms", value, f"evaluating its {new} tokens alone", peer, 1.15, n=_RUNS, spread=spread)]
+
+    def high_level(self, history_tokens: int) -> list[Figure]:
+        """The same beside `llama_cpp.Llama`, which keeps one sequence and reads a chat again after any other."""
+        import llama_cpp
+
+        turns = [self._history(history_tokens, 10 + seed) for seed in range(2)]
+        library = llama_cpp.Llama(
+            str(self.path), n_ctx=4096, n_batch=512, n_threads=self.bare.n_threads, verbose=False,
+            n_gpu_layers=self.settings.n_gpu_layers,
+        )  # fmt: skip
+
+        def theirs() -> float:
+            times = []
+            for turn in turns:
+                ids = self._ids([*turn, "嗯", _BURST])
+                began = time.perf_counter()
+                next(iter(library.generate(ids, temp=0.7)))
+                times.append(time.perf_counter() - began)
+            return statistics.median(times) * 1e3
+
+        def ours() -> float:
+            times = []
+            for seat, turn in enumerate(turns):
+                turn += ["嗯", _BURST]
+                began = time.perf_counter()
+                self._wait(self.engine.p_silent(self._request(f"high{seat}", turn)))
+                times.append(time.perf_counter() - began)
+            return statistics.median(times) * 1e3
+
+        value, peer, spread = in_turn(3, ours, theirs)
+        library.close()
+        name = f"first logits of a returning chat, {history_tokens} tokens of history"
+        return [at_most(name, "ms", value, "llama_cpp.Llama, two chats in turn", peer, 0.1, n=3, spread=spread)]
+
+    # -- whole replies ----------------------------------------------------------------------------
+
+    def replies(self) -> list[Figure]:
+        """Look, decide, and an answer of 20 tokens in a warm group chat."""
+        turns, times = self._history(600, 77), []
+        self._wait(self.engine.p_silent(self._request("reply", turns)))
+        for _ in range(30):
+            turns += ["嗯", f"{next(self._numbers) % 10}{_BURST[1:]}"]
+            asked = self._request("reply", turns, max_tokens=20)
+            began = time.perf_counter()
+            self._wait(self.engine.p_silent(asked))
+            self._jobs([asked])
+            times.append((time.perf_counter() - began) * 1e3)
+        times.sort()
+        p50, p95 = times[len(times) // 2], times[int(len(times) * 0.95)]
+        return [
+            Figure("reply of 20 tokens, look and decision included, p50", p50, "ms", goal=1000, met=p50 <= 1000, n=30),
+            Figure("reply of 20 tokens, look and decision included, p95", p95, "ms", goal=2000, met=p95 <= 2000, n=30),
+        ]
+
+    # -- below ------------------------------------------------------------------------------------
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(max_tokens=_MADE, repeat_penalty=1.3)
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def _pieces(self, turns: Sequence[str]) -> list[Piece]:
+        """User, assistant, user, …; ends with the open assistant header."""
+        fmt = self.format
+        pieces = [Piece(fmt.system_open, True), Piece("你是小满，说话随意。"), Piece(fmt.system_close, True)]
+        for number, text in enumerate(turns):
+            if number % 2:
+                pieces += [Piece(text), Piece(fmt.end, True), Piece(fmt.after, True)]
+            else:
+                opening = fmt.user_open if number else fmt.first_user_open
+                pieces += [*([Piece(opening, True)] if opening else []), Piece(text)]
+                pieces += [Piece(fmt.user_close, True), Piece(fmt.assistant_open, True)]
+        return [p for p in pieces if p.text]
+
+    def _request(self, seat: str, turns: Sequence[str], max_tokens: int = _MADE) -> Request:
+        sampling = self._sampling.model_copy(update={"max_tokens": max_tokens})
+        return Request(seat, Voice("bench", self.lora, self.format), self._pieces(turns), sampling, seed=1)
+
+    def _ids(self, turns: Sequence[str]) -> list[int]:
+        return encode(self._pieces(turns), self.model)[0]
+
+    def _history(self, tokens: int, seed: int) -> list[str]:
+        turns = [f"第{seed}个人说：{_BURST}"]
+        while len(self._ids(turns)) < tokens:
+            turns += [f"嗯{len(turns)}", f"{len(turns) + seed}{_BURST}"]
+        return turns

@@ -1,0 +1,322 @@
+"""The thread that owns llama.cpp: takes requests, and evaluates those of one LoRA together, step by step.
+
+A step is one `llama_decode`: the next token of every answer under way, and of prompts as much as a step has time for,
+so that a long prompt never stalls the chats that are typing. LoRAs take turns of some steps, since setting another one
+costs as much as decoding for a few milliseconds. A request that is stopped is out before the next step; a step all of
+whose requests are stopped is aborted in the middle.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loguru import logger
+
+from bot.engine import Request
+from bot.errors import EngineError
+from bot.llama import CacheFull, Context, Model, Sampler, log_probs
+from bot.loras import Loras
+from bot.seats import Seat, Seats
+
+TURN_STEPS = 24
+"""Steps of one LoRA while others wait: at 3–7 ms a change and 15–20 ms a step, changes take a hundredth of the time."""
+_TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
+"""Seconds of prompt in one step: while others are typing, and while nobody is."""
+_CHUNK_MIN = 16
+
+
+@dataclass(eq=False)
+class Job:
+    """A request under way.
+
+    Args:
+        request: what was asked.
+        ids: the prompt's tokens.
+        put: told of each bubble; None only looks: evaluates the prompt, and ends with P(silent).
+        done: told how it ended: P(silent) or 0 for an answer, or the error.
+    """
+
+    request: Request
+    ids: Sequence[int]
+    put: Callable[[str], None] | None
+    done: Callable[[float | EngineError], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set by who asked, when the answer is no longer wanted."""
+    seat: Seat | None = None
+    sampler: Sampler | None = None
+    lines: Lines | None = None
+    made: list[int] = field(default_factory=list)
+    began: float = 0.0
+
+    @property
+    def lora(self) -> Path | None:
+        """The LoRA it is evaluated with."""
+        return self.request.voice.lora
+
+    @property
+    def cells(self) -> int:
+        """Cells of the cache it may come to use."""
+        return len(self.ids) + (self.request.sampling.max_tokens if self.put else 0)
+
+    @property
+    def left(self) -> Sequence[int]:
+        """Tokens to evaluate next: the rest of the prompt, or the token drawn last."""
+        assert self.seat is not None
+        return self.made[-1:] if self.made else self.ids[len(self.seat.tokens) :]
+
+
+class Batcher:
+    """Evaluates jobs; one thread of its own.
+
+    Args:
+        model: the base.
+        context: its cache, used by nobody else.
+        seats: the sequences in it.
+        loras: the LoRAs on the base.
+        n_parallel: jobs under way at once; the rest wait in the order they came.
+        deadline_s: an answer that takes longer from its first step is given up.
+    """
+
+    def __init__(
+        self, model: Model, context: Context, seats: Seats, loras: Loras, n_parallel: int, deadline_s: float
+    ) -> None:
+        self._model, self._context, self._seats, self._loras = model, context, seats, loras
+        self._n_parallel, self._deadline_s = n_parallel, deadline_s
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: list[Job] = []
+        self._active: list[Job] = []
+        self._turn: Path | None = None
+        self._turn_steps = 0
+        self._prompt_rate = 400.0
+        """Prompt tokens a second, as last measured."""
+        self.evaluated = 0
+        """Tokens evaluated since the start."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="llama", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Ask for a job, from any thread.
+
+        Raises:
+            EngineError: the engine is closed, or the prompt can never fit.
+        """
+        if self._closing.is_set():
+            raise EngineError("the engine is closed")
+        if len(job.ids) >= self._context.n_tokens:
+            raise EngineError(f"a prompt of {len(job.ids)} tokens is longer than [engine] kv_tokens")
+        self._inbox.put(job)
+
+    def close(self) -> None:
+        """Stop everything and wait for the thread; who still waits is told."""
+        self._closing.set()
+        self._inbox.put(None)
+        self._thread.join()
+
+    # -- on the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._take_in():
+            try:
+                self._step()
+            except Exception as e:  # noqa: BLE001 - the worker's edge: whatever failed, the others are served on
+                logger.opt(exception=e).error("a step of the engine failed")
+                for job in list(self._active):
+                    self._end(job, EngineError(f"the engine failed: {type(e).__name__}"), drop=True)
+        for job in [*self._active, *self._waiting]:
+            self._end(job, EngineError("the engine is closed"))
+
+    def _take_in(self) -> bool:
+        """Begin what was asked meanwhile; sleeps while there is nothing to do. False when closing."""
+        while True:
+            try:
+                job = self._inbox.get(block=not (self._active or self._waiting))
+            except queue.Empty:
+                break
+            if job is None:
+                return False
+            self._waiting.append(job)
+        for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
+            self._end(job, 1.0)
+        for job in list(self._waiting):
+            reserved = sum(min(j.cells, self._context.n_tokens) for j in self._active)
+            if len(self._active) >= self._n_parallel or (
+                self._active and reserved + job.cells > self._context.n_tokens
+            ):
+                break
+            if not self._seats.is_busy(job.request.seat):
+                self._begin(job)
+        return not self._closing.is_set()
+
+    def _begin(self, job: Job) -> None:
+        try:
+            self._loras.load(job.lora, {j.lora for j in self._active})
+            job.seat = self._seats.take(job.request.seat, job.lora, job.ids)
+        except EngineError as e:
+            self._end(job, e)
+            return
+        if job.seat is None:
+            return
+        job.began = time.monotonic()
+        self._waiting.remove(job)
+        self._active.append(job)
+
+    def _step(self) -> None:
+        group = self._whose_turn()
+        if not group:
+            return
+        parts = list(self._parts(group))
+        self._context.use(self._loras.handle(group[0].lora))
+        rows: list[tuple[int, int, int, bool]] = []
+        last: dict[int, Job] = {}
+        for job, tokens in parts:
+            assert job.seat is not None
+            at, whole = len(job.seat.tokens), len(tokens) == len(job.left)
+            rows += [(t, job.seat.number, at + i, whole and i == len(tokens) - 1) for i, t in enumerate(tokens)]
+            if whole:
+                last[len(rows) - 1] = job
+        if self._decode(rows, parts):
+            for job, tokens in parts:
+                assert job.seat is not None
+                job.seat.tokens += tokens
+            for index, job in last.items():
+                try:
+                    self._take_out(job, index)
+                except EngineError as e:
+                    self._end(job, e)
+
+    def _whose_turn(self) -> list[Job]:
+        """The jobs of the LoRA whose turn it is."""
+        kinds = list(dict.fromkeys(j.lora for j in self._active))
+        if self._turn not in kinds or (self._turn_steps >= TURN_STEPS and len(kinds) > 1):
+            order = kinds.index(self._turn) + 1 if self._turn in kinds else 0
+            self._turn = kinds[order % len(kinds)] if kinds else None
+            self._turn_steps = 0
+        self._turn_steps += 1
+        return [j for j in self._active if j.lora == self._turn]
+
+    def _parts(self, group: list[Job]) -> Iterator[tuple[Job, Sequence[int]]]:
+        """What each job evaluates in this step: answers their next token, prompts what there is time for."""
+        typing = [j for j in group if j.made]
+        reading = sorted((j for j in group if not j.made), key=lambda j: len(j.left))
+        for job in typing:
+            yield job, job.left
+        seconds = _TYPING_STEP_S if typing else _READING_STEP_S
+        chunk = max(_CHUNK_MIN, int(self._prompt_rate * seconds))
+        room = min(chunk, self._context.n_batch - len(typing))
+        for job in reading:
+            if room <= 0:
+                return
+            tokens = job.left[:room]
+            room -= len(tokens)
+            yield job, tokens
+
+    def _decode(self, rows: list[tuple[int, int, int, bool]], parts: list[tuple[Job, Sequence[int]]]) -> bool:
+        """Evaluate a step; False when it failed or was aborted, and the jobs in it are ended."""
+        jobs = [job for job, _ in parts]
+        started = time.perf_counter()
+        while True:
+            try:
+                done = self._context.decode(rows, lambda: self._closing.is_set() or all(j.stop.is_set() for j in jobs))
+                break
+            except CacheFull as e:
+                if self._seats.evict():
+                    continue
+                self._end(max(jobs, key=lambda j: len(j.ids)), e, drop=True)
+                return False
+            except EngineError as e:
+                for job in jobs:
+                    self._end(job, e, drop=True)
+                return False
+        self.evaluated += len(rows)
+        if not done:
+            for job in jobs:
+                self._end(job, 1.0, drop=True)
+            return False
+        if len(rows) >= 2 * _CHUNK_MIN:
+            self._prompt_rate += (len(rows) / (time.perf_counter() - started) - self._prompt_rate) / 4
+        return True
+
+    def _take_out(self, job: Job, index: int) -> None:
+        """Use the logits of a job's last row: P(silent), or the next token."""
+        if job.put is None:
+            end = self._model.tokens(job.request.voice.format.end, control=True)[0]
+            self._end(job, min(1.0, math.exp(log_probs(self._context.row(index), [end])[0])))
+            return
+        if job.sampler is None or job.lines is None:
+            # The decision to speak was taken before: the first word is a word.
+            self._context.row(index)[self._model.end_ids] = -math.inf
+            job.sampler = Sampler(self._model, job.request.sampling, job.request.seed)
+            job.lines = Lines(job.put)
+        token = self._context.sample(job.sampler, index)
+        job.made.append(token)
+        looped = looping(job.made)
+        if token in self._model.ends or looped:
+            if not looped:
+                job.lines.end()
+            self._end(job, 0.0)
+            return
+        job.lines.feed(self._model.piece(token))
+        if len(job.made) >= job.request.sampling.max_tokens or len(_tokens(job)) + 1 >= self._context.n_tokens:
+            job.lines.end()
+            self._end(job, 0.0)
+        elif time.monotonic() - job.began > self._deadline_s:
+            raise EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s}")
+
+    def _end(self, job: Job, result: float | EngineError, *, drop: bool = False) -> None:
+        """A job is over: its sequence is free for others, and who asked is told."""
+        if job in self._active:
+            self._active.remove(job)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        if job.sampler is not None:
+            job.sampler.close()
+            job.sampler = None
+        if job.seat is not None:
+            job.seat.busy = False
+            if drop:
+                self._seats.clear(job.seat)
+        job.done(result)
+
+
+class Lines:
+    """Bytes of tokens → bubbles, one a line; a character may be spread over several tokens."""
+
+    def __init__(self, put: Callable[[str], None]) -> None:
+        self._put = put
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self._text = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take the bytes of one token."""
+        self._text += self._decoder.decode(data)
+        *whole, self._text = self._text.split("\n")
+        for line in whole:
+            if line.strip():
+                self._put(line.strip())
+
+    def end(self) -> None:
+        """The answer is complete: what is left is its last bubble."""
+        self.feed(b"\n")
+
+
+def _tokens(job: Job) -> list[int]:
+    return job.seat.tokens if job.seat is not None else []
+
+
+def looping(tokens: Sequence[int]) -> bool:
+    """Whether the newest tokens only repeat: one token 16 times, or a run of 2–12 four times."""
+    if len(tokens) >= 16 and len(set(tokens[-16:])) == 1:
+        return True
+    for period in range(2, 13):
+        tail = tokens[-4 * period :]
+        if len(tail) == 4 * period and len(set(tail)) > 1 and list(tail) == list(tail[:period]) * 4:
+            return True
+    return False

@@ -1,0 +1,177 @@
+"""KV sequences by name: found again, begun from another's prefix, dropped or spilled when room is needed.
+
+A sequence belongs to a scene and persona. What it holds is known token by token, so a prompt that extends it costs
+only its new tokens. A new sequence begins as a copy of the longest prefix another one of the same LoRA holds
+(`llama_memory_seq_cp` shares the cells): the persona's prompt is evaluated once. Idle sequences that must go are
+spilled to memory, and come back in a millisecond instead of being read again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bot.llama import Context
+
+SHARED_MIN = 16
+"""Tokens a shared prefix must have; copying it costs as much as evaluating a few."""
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A sequence: its number in the cache, whose words it was evaluated with, what it holds."""
+
+    name: str
+    number: int
+    lora: Path | None
+    tokens: list[int] = field(default_factory=list)
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Spilled:
+    lora: Path | None
+    tokens: list[int]
+    state: bytes
+
+
+class Seats:
+    """The sequences of one context.
+
+    Args:
+        context: the cache; sequences 0 to `n_seq_max` - 1 are used.
+        n_seq_max: sequences at most.
+        spill_bytes: memory for sequences that had to go; 0 forgets them.
+    """
+
+    def __init__(self, context: Context, n_seq_max: int, spill_bytes: int) -> None:
+        self._context = context
+        self._free = list(range(n_seq_max))
+        self._warm: OrderedDict[str, Seat] = OrderedDict()
+        self._spilled: OrderedDict[str, _Spilled] = OrderedDict()
+        self._spill_bytes = spill_bytes
+        self.spilled_bytes = 0
+        """Memory that spilled sequences take."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._warm
+
+    def __getitem__(self, name: str) -> Seat:
+        return self._warm[name]
+
+    def __len__(self) -> int:
+        return len(self._warm)
+
+    def is_busy(self, name: str) -> bool:
+        """Whether a sequence is being used."""
+        return name in self._warm and self._warm[name].busy
+
+    def take(self, name: str, lora: Path | None, ids: Sequence[int]) -> Seat | None:
+        """The sequence of that name, busy now, holding the longest known prefix of `ids` but for its last token.
+
+        None when every sequence is busy.
+        """
+        seat = self._warm.get(name) or self._back(name, lora) or self._new(name, lora)
+        if seat is None:
+            return None
+        self._warm.move_to_end(name)
+        if seat.lora != lora:
+            self.clear(seat)
+            seat.lora = lora
+        prompt = ids[:-1]
+        held = common(seat.tokens, prompt)
+        if held < len(seat.tokens):
+            if not self._context.keep(seat.number, held):
+                held = 0
+            del seat.tokens[held:]
+        self._share(seat, prompt)
+        seat.busy = True
+        return seat
+
+    def clear(self, seat: Seat) -> None:
+        """Forget what a sequence holds."""
+        self._context.keep(seat.number, 0)
+        seat.tokens.clear()
+
+    def evict(self) -> bool:
+        """Spill the idle sequence used least recently; False when all are busy."""
+        seat = next((s for s in self._warm.values() if not s.busy), None)
+        if seat is None:
+            return False
+        del self._warm[seat.name]
+        self._spill(seat)
+        self._context.keep(seat.number, 0)
+        self._free.append(seat.number)
+        return True
+
+    def _new(self, name: str, lora: Path | None) -> Seat | None:
+        if not self._free and not self.evict():
+            return None
+        seat = self._warm[name] = Seat(name, self._free.pop(), lora)
+        return seat
+
+    def _share(self, seat: Seat, prompt: Sequence[int]) -> None:
+        """Begin from the longest prefix another sequence holds, where it is clearly longer than what this one does."""
+        if not self._context.shares_prefixes:
+            return
+        best, found = len(seat.tokens) + SHARED_MIN - 1, None
+        head = list(prompt[: best + 1])
+        for other in self._warm.values():
+            if other is seat or other.lora != seat.lora or other.tokens[: best + 1] != head:
+                continue
+            length = common(other.tokens, prompt)
+            if length > best:
+                best, found = length, other
+                head = list(prompt[: best + 1])
+        if found is not None:
+            self._context.keep(seat.number, 0)
+            self._context.share(found.number, seat.number, best)
+            seat.tokens = list(prompt[:best])
+
+    # -- spilling ---------------------------------------------------------------------------------
+
+    def _spill(self, seat: Seat) -> None:
+        if not seat.tokens or self._spill_bytes <= 0:
+            return
+        state = self._context.save(seat.number)
+        if len(state) > self._spill_bytes:
+            return
+        self._spilled[seat.name] = _Spilled(seat.lora, list(seat.tokens), state)
+        self.spilled_bytes += len(state)
+        while self.spilled_bytes > self._spill_bytes:
+            self._forget(next(iter(self._spilled)))
+
+    def _forget(self, name: str) -> _Spilled:
+        spilled = self._spilled.pop(name)
+        self.spilled_bytes -= len(spilled.state)
+        return spilled
+
+    def _back(self, name: str, lora: Path | None) -> Seat | None:
+        """A spilled sequence, warm again; None when there is none that can be used."""
+        if name not in self._spilled:
+            return None
+        spilled = self._forget(name)
+        if spilled.lora != lora:
+            return None
+        seat = self._new(name, lora)
+        if seat is None:
+            return None
+        while not self._context.restore(seat.number, spilled.state):
+            seat.busy = True  # it must not be evicted to make room for itself
+            room = self.evict()
+            seat.busy = False
+            if not room:
+                self._context.keep(seat.number, 0)
+                return seat
+        seat.tokens = spilled.tokens
+        return seat
+
+
+def common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """Length of the common prefix of two token lists."""
+    shorter = min(len(held), len(wanted))
+    if list(held[:shorter]) == list(wanted[:shorter]):
+        return shorter
+    return next(i for i, (a, b) in enumerate(zip(held, wanted, strict=False)) if a != b)
