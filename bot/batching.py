@@ -221,10 +221,15 @@ class Batcher:
     def _decode(self, rows: list[tuple[int, int, int, bool]], parts: list[tuple[Job, Sequence[int]]]) -> bool:
         """Evaluate a step; False when it failed or was aborted, and the jobs in it are ended."""
         jobs = [job for job, _ in parts]
+        stops = [job.stop for job in jobs]
+
+        def unwanted() -> bool:
+            return self._closing.is_set() or all(stop.is_set() for stop in stops)
+
         started = time.perf_counter()
         while True:
             try:
-                done = self._context.decode(rows, lambda: self._closing.is_set() or all(j.stop.is_set() for j in jobs))
+                done = self._context.decode(rows, unwanted if len(rows) >= 2 * _CHUNK_MIN else None)
                 break
             except CacheFull as e:
                 if self._seats.evict():
@@ -252,7 +257,7 @@ class Batcher:
             return
         if job.sampler is None or job.lines is None:
             # The decision to speak was taken before: the first word is a word.
-            self._context.row(index)[self._model.end_ids] = -math.inf
+            self._context.row(index)[self._model.no_first_word] = -math.inf
             job.sampler = Sampler(self._model, job.request.sampling, job.request.seed)
             job.lines = Lines(job.put)
         token = self._context.sample(job.sampler, index)

@@ -8,9 +8,11 @@ Nothing here is thread-safe: one thread owns a model and its contexts.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from bot.prompt import ChatFormat, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+_PIECES_REMEMBERED = 16_384
+"""Texts whose tokens are kept: of 64 scenes with 200 bubbles each, a few megabytes."""
 _LOG: deque[str] = deque(maxlen=50)
 _ready = False
 _log_callback: Any = None  # llama.cpp keeps the pointer: it must not be collected
@@ -72,6 +76,8 @@ class Model:
         if not self._model:
             raise EngineError(f"base {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
+        # A prompt is made of the pieces of the one before, and a few new ones.
+        self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
         self._vocab = lc.llama_model_get_vocab(self._model)
         self.n_vocab: int = lc.llama_vocab_n_tokens(self._vocab)
         bos = lc.llama_vocab_bos(self._vocab)
@@ -89,12 +95,19 @@ class Model:
         if end not in self.end_ids:
             self.end_ids.append(end)
         self.ends = frozenset(self.end_ids)
+        banned = [i for i in self.control_ids if i not in self.ends]
+        self.banned = (lc.llama_logit_bias * len(banned))(*(lc.llama_logit_bias(i, -math.inf) for i in banned))
+        """Control tokens that are never drawn, as llama.cpp takes them; made once, Gemma 3 has 6,250."""
+        runs = (self.tokens(blank * n, control=False) for blank in ("\n", " ", "\t", "\u3000") for n in range(1, 32))
+        self.no_first_word = [*self.end_ids, *{ids[0] for ids in runs if len(ids) == 1}]
+        """What an answer never begins with: an end of turn, or nothing but blanks."""
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""
         if self._model:
             lc.llama_model_free(self._model)
             self._model = None
+            self._remembered.cache_clear()
 
     @property
     def handle(self) -> Any:
@@ -119,6 +132,9 @@ class Model:
 
     def tokens(self, text: str, control: bool) -> list[int]:
         """Ids of a text; special tokens are parsed only if `control`; no BOS."""
+        return list(self._remembered(text, control))
+
+    def _tokenize(self, text: str, control: bool) -> tuple[int, ...]:
         if not self._model:
             raise EngineError(f"the model {self.path.name!r} is closed")
         raw = text.encode("utf-8")
@@ -127,7 +143,7 @@ class Model:
         n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
         if n < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
-        return list(buffer[:n])
+        return tuple(buffer[:n])
 
     def piece(self, token: int) -> bytes:
         """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing."""
@@ -206,7 +222,7 @@ class Context:
         self.shares_prefixes = not (lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
         self._stop: Callable[[], bool] = _never
         self._abort = lc.ggml_abort_callback(lambda _: self._stop())
-        lc.llama_set_abort_callback(self._context, self._abort, ctypes.c_void_p(0))
+        self._no_abort = lc.ggml_abort_callback()
 
     def close(self) -> None:
         """Free the context."""
@@ -259,7 +275,8 @@ class Context:
 
         Args:
             tokens: (token, sequence, position, whether its logits are wanted), at most `n_batch`.
-            stop: asked about every millisecond, from a thread of llama.cpp's; must only read a flag.
+            stop: asked at every operation, 900 times a decode, from a thread of llama.cpp's; must only read a flag. It
+                costs 2 % of a single token's decode: leave it out where a step is short.
 
         Raises:
             EngineError: the cache is full (`.full` is set), or the decode failed.
@@ -269,11 +286,15 @@ class Context:
         for i, (token, seq, position, wanted) in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
             batch.seq_id[i][0], batch.logits[i] = seq, wanted
-        self._stop = stop or _never
+        if stop is not None:
+            self._stop = stop
+            lc.llama_set_abort_callback(self._context, self._abort, ctypes.c_void_p(0))
         try:
             rc = lc.llama_decode(self._context, batch)
         finally:
-            self._stop = _never
+            if stop is not None:
+                lc.llama_set_abort_callback(self._context, self._no_abort, ctypes.c_void_p(0))
+                self._stop = _never
         if rc == 2:
             return False
         if rc == 1:
@@ -312,9 +333,7 @@ class Sampler:
 
     def __init__(self, model: Model, sampling: Sampling, seed: int) -> None:
         self.handle = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
-        banned = [i for i in model.control_ids if i not in model.end_ids]
-        bias = (lc.llama_logit_bias * len(banned))(*(lc.llama_logit_bias(i, float("-inf")) for i in banned))
-        links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(banned), bias)]
+        links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(model.banned), model.banned)]
         if sampling.repeat_penalty != 1:
             links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
         if sampling.temperature == 0:

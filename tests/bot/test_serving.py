@@ -59,7 +59,7 @@ def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path
     context.decode([(token, 0, i, True) for i, token in enumerate(tokens)])
     rows = context.logits(len(tokens)).copy()
     rows[:, [i for i in model.control_ids if i not in model.ends]] = -np.inf
-    rows[len(prompt) - 1, model.end_ids] = -np.inf
+    rows[len(prompt) - 1, model.no_first_word] = -np.inf
     gaps = [float(rows[i - 1].max() - rows[i - 1, tokens[i]]) for i in range(len(prompt), len(tokens))]
     context.use(None)
     context.close()
@@ -229,6 +229,7 @@ async def test_the_first_token_is_never_the_end_of_turn(engine: LlamaEngine) -> 
         made.append(engine._seats["a"].tokens[-1])
     ends = {*engine._model.end_ids, *engine._model.control_ids}
     assert not ends & set(made)
+    assert all(engine._model.piece(token).strip() for token in made), "and never blank"
     assert len(set(made)) > 100, "the draws were spread wide enough to have met it"
 
 
