@@ -21,7 +21,8 @@ WORSE_MAX = 0.1
 """Nats per token. A version that looks worse than the serving one passes only if it is surely not worse by more than
 this: without the bound, a small test split would let a slow decline through night after night."""
 BAD_ANSWERS_MAX = 0.15
-"""Part of the sample answers that may loop or copy: at temperature 0.7 a small model does so now and then."""
+"""Part of the sample answers that may loop or copy, and part that may be empty: at temperature 0.7 a small model does
+so now and then, and an empty answer is not sent."""
 _LOOP_TIMES, _RUN_MAX, _SAME_BUBBLE_MAX = 5, 30, 4
 _COPY_MIN = 5
 """Characters from which an answer equal to what was heard is a copy; shorter ones (晚安, 哈哈) are manners."""
@@ -183,7 +184,7 @@ def _answer_faults(answers: Sequence[Answer]) -> list[Reason]:
     control = sum(holds_markers(a.said) for a in answers)
     bad = sum(loops(a.said) or copies(a) for a in answers)
     found = []
-    if empty:
+    if empty > BAD_ANSWERS_MAX * len(answers):
         found.append(Reason(Fault.EMPTY_ANSWERS, count=empty))
     if control:
         found.append(Reason(Fault.CONTROL_TOKENS, count=control))

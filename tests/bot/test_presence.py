@@ -146,7 +146,8 @@ class Stage:
     async def quiet(self, wait_s: float = 5.0) -> None:
         """Until no scene has anything going on."""
         async with asyncio.timeout(wait_s):
-            while any(t.task and not t.task.done() for t in self.presence._turns.values()):  # noqa: ASYNC110
+            turns, begun = self.presence._turns.values(), self.presence._background
+            while begun or any(t.task and not t.task.done() for t in turns):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -642,7 +643,7 @@ async def test_newer_words_do_not_keep_a_fault_from_the_owner(stage: Stage) -> N
     stage.hear("嗨")
     await asyncio.wait_for(told.wait(), 5)
     stage.hear("在吗")
-    await stage.quiet()
+    await until(lambda: bool(stage.said))
     go.set()
     await until(lambda: len(stage.told) == 1)
     assert stage.said == ["好呀"]

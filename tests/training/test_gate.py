@@ -133,7 +133,8 @@ def test_the_tune_split_is_not_judged() -> None:
 
 ANSWERS = [
     ((), {Fault.NO_ANSWERS}),
-    ((*GOOD[:19], Answer("在吗", FAULTY["empty"])), {Fault.EMPTY_ANSWERS}),
+    ((*GOOD[:18], *[Answer("在吗", FAULTY["empty"])] * 2), set()),
+    ((*GOOD[:16], *[Answer("在吗", FAULTY["empty"])] * 4), {Fault.EMPTY_ANSWERS}),
     ((*GOOD[:19], Answer("在吗", FAULTY["marker"])), {Fault.CONTROL_TOKENS}),
     ((*GOOD[:18], *[Answer("在吗", FAULTY["loop"])] * 2), set()),
     ((*GOOD[:16], *[Answer("在吗", FAULTY["loop"])] * 4), {Fault.BAD_ANSWERS}),
