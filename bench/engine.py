@@ -19,7 +19,7 @@ from bot.twin import install_shipped
 
 _RUNS = 5
 _MADE = 48
-_BURST = "今天下雨了，晚上一起去吃面吧，我请客，你把伞带上"
+BURST = "今天下雨了，晚上一起去吃面吧，我请客，你把伞带上"
 """About 20 tokens."""
 
 
@@ -38,7 +38,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     persona = Personas(settings.data / "personas", digest).find(settings.chat.persona)
     lora = persona.version.lora if persona.version else None
     chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})
-    stage = _Stage(path, chosen, digest, lora)
+    stage = Stage(path, chosen, digest, lora)
     figures = [*stage.rates(), *stage.returning(600), *stage.returning(2000), *stage.replies()]
     if full:
         figures += stage.high_level(600)
@@ -46,7 +46,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     show("engine", figures, as_json=as_json)
 
 
-class _Stage:
+class Stage:
     """The engine and, beside it, a bare context on a model of its own."""
 
     def __init__(self, path: Path, settings: config.Engine, digest: str, lora: Path | None) -> None:
@@ -86,18 +86,18 @@ class _Stage:
 
     def _engine_rate(self, chats: int) -> float:
         """From the first drawn token to the last, all chats begun at once."""
-        asked = [self._request(f"rate{i}", ["在吗", "嗯", _BURST]) for i in range(chats)]
+        asked = [self.request(f"rate{i}", ["在吗", "嗯", BURST]) for i in range(chats)]
         for request in asked:
-            self._wait(self.engine.p_silent(request))
-        jobs = self._jobs(asked)
+            self.wait(self.engine.p_silent(request))
+        jobs = self.draw(asked)
         return (sum(len(j.made) for j in jobs) - chats) / self._busy_s
 
-    def _jobs(self, asked: Sequence[Request]) -> list[Job]:
+    def draw(self, asked: Sequence[Request]) -> list[Job]:
         """The answers drawn to their limit by the engine's own thread."""
         ends = self.engine._model.ends
         self.engine._model.ends = frozenset()  # an end of turn would end the measurement: every token counts
         try:
-            jobs: list[Job] = self._wait(self._drawn(asked))
+            jobs: list[Job] = self.wait(self._drawn(asked))
             return jobs
         finally:
             self.engine._model.ends = ends
@@ -129,7 +129,7 @@ class _Stage:
         return jobs
 
     def _bare_rate(self, chats: int) -> float:
-        ids = self._ids(["在吗", "嗯", _BURST])
+        ids = self._ids(["在吗", "嗯", BURST])
         samplers = [Sampler(self.model, self._sampling, i) for i in range(chats)]
         for chat in range(chats):
             self.bare.keep(chat, 0)
@@ -149,22 +149,22 @@ class _Stage:
 
     def returning(self, history_tokens: int) -> list[Figure]:
         """P(silent), the time to the first logits, when 20 tokens follow a history, three others speaking in turn."""
-        turns = [self._history(history_tokens, seed) for seed in range(4)]
+        turns = [self.history(history_tokens, seed) for seed in range(4)]
         for seat in range(4):
-            self._wait(self.engine.p_silent(self._request(f"back{seat}", turns[seat])))
+            self.wait(self.engine.p_silent(self.request(f"back{seat}", turns[seat])))
         ids = self._ids(turns[0])
         self.bare.keep(0, 0)
         for start in range(0, len(ids), self.settings.n_batch):
             self.bare.decode([(t, 0, start + i, False) for i, t in enumerate(ids[start : start + 512])][:512])
-        new = len(self._ids([*turns[0], "嗯", _BURST])) - len(ids)
+        new = len(self._ids([*turns[0], "嗯", BURST])) - len(ids)
 
         def ours() -> float:
             for seat in range(4):
-                turns[seat] += ["嗯", f"{next(self._numbers) % 10}{_BURST[1:]}"]
+                turns[seat] += ["嗯", f"{next(self._numbers) % 10}{BURST[1:]}"]
             times = []
             for seat in range(4):
                 began = time.perf_counter()
-                self._wait(self.engine.p_silent(self._request(f"back{seat}", turns[seat])))
+                self.wait(self.engine.p_silent(self.request(f"back{seat}", turns[seat])))
                 times.append(time.perf_counter() - began)
             return statistics.median(times) * 1e3
 
@@ -183,7 +183,7 @@ class _Stage:
         """The same beside `llama_cpp.Llama`, which keeps one sequence and reads a chat again after any other."""
         import llama_cpp
 
-        turns = [self._history(history_tokens, 10 + seed) for seed in range(2)]
+        turns = [self.history(history_tokens, 10 + seed) for seed in range(2)]
         library = llama_cpp.Llama(
             str(self.path), n_ctx=4096, n_batch=512, n_threads=self.bare.n_threads, verbose=False,
             n_gpu_layers=self.settings.n_gpu_layers,
@@ -192,7 +192,7 @@ class _Stage:
         def theirs() -> float:
             times = []
             for turn in turns:
-                ids = self._ids([*turn, "嗯", _BURST])
+                ids = self._ids([*turn, "嗯", BURST])
                 began = time.perf_counter()
                 next(iter(library.generate(ids, temp=0.7)))
                 times.append(time.perf_counter() - began)
@@ -201,9 +201,9 @@ class _Stage:
         def ours() -> float:
             times = []
             for seat, turn in enumerate(turns):
-                turn += ["嗯", _BURST]
+                turn += ["嗯", BURST]
                 began = time.perf_counter()
-                self._wait(self.engine.p_silent(self._request(f"high{seat}", turn)))
+                self.wait(self.engine.p_silent(self.request(f"high{seat}", turn)))
                 times.append(time.perf_counter() - began)
             return statistics.median(times) * 1e3
 
@@ -216,14 +216,14 @@ class _Stage:
 
     def replies(self) -> list[Figure]:
         """Look, decide, and an answer of 20 tokens in a warm group chat."""
-        turns, times = self._history(600, 77), []
-        self._wait(self.engine.p_silent(self._request("reply", turns)))
+        turns, times = self.history(600, 77), []
+        self.wait(self.engine.p_silent(self.request("reply", turns)))
         for _ in range(30):
-            turns += ["嗯", f"{next(self._numbers) % 10}{_BURST[1:]}"]
-            asked = self._request("reply", turns, max_tokens=20)
+            turns += ["嗯", f"{next(self._numbers) % 10}{BURST[1:]}"]
+            asked = self.request("reply", turns, max_tokens=20)
             began = time.perf_counter()
-            self._wait(self.engine.p_silent(asked))
-            self._jobs([asked])
+            self.wait(self.engine.p_silent(asked))
+            self.draw([asked])
             times.append((time.perf_counter() - began) * 1e3)
         times.sort()
         p50, p95 = times[len(times) // 2], times[int(len(times) * 0.95)]
@@ -238,7 +238,8 @@ class _Stage:
     def _sampling(self) -> Sampling:
         return Sampling(max_tokens=_MADE, repeat_penalty=1.3)
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run something on the bench's event loop."""
         return self.loop.run_until_complete(work)
 
     def _pieces(self, turns: Sequence[str]) -> list[Piece]:
@@ -254,15 +255,17 @@ class _Stage:
                 pieces += [Piece(fmt.user_close, True), Piece(fmt.assistant_open, True)]
         return [p for p in pieces if p.text]
 
-    def _request(self, seat: str, turns: Sequence[str], max_tokens: int = _MADE) -> Request:
+    def request(self, seat: str, turns: Sequence[str], max_tokens: int = _MADE, lora: Path | None = None) -> Request:
+        """A look at a scene of these turns, in the persona's voice or another LoRA's."""
         sampling = self._sampling.model_copy(update={"max_tokens": max_tokens})
-        return Request(seat, Voice("bench", self.lora, self.format), self._pieces(turns), sampling, seed=1)
+        return Request(seat, Voice("bench", lora or self.lora, self.format), self._pieces(turns), sampling, seed=1)
 
     def _ids(self, turns: Sequence[str]) -> list[int]:
         return encode(self._pieces(turns), self.model)[0]
 
-    def _history(self, tokens: int, seed: int) -> list[str]:
-        turns = [f"第{seed}个人说：{_BURST}"]
+    def history(self, tokens: int, seed: int) -> list[str]:
+        """Turns of about so many tokens, unlike those of any other seed."""
+        turns = [f"第{seed}个人说：{BURST}"]
         while len(self._ids(turns)) < tokens:
-            turns += [f"嗯{len(turns)}", f"{len(turns) + seed}{_BURST}"]
+            turns += [f"嗯{len(turns)}", f"{len(turns) + seed}{BURST}"]
         return turns

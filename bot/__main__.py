@@ -265,7 +265,7 @@ def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="first-light")],
+    name: Annotated[str, typer.Argument(help="first-light, engine, personas, traffic")],
     full: Annotated[bool, typer.Option("--full", help="Also what takes an hour: nights on foreign histories.")] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,

@@ -96,8 +96,8 @@ class Batcher:
         self._turn_steps = 0
         self._prompt_rate = 400.0
         """Prompt tokens a second, as last measured."""
-        self.evaluated = 0
-        """Tokens evaluated since the start."""
+        self.steps, self.switches, self.evaluated = 0, 0, 0
+        """Decodes since the start, those of them with another LoRA than the one before, and tokens evaluated."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llama", daemon=True)
         self._thread.start()
@@ -173,7 +173,9 @@ class Batcher:
         if not group:
             return
         parts = list(self._parts(group))
-        self._context.use(self._loras.handle(group[0].lora))
+        handle = self._loras.handle(group[0].lora)
+        self.steps, self.switches = self.steps + 1, self.switches + (handle is not self._context.lora)
+        self._context.use(handle)
         rows: list[tuple[int, int, int, bool]] = []
         last: dict[int, Job] = {}
         for job, tokens in parts:

@@ -1,0 +1,114 @@
+"""Many personas on one base: first use, memory, what a switch costs, and how often four busy ones pay for it."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.engine import Stage
+from bench.figures import Figure, at_most, in_turn, medians, show
+from bot import base, config
+from bot.persona import Personas
+from bot.twin import install_shipped
+
+_RUNS, _PERSONAS, _BUSY = 9, 20, 4
+
+
+def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) -> None:
+    """Measure everything and print it.
+
+    Args:
+        settings: bot.toml's.
+        root: its folder.
+        full: nothing more.
+        as_json: for programs.
+    """
+    path = base.resolve(settings.engine.base, settings.data, root)
+    install_shipped(settings.data / "personas")
+    digest = base.digest(path)
+    version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
+    if version is None:
+        raise SystemExit("the persona of [chat] persona has no version to measure with")
+    chosen = settings.engine.model_copy(
+        update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0, "lora_mb": 10_000}
+    )
+    stage = Stage(path, chosen, digest, version.lora)
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [Path(shutil.copy2(version.lora, Path(folder) / f"{i}.gguf")) for i in range(_PERSONAS)]
+        figures = [*_first_use(stage, copies), _switch(stage, copies), _busy(stage, copies[:_BUSY])]
+    stage.close()
+    show("personas", figures, as_json=as_json)
+
+
+def _first_use(stage: Stage, copies: list[Path]) -> list[Figure]:
+    """Load time beside reading the file, and resident memory of each further persona."""
+    sizes, times, process = [], [], psutil.Process()
+    for number, lora in enumerate(copies):
+        began = time.perf_counter()
+        handle = stage.model.load_lora(lora)
+        times.append((time.perf_counter() - began) * 1e3)
+        stage.model.free_lora(handle)
+        before = process.memory_info().rss
+        stage.wait(stage.engine.p_silent(stage.request(f"new{number}", ["在吗"], lora=lora)))
+        sizes.append((process.memory_info().rss - before) / 1e6)
+    read, _ = medians(5, lambda: _read_ms(copies[0]))
+    size = copies[0].stat().st_size / 1e6
+    middle = sorted(times)[len(times) // 2]
+    mean = sum(sizes[1:]) / len(sizes[1:])
+    return [
+        Figure("first use of a LoRA beyond reading its file", middle - read, "ms", goal=20, met=middle - read < 20,
+               n=len(times)),
+        at_most("memory of a further persona, mean of 19", "MB", mean, "its file", size, 1.2, n=len(sizes) - 1),
+    ]  # fmt: skip
+
+
+def _read_ms(file: Path) -> float:
+    began = time.perf_counter()
+    file.read_bytes()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _switch(stage: Stage, copies: list[Path]) -> Figure:
+    """One token of a warm scene after another persona spoke, beside the same without; the bare context's own cost."""
+    context, model = stage.bare, stage.model
+    other = model.load_lora(copies[0])
+    context.use(stage.handle)
+    context.keep(0, 0)
+    context.decode([(5, 0, i, i == 63) for i in range(64)])
+
+    def step(lora: object) -> float:
+        began = time.perf_counter()
+        context.use(lora)
+        context.decode([(5, 0, 64, True)])
+        taken = (time.perf_counter() - began) * 1e3
+        context.keep(0, 64)
+        return taken
+
+    def switched() -> float:
+        context.use(other)
+        context.decode([(5, 1, 0, True)])
+        context.keep(1, 0)
+        return step(stage.handle)
+
+    value, peer, spread = in_turn(_RUNS, switched, lambda: step(stage.handle))
+    context.use(stage.handle)
+    model.free_lora(other)
+    return Figure("a decode after a switch of persona", value, "ms", "without a switch", peer, n=_RUNS, spread=spread)
+
+
+def _busy(stage: Stage, loras: list[Path]) -> Figure:
+    """Four personas answering at once: the share of decodes that pay for a switch."""
+    asked = [stage.request(f"busy{i}", ["在吗", "嗯", "讲个故事"], lora=lora) for i, lora in enumerate(loras)]
+
+    async def warm() -> None:
+        await asyncio.gather(*(stage.engine.p_silent(r) for r in asked))
+
+    stage.wait(warm())
+    batcher = stage.engine._batcher
+    steps, switches = batcher.steps, batcher.switches
+    stage.draw(asked)
+    share = (batcher.switches - switches) / (batcher.steps - steps)
+    return Figure("decodes that pay for a switch, four personas busy", share * 100, "%", goal=5, met=share < 0.05)
