@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def serve(settings: config.Settings, config_path: Path) -> None:
         TwinError: what cannot start, and the remedy.
     """
     log.setup(settings.log.level, settings.data / "logs", settings.log.retention_days)
+    _be_alone(settings.onebot)
     token, file = config.access_token(settings)
     outbox = Outbox()
     transport = OneBotTransport(outbox, settings.onebot.api_timeout_s)
@@ -45,6 +47,17 @@ def serve(settings: config.Settings, config_path: Path) -> None:
     nonebot.run(
         ws_ping_interval=_WEBSOCKET_PING_S, ws_ping_timeout=_WEBSOCKET_PING_S, access_log=False, log_level="warning"
     )
+
+
+def _be_alone(onebot: config.OneBot) -> None:
+    """The port must be free, before a model is loaded: uvicorn would end with nothing but an errno."""
+    try:
+        socket.create_server((onebot.host, onebot.port)).close()
+    except OSError as e:
+        raise TwinError(
+            f"{onebot.host}:{onebot.port} cannot be listened on ({e.strerror}): does the twin run already? "
+            "Stop it, or set another [onebot] port in bot.toml"
+        ) from e
 
 
 def _start_nonebot(settings: config.Settings, token: str, parts: dict[str, Any]) -> None:

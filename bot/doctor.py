@@ -47,8 +47,9 @@ def welcome(settings: Settings) -> str:
     The token itself is shown on a terminal only: elsewhere this ends in a service's journal.
     """
     token, file = access_token(settings)
+    kept = f"  (kept in {file})" if file else ""
     if token and not sys.stdout.isatty():
-        token = f"see {file}" if file else "as configured"
+        token, kept = f"see {file}" if file else "as configured", ""
     napcat = {
         "name": "qqtwin", "enable": True, "url": websocket_url(settings), "token": token,
         "messagePostFormat": "array", "reportSelfMessage": True, "reconnectInterval": 5000,
@@ -56,7 +57,7 @@ def welcome(settings: Settings) -> str:
     return "\n".join(
         [
             f"OneBot clients connect to  {websocket_url(settings)}",
-            f"Access token               {token or '(none)'}" + (f"  (kept in {file})" if file else ""),
+            f"Access token               {token or '(none)'}{kept}",
             "NapCat → 网络配置 → WebSocket 客户端, paste:",
             "  " + json.dumps(napcat, ensure_ascii=False),
             "Talk right now, in another terminal:  .venv/bin/twin chat",

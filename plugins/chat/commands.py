@@ -4,6 +4,7 @@ from datetime import tzinfo
 
 from bot.archive import Decision
 from bot.commands import Call, Who
+from bot.decision import TERMS
 from bot.twin import Twin
 from plugins.chat import texts
 
@@ -67,5 +68,5 @@ def explain(decision: Decision, zone: tzinfo) -> str:
         p_speak=why.get("p_speak", 0.0),
         draw=why.get("draw", 0.0),
         p_silent="—" if p_silent is None else f"{p_silent:.0%}",
-        terms="，".join(f"{texts.TERMS.get(name, name)} {value:+.1f}" for name, value in terms),
+        terms="，".join(f"{TERMS.get(name, name)} {value:+.1f}" for name, value in terms),
     )

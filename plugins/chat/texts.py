@@ -22,11 +22,6 @@ OUTCOMES = {
     "failed: engine": "看到了，但模型出错了",
 }  # fmt: skip
 OUTCOME_FAILED = "想说，没发出去（{how}）"
-TERMS = {
-    "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
-    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "时辰1", "hour_cos": "时辰2",
-    "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
-}  # fmt: skip
 ABOUT = (
     "我是「{persona}」的数字分身（qqtwin），不是本人：用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。\n"
     "版本：{version}。命令：{commands}"

@@ -68,7 +68,7 @@ async def test_what_is_typed_is_answered_and_stored_as_the_twins(twin: Twin) -> 
 async def test_why_shows_the_terms_of_the_last_decision(twin: Twin) -> None:
     shown = await talk(twin, "/why", "你好", "/why")
     assert "还没有做过决定" in shown
-    assert "shift:bias +30.0" in shown
+    assert "配置·偏置 +30.0" in shown
 
 
 async def test_a_switched_persona_answers_and_its_silence_is_shown(twin: Twin) -> None:

@@ -272,6 +272,14 @@ async def test_a_command_of_long_ago_is_not_obeyed(daemon: Daemon, client: NapCa
     assert await client.ask("在吗", group=209) == "在的"
 
 
+def test_a_second_daemon_on_the_port_says_so_in_one_line(daemon: Daemon) -> None:
+    second = daemon.run("run")
+    assert second.returncode == 1
+    (line,) = [x for x in second.stderr.splitlines() if x.startswith("twin: ")]
+    assert f"127.0.0.1:{daemon.port} cannot be listened on" in line
+    assert "[onebot] port" in line
+
+
 async def test_a_malformed_event_stops_nothing(daemon: Daemon, client: NapCat) -> None:
     await client.raw("{")
     await client.emit(valid=False, post_type="message", message_type="private", user_id=990, message="在吗")
