@@ -364,7 +364,7 @@ def _faults(error: ValidationError, file: str, from_environment: set[tuple[str, 
         if fault["type"] == "extra_forbidden":
             lines.append(f"{source}: no such setting; see the shipped bot.toml for all of them")
             continue
-        shown = "***" if key in _SECRETS else repr(fault["input"])
+        shown = "***" if key in _SECRETS else re.sub(r"//[^/@\s]+@", "//***@", repr(fault["input"]))
         lines.append(f"{source} = {shown}: {_reason(fault, key)}")
     return "\n".join(lines)
 

@@ -160,20 +160,22 @@ async def test_words_and_silences_are_those_of_the_local_engine(server: str, bas
     silences = {text: await local.p_silent(request(text)) for text in texts}
     texts.sort(key=silences.__getitem__)
     assert silences[texts[-1]] > 0.5 > silences[texts[len(texts) // 2]]
-    compared = silent_first = 0
-    for text in [*texts[-4:], *texts[-40:-4:6], *texts[:2]]:
+    compared = silent_first = searched = 0
+    for text in [*texts[-4:], *(t for t in texts if 0.003 < silences[t] < 0.02), *texts[:2]]:
         asked = request(text)
-        told = await remote.p_silent(asked)
-        if silences[text] > 0.01:
-            assert math.log(told) == pytest.approx(math.log(silences[text]), abs=LOUDNESS * EPSILON)
+        told, true = await remote.p_silent(asked), silences[text]
+        if abs(math.log(told / true)) < LOUDNESS * EPSILON:
             compared += 1
+            searched += true < 0.02
         else:
-            assert told < 0.05
+            assert true < 2 * told * (1 + LOUDNESS * EPSILON), "not among the 20 likeliest: half of what it can be"
+            assert true < 0.01
         words = await said(local, asked)
         assert await said(remote, asked) == words
-        silent_first += silences[text] > 0.5
-    assert compared >= 6
-    assert silent_first >= 1, "an answer whose likeliest first token was the end of turn"
+        silent_first += true > 0.5
+    assert silent_first >= 2, "answers whose likeliest first token was the end of turn"
+    assert searched >= 4, "silences that are not the likeliest, from a server that does not name them"
+    assert compared >= searched + 4
     assert remote.takes_ids is False, "llama_cpp.server takes texts only"
     assert remote.count(prompt("在吗")) == local.count(prompt("在吗"))
     await local.close()
@@ -484,13 +486,34 @@ async def test_a_server_that_does_not_come_to_an_end_is_given_up() -> None:
 
 
 async def test_the_time_a_reader_takes_is_not_the_servers() -> None:
-    async with peer.serving(lambda _: peer.streamed("一\n", "二\n", "三")) as other:
-        remote = connect(settings(other.url, remote_format="gemma", deadline_s=0.5), None)
-        heard = []
-        async for bubble in remote.bubbles(request()):
-            heard.append(bubble)
-            await asyncio.sleep(0.4)
-        assert heard == ["一", "二", "三"]
+    async with peer.serving(lambda _: peer.streamed(*["好\n"] * 12, pause_s=0.1)) as other:
+        remote = connect(settings(other.url, remote_format="gemma", deadline_s=1.0), None)
+        heard = 0
+        async for _ in remote.bubbles(request()):
+            if not heard:
+                await asyncio.sleep(0.95)
+            heard += 1
+        assert heard == 12
+
+
+async def test_chats_go_to_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NO_PROXY", "")
+    async with peer.serving(lambda _: peer.streamed("好")) as other:
+        assert await said(connect(settings(other.url, remote_format="gemma"), None), request()) == ["好"]
+
+
+async def test_a_server_that_misreads_token_ids_gets_text(base: Path, vocabulary: Model) -> None:
+    def answer(body: dict[str, Any]) -> peer.Answer:
+        if body.get("stream"):
+            return peer.streamed("好")
+        return peer.whole(prompt_tokens=1 if isinstance(body["prompt"], list) else counted(body, vocabulary))
+
+    async with peer.serving(answer) as other:
+        remote = connect(settings(other.url), base)
+        assert await said(remote, request()) == ["好"]
+        assert remote.takes_ids is False
+        assert isinstance(other.asked[-1]["prompt"], str)
 
 
 async def test_closing_the_iterator_closes_the_stream() -> None:
