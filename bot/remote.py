@@ -134,7 +134,7 @@ class RemoteEngine:
             opening = await self._first_word(body, request)
         if opening:
             body["prompt"] = self._extended(body["prompt"], opening)
-            body["max_tokens"] -= 1
+            body["max_tokens"] = max(1, body["max_tokens"] - 1)
         else:
             body["seed"] = (body["seed"] + 1) & 0xFFFFFFFF
         try:
@@ -158,7 +158,7 @@ class RemoteEngine:
     async def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """What is sent; samplers under each server's own name, since unknown ones are ignored."""
         await self._meet(request.voice)
-        left = self._settings.n_ctx - self.count(request.pieces)
+        left = self._settings.n_ctx - self.count(request.pieces) - 1  # BOS
         if left < 1:
             raise EngineError(f"a prompt is longer than [engine] n_ctx = {self._settings.n_ctx} tokens")
         return {

@@ -537,7 +537,7 @@ async def test_a_prompt_longer_than_the_window_is_not_sent(base: Path, vocabular
             await remote.p_silent(request("早呀，今天吃什么？" * 200))
         long = Sampling(max_tokens=5000, temperature=0)
         await said(remote, request("早", sampling=long))
-        assert other.asked[-1]["max_tokens"] == 512 - remote.count(prompt("早"))
+        assert other.asked[-1]["max_tokens"] == 511 - remote.count(prompt("早"))
 
 
 # -- assembled ------------------------------------------------------------------------------------
