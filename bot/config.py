@@ -22,7 +22,7 @@ from bot.errors import ConfigError
 from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
-_SECRETS = ("access_token",)
+_SECRETS = ("access_token", "remote_api_key")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
@@ -98,6 +98,8 @@ class OneBot(Section):
 class Engine(Section):
     """The model and how it is run."""
 
+    backend: Literal["llama", "remote"] = "llama"
+    """llama: the base is evaluated in this process; remote: by an OpenAI-compatible server, at remote_url."""
     base: str = "embedded"
     """Path of the base GGUF all personas share; "embedded" is Gemma 3 270M Q4_K_M from its PyPI package."""
     n_ctx: int = Field(2048, ge=512)
@@ -120,6 +122,32 @@ class Engine(Section):
     """Layers put on a GPU where llama.cpp was built with one; -1 is all of them, 0 none."""
     deadline_s: float = Field(120.0, gt=0)
     """A reply that takes longer is given up (seconds)."""
+    remote_url: str | None = Field(None, validate_default=True)
+    """Root of the server's API, such as http://127.0.0.1:8000/v1. What people write in QQ is sent there."""
+    remote_model: str = Field("{persona}", min_length=1)
+    """Model to ask it for; {persona} is the persona's folder name (vLLM serves each LoRA under its own name)."""
+    remote_loras: tuple[str, ...] = ()
+    """Personas in the order of llama-server's --lora files: each request then names its own. Empty elsewhere."""
+    remote_format: Literal["chatml", "qwen3", "gemma", "llama3"] | None = None
+    """Chat format of a model whose GGUF is not here. Unset: the server runs [engine] base, whose vocabulary is read."""
+    remote_api_key: SecretStr | None = None
+    """Key the server asks for; from the environment: TWIN__ENGINE__REMOTE_API_KEY."""
+    remote_timeout_s: float = Field(60.0, gt=0)
+    """Wait for the server's next byte (seconds); a long prompt is read before the first one comes."""
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether [engine] base is needed here: its weights, or its vocabulary alone."""
+        return self.backend == "llama" or self.remote_format is None
+
+    @field_validator("remote_url")
+    @classmethod
+    def _reachable(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None and info.data.get("backend") == "remote":
+            raise ValueError("must be set with backend = 'remote', such as http://127.0.0.1:8000/v1")
+        if url is not None and not re.match(r"https?://[^/@\s]+(/\S*)?$", url):
+            raise ValueError("must be a URL such as http://127.0.0.1:8000/v1, without a name or password in it")
+        return url
 
     @field_validator("kv_tokens")
     @classmethod
@@ -336,7 +364,7 @@ def _faults(error: ValidationError, file: str, from_environment: set[tuple[str, 
         if fault["type"] == "extra_forbidden":
             lines.append(f"{source}: no such setting; see the shipped bot.toml for all of them")
             continue
-        shown = "***" if key in _SECRETS else repr(fault["input"])
+        shown = "***" if key in _SECRETS else re.sub(r"//[^/@\s]+@", "//***@", repr(fault["input"]))
         lines.append(f"{source} = {shown}: {_reason(fault, key)}")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """What a user is told in a terminal: the welcome, what works on this machine, how far long work is."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -18,9 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from bot import base as base_file
 from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
+from bot.engine import Request, Voice
 from bot.errors import TrainingError, TwinError
 from bot.persona import Personas
-from bot.twin import install_shipped
+from bot.prompt import Exchange, Renderer
+from bot.twin import install_shipped, start_engine
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "gguf", "sklearn", "matplotlib")
 TRAINING_MISSING = (
@@ -81,7 +84,8 @@ def examine(settings: Settings, root: Path) -> list[Check]:
     """Look at everything a twin needs."""
     return [
         Check("python", sys.version_info >= (3, 11), sys.version.split()[0]),
-        _attempt("base", lambda: str(base_file.resolve(settings.engine.base, settings.data, root))),
+        _attempt("base", lambda: _base(settings, root)),
+        *([_attempt("remote", lambda: _remote(settings, root))] if settings.engine.backend == "remote" else []),
         _attempt("archive", lambda: _archive(settings)),
         _attempt("personas", lambda: _persona_rows(settings, root)),
         _attempt("token", lambda: f"in {access_token(settings)[1] or 'bot.toml or environment'}"),
@@ -99,6 +103,29 @@ def _attempt(name: str, look: Callable[[], str]) -> Check:
         return Check(name, False, str(e))
 
 
+def _base(settings: Settings, root: Path) -> str:
+    if not settings.engine.reads_base:
+        return f"not needed here: the server's model is rendered as {settings.engine.remote_format}"
+    return str(base_file.resolve(settings.engine.base, settings.data, root))
+
+
+def _remote(settings: Settings, root: Path) -> str:
+    """Ask the server for P(silent) of an empty chat, which needs all that answers need."""
+    engine = start_engine(settings, root)
+    renderer = Renderer(engine.format, "", settings.zone, group=False)
+    voice = Voice(f"{settings.chat.persona}/doctor", None, engine.format)
+    request = Request("doctor", voice, [*renderer.opening(), *renderer.heard(Exchange(), lambda _: None, first=True)])
+
+    async def look() -> None:
+        try:
+            await engine.p_silent(request)
+        finally:
+            await engine.close()
+
+    asyncio.run(look())
+    return f"{settings.engine.remote_url} answers, with the probabilities P(silent) is read from"
+
+
 def _archive(settings: Settings) -> str:
     archive = Archive(settings.archive_url)
     scenes = archive.scenes()
@@ -108,8 +135,10 @@ def _archive(settings: Settings) -> str:
 
 def _persona_rows(settings: Settings, root: Path) -> str:
     install_shipped(settings.data / "personas")
-    base = base_file.resolve(settings.engine.base, settings.data, root)
-    personas = Personas(settings.data / "personas", base_file.digest(base))
+    digest = None
+    if settings.engine.reads_base:
+        digest = base_file.digest(base_file.resolve(settings.engine.base, settings.data, root))
+    personas = Personas(settings.data / "personas", digest)
     rows = []
     for name in personas.names():
         loaded = personas.load(name)

@@ -1,4 +1,4 @@
-"""The port: what a reply engine can do. `bot/serving.py` is the real one; a remote one keeps the same promises."""
+"""The port: what a reply engine can do. `bot/serving.py` is the real one; `bot/remote.py` keeps the same promises."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Voice:
     """Whose words an answer is drawn from.
 
     Args:
-        name: persona and version, for logs.
+        name: `persona/version`: for logs, and what a remote server's model is named by.
         lora: the version's LoRA; None speaks with the bare base.
         format: the chat format it was trained with.
     """

@@ -60,17 +60,19 @@ class Model:
     Args:
         path: the GGUF.
         n_gpu_layers: layers on the GPU; -1 all.
+        vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
 
     Raises:
         EngineError: missing, truncated, or of a kind no chat format renders.
     """
 
-    def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
+    def __init__(self, path: Path, n_gpu_layers: int = -1, *, vocab_only: bool = False) -> None:
         _start_backend()
         if not path.is_file():
             raise EngineError(f"base {str(path)!r} does not exist; set [engine] base in bot.toml")
         params = lc.llama_model_default_params()
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
+        params.vocab_only = vocab_only
         _LOG.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:

@@ -22,6 +22,7 @@ from bot.memory import Memory
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Personas
 from bot.presence import PERSONA_KIND, Presence, Transport
+from bot.remote import RemoteEngine
 from bot.reply import Replier
 from bot.serving import LlamaEngine
 
@@ -85,8 +86,7 @@ class Twin:
         archive = Archive(settings.archive_url)
         engine: ReplyEngine
         try:
-            path = base_file.resolve(settings.engine.base, settings.data, root)
-            engine = LlamaEngine(path, settings.engine, base_file.digest(path))
+            engine = start_engine(settings, root)
         except EngineError as e:
             if not only_record:
                 archive.close()
@@ -248,6 +248,15 @@ class Twin:
             self._complained.add(text)
             self._untold.append(text)
             logger.error("{}", text)
+
+
+def start_engine(settings: Settings, root: Path) -> ReplyEngine:
+    """The engine bot.toml names; relative paths count from `root`. Raises EngineError."""
+    path = base_file.resolve(settings.engine.base, settings.data, root) if settings.engine.reads_base else None
+    if settings.engine.backend == "remote":
+        return RemoteEngine(settings.engine, path, base_file.digest(path) if path else "")
+    assert path is not None
+    return LlamaEngine(path, settings.engine, base_file.digest(path))
 
 
 def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:

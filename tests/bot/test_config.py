@@ -5,17 +5,19 @@ import re
 import stat
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from bot import config
 from bot.errors import ConfigError
+from bot.prompt import FORMATS
 
 SHIPPED = Path(__file__).resolve().parents[2] / "bot.toml"
 SECTIONS = {name: field.annotation for name, field in config.Settings.model_fields.items()}
 KEYS = {(section, key): field for section, cls in SECTIONS.items() for key, field in cls.model_fields.items()}
-KEY_COUNT = 66
+KEY_COUNT = 73
 
 
 def load(tmp_path: Path, text: str = "", **environ: str) -> config.Settings:
@@ -60,7 +62,7 @@ def test_bot_toml_ships_the_defaults() -> None:
 def test_bot_toml_comments_out_exactly_what_is_unset() -> None:
     unset = {place for place, line in shipped_keys().items() if line.startswith("#")}
     assert unset == {place for place, field in KEYS.items() if field.default is None}
-    assert len(unset) == 5
+    assert len(unset) == 8
 
 
 def test_bot_toml_says_above_every_key_what_its_docstring_says() -> None:
@@ -125,6 +127,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         ("[engine]\nn_ctx = 16384", "kv_tokens = 8192: must be at least n_ctx = 16384 tokens"),
         ("[engine]\nn_seq_max = 257", "n_seq_max = 257: must be at most 256"),
         ("[engine]\ndeadline_s = 0", "deadline_s = 0: must be more than 0 seconds"),
+        ("[engine]\nremote_timeout_s = 0", "remote_timeout_s = 0: must be more than 0 seconds"),
         ("[onebot]\nport = 0", "port = 0: must be at least 1"),
         ("[onebot]\napi_timeout_s = 5", "api_timeout_s = 5: must be at least 20 seconds"),
         ("[log]\nretention_days = 0", "retention_days = 0: must be at least 1 days"),
@@ -144,6 +147,37 @@ def test_a_wrong_token_is_not_shown(tmp_path: Path) -> None:
     (line,) = faults(tmp_path, "[onebot]\naccess_token = 987654")
     assert "987654" not in line
     assert "access_token = ***" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("backend = 'remote'", "remote_url = None: must be set with backend = 'remote', such as http://"),
+        ("remote_url = 'localhost:8000'", "remote_url = 'localhost:8000': must be a URL such as http://"),
+        ("remote_url = 'http://me:s3cret@host/v1'", "remote_url = 'http://***@host/v1': must be a URL such as"),
+        ("remote_format = 'alpaca'", "remote_format = 'alpaca': "),
+        ("remote_api_key = 4711", "remote_api_key = ***: "),
+    ],
+)
+def test_a_remote_engine_that_cannot_be_is_told(tmp_path: Path, text: str, told: str) -> None:
+    (line,) = faults(tmp_path, f"[engine]\n{text}")
+    assert told in line
+    assert "s3cret" not in line
+
+
+def test_the_key_of_a_remote_engine_comes_from_the_environment_and_is_not_shown(tmp_path: Path) -> None:
+    url = "remote_url = 'http://127.0.0.1:8000/v1'"
+    found = load(tmp_path, f"[engine]\nbackend = 'remote'\n{url}", TWIN__ENGINE__REMOTE_API_KEY="4711").engine
+    assert found.remote_api_key is not None
+    assert found.remote_api_key.get_secret_value() == "4711"
+    assert "4711" not in f"{found!r}{found}"
+    assert found.reads_base
+    assert not found.model_copy(update={"remote_format": "gemma"}).reads_base
+
+
+def test_the_formats_named_in_settings_are_those_there_are() -> None:
+    named = config.Engine.model_fields["remote_format"].annotation
+    assert set(get_args(get_args(named)[0])) == set(FORMATS)
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,222 @@
+"""The completion endpoint of an OpenAI-compatible server over httpx: a request → its answer, whole or as a stream.
+
+Every fault is an EngineError that says what, which server and what to do. It never holds the key, the prompt, or the
+server's own words: some servers quote the request in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import httpx
+from loguru import logger
+
+from bot.errors import EngineError
+
+_BACK_OFF_S = (0.5, 1.5)
+"""Pauses before a second and a third attempt."""
+_BUSY = frozenset({429, 502, 503, 504})
+_CODE = re.compile(r"[A-Za-z_]{1,40}")
+
+
+class Refused(EngineError):
+    """The server answered with an error.
+
+    Args:
+        message: what, and what to do.
+        status: HTTP's number for it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Completions:
+    """A client of `<url>/completions`. Proxies of the environment are not used: chats go to the named server alone.
+
+    Args:
+        url: the API's root, such as http://127.0.0.1:8000/v1.
+        api_key: sent as a bearer token.
+        timeout_s: wait for the next byte.
+        deadline_s: wait for a whole answer, time the reader of a stream takes not counted.
+    """
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float, deadline_s: float) -> None:
+        self.url = url
+        self._timeout_s, self._deadline_s = timeout_s, deadline_s
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            trust_env=False,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def ask(self, body: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """The only choice of a completion, and the tokens the server counted in the prompt (None: it does not say).
+
+        Raises:
+            EngineError: of any fault; Refused when the server said no.
+        """
+        async with self._within(self._deadline_s):
+            response = await self._send(body)
+            try:
+                raw = await response.aread()
+            except httpx.HTTPError as e:
+                raise self._cut(e) from e
+            finally:
+                await response.aclose()
+        answer = self._parsed(raw, response)
+        if (choice := self._choice(answer, response)) is None:
+            raise self._not_understood(response)
+        counted = (answer.get("usage") or {}).get("prompt_tokens")
+        return choice, counted if isinstance(counted, int) else None
+
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """The text of a completion as it comes; closing the iterator closes the connection, which stops the server.
+
+        Raises:
+            EngineError: of any fault; a stream that ends before the server said that it is finished is one.
+        """
+        left_s = self._deadline_s
+        began = time.monotonic()
+        async with self._within(left_s):
+            response = await self._send({**body, "stream": True})
+        try:
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._not_understood(response)
+            finished = False
+            async with aclosing(self._events(response)) as events:
+                while True:
+                    async with self._within(left_s - (time.monotonic() - began)):
+                        data = await anext(events, None)
+                    if data is None or data == b"[DONE]":
+                        break
+                    choice = self._choice(self._parsed(data, response), response) or {}
+                    finished = finished or choice.get("finish_reason") is not None
+                    if text := choice.get("text"):
+                        paused = time.monotonic()
+                        yield str(text)
+                        began += time.monotonic() - paused
+            if data is None and not finished:
+                raise self._cut(None)
+        finally:
+            await response.aclose()
+
+    async def _events(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        """Data of server-sent events. Lines end with a line feed only: JSON may hold U+2028 and U+0085 as they are."""
+        rest = b""
+        try:
+            async for part in response.aiter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    # llama-server has told errors as `error: {…}`.
+                    name, _, value = line.strip().partition(b":")
+                    if name in (b"data", b"error"):
+                        yield value.strip()
+        except httpx.HTTPError as e:
+            raise self._cut(e) from e
+
+    async def _send(self, body: dict[str, Any]) -> httpx.Response:
+        """An open response with status 200; busy and broken servers are asked again."""
+        tried = 0
+        while True:
+            request = self._client.build_request("POST", "completions", json=body)
+            tried += 1
+            try:
+                response = await self._client.send(request, stream=True)
+            except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as e:
+                raise EngineError(
+                    f"{self.url} did not answer within [engine] remote_timeout_s = {self._timeout_s:g}; "
+                    "is it overloaded, or a prompt long?"
+                ) from e
+            except httpx.HTTPError as e:
+                if tried > len(_BACK_OFF_S):
+                    raise EngineError(
+                        f"no server answers at {self.url} ({type(e).__name__}, tried {tried} times); start it, or mend "
+                        "[engine] remote_url"
+                    ) from e
+            else:
+                if response.status_code == 200:
+                    return response
+                refusal = await self._refusal(response, str(body.get("model")), tried)
+                if response.status_code not in _BUSY or tried > len(_BACK_OFF_S):
+                    raise refusal
+            logger.debug("attempt {} at the engine's server failed; trying again", tried)
+            await asyncio.sleep(_BACK_OFF_S[tried - 1])
+
+    async def _refusal(self, response: httpx.Response, model: str, tried: int) -> Refused:
+        status = response.status_code
+        try:
+            answer = json.loads(await response.aread())
+            error = answer.get("error") if isinstance(answer.get("error"), dict) else answer
+            named = next((v for v in (error.get("code"), error.get("type")) if isinstance(v, str)), "")
+        except (httpx.HTTPError, ValueError, AttributeError):
+            named = ""
+        finally:
+            await response.aclose()
+        what = f"HTTP {status}" + (f", {named}" if _CODE.fullmatch(named) else "")
+        if status in (401, 403):
+            words = f"refuses the API key ({what}); set TWIN__ENGINE__REMOTE_API_KEY"
+        elif status == 404:
+            words = f"knows no model {model!r} or no /completions ({what}); mend [engine] remote_model or remote_url"
+        elif status in _BUSY:
+            words = f"is overloaded or still loading ({what}, tried {tried} times); wait, or ask less of it"
+        elif status in (400, 413, 422):
+            words = f"refuses the request ({what}); its context must hold [engine] n_ctx tokens"
+        else:
+            words = f"failed ({what}); its own log says why"
+        return Refused(f"{self.url} {words}", status)
+
+    def _parsed(self, raw: bytes, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            raise self._not_understood(response) from None
+        if not isinstance(answer, dict):
+            raise self._not_understood(response)
+        return answer
+
+    def _choice(self, answer: dict[str, Any], response: httpx.Response) -> dict[str, Any] | None:
+        """The first choice; None where there is none (the usage at the end of a stream)."""
+        choices = answer.get("choices")
+        if answer.get("error") or not isinstance(choices, list):
+            if "error" in answer or "message" in answer:
+                raise EngineError(f"{self.url} reported an error instead of an answer; its own log says why")
+            raise self._not_understood(response)
+        if choices and not isinstance(choices[0], dict):
+            raise self._not_understood(response)
+        return choices[0] if choices else None
+
+    def _not_understood(self, response: httpx.Response) -> EngineError:
+        kind = response.headers.get("content-type", "nothing").partition(";")[0]
+        return EngineError(
+            f"{self.url} answers with {kind[:40]!r}, not as a completion endpoint does; [engine] remote_url usually "
+            "ends in /v1"
+        )
+
+    def _cut(self, error: httpx.HTTPError | None) -> EngineError:
+        if isinstance(error, httpx.TimeoutException):
+            return EngineError(
+                f"{self.url} fell silent in the middle of an answer for [engine] remote_timeout_s = {self._timeout_s:g}"
+            )
+        return EngineError(f"{self.url} broke off in the middle of an answer; its own log says why")
+
+    @asynccontextmanager
+    async def _within(self, left_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                yield
+        except TimeoutError:
+            raise EngineError(
+                f"{self.url} took longer for an answer than [engine] deadline_s = {self._deadline_s:g}"
+            ) from None

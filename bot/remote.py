@@ -1,0 +1,314 @@
+"""The reply engine over an OpenAI-compatible server: vLLM, llama-server, Ollama, llama_cpp.server.
+
+The prompt is rendered here, by the one renderer, and sent to the raw completion endpoint; a chat endpoint would render
+a second time. What the base's tokenizer must do – name the format, count, keep typed markers plain text, name the end
+of turn – is done with the vocabulary of `[engine] base`, read without its weights: the server runs the same base, so
+token ids mean the same on both sides. A model whose GGUF is not here is named by `[engine] remote_format` instead: then
+the prompt is sent as text, typed markers are broken up, and tokens are estimated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from bot import config
+from bot.completions import Completions, Refused
+from bot.engine import Request, Voice
+from bot.errors import EngineError
+from bot.firsttoken import Alternative, alternatives, missing
+from bot.llama import Model
+from bot.persona import Sampling
+from bot.prompt import FORMATS, ChatFormat, Piece, encode
+
+_TOP = 20
+"""Alternatives of the first token asked for: what vLLM allows unless told otherwise."""
+_BAN = -100.0
+"""Bias of a token that must not be drawn."""
+_PROBE = "早呀，今天吃什么？\nhello, see you at 10:30! 周末去爬山怎么样😀"
+_MARKER = re.compile(r"<(?=[|/｜A-Za-z_])")
+_CERTAIN = Sampling(temperature=0, top_p=1, top_k=0, min_p=0, repeat_penalty=1, max_tokens=1)
+
+
+class RemoteEngine:
+    """A `bot.engine.ReplyEngine` over a server.
+
+    Args:
+        settings: `[engine]`, with `remote_url`.
+        base: GGUF of what the server runs, for its vocabulary; None: `remote_format` names the format.
+        base_sha256: the base's hash; empty without one: then versions of any base are served.
+
+    Raises:
+        EngineError: the base cannot be read.
+    """
+
+    def __init__(self, settings: config.Engine, base: Path | None, base_sha256: str = "") -> None:
+        if settings.remote_url is None or (base is None and settings.remote_format is None):
+            raise EngineError("a remote engine needs [engine] remote_url, and base or remote_format")
+        self._settings = settings
+        self._vocabulary = None if base is None else Model(base, 0, vocab_only=True)
+        self._format = self._vocabulary.format if self._vocabulary else FORMATS[str(settings.remote_format)]
+        self.base_sha256 = base_sha256
+        key = settings.remote_api_key.get_secret_value() if settings.remote_api_key else None
+        self._server = Completions(settings.remote_url, key, settings.remote_timeout_s, settings.deadline_s)
+        self._meeting = asyncio.Lock()
+        self.takes_ids: bool | None = None
+        """Whether the server takes token ids for a prompt; None before the first request."""
+
+    @property
+    def format(self) -> ChatFormat:
+        """Chat format of the bare base."""
+        return self._format
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of one window, the reply included; the server's context must hold as many."""
+        return self._settings.n_ctx
+
+    def count(self, pieces: Sequence[Piece]) -> int:
+        """Tokens of pieces, without BOS; without a vocabulary a third of the UTF-8 bytes, which is a little too much.
+
+        (A Chinese character then counts for one token, an English word for two.)
+        """
+        if self._vocabulary is None:
+            return sum(-(-len(piece.text.encode()) // 3) for piece in pieces)
+        return len(encode(pieces, self._vocabulary, bos=False)[0])
+
+    async def p_silent(self, request: Request) -> float:
+        """P(end-of-turn as the first token), from the server's log-probabilities.
+
+        Raises:
+            EngineError: the server gives none, or none that could be the end of turn's.
+        """
+        body = {**await self._body(request, _CERTAIN), "logprobs": _TOP}
+        if self._vocabulary is not None:
+            # vLLM: name candidates by id, and this one whatever its rank.
+            body |= {"return_tokens_as_token_ids": True, "logprob_token_ids": [self._end_id(request)]}
+        try:
+            choice, _ = await self._server.ask(body)
+        except Refused as e:
+            if e.status not in (400, 422, 500, 501):
+                raise
+            raise EngineError(
+                f"{e}. It did so when asked for log-probabilities, which P(silent) is read from: allow {_TOP} of them "
+                "(vLLM: --max-logprobs; llama_cpp.server: --logits_all true)"
+            ) from e
+        found = alternatives(choice)
+        if found is None:
+            raise EngineError(
+                f"{self._server.url} gives no logprobs with a completion, which P(silent) is read from; use a server "
+                "that does (vLLM, llama-server), or backend = 'llama'"
+            )
+        for one in found:
+            if one.text == request.voice.format.end or (self._vocabulary and one.id == self._end_id(request)):
+                return min(1.0, math.exp(one.log_p))
+        if not found or any(not one.text and (one.id is None or self._vocabulary is None) for one in found):
+            return await self._p_unnamed(request, body, found)
+        return self._p_missing(found)
+
+    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+        """Bubbles of the answer as their lines complete.
+
+        The first token is never end-of-turn: vLLM is told so (`min_tokens`); of the others an empty answer is taken
+        back, a first word is drawn with the end of turn banned, and the answer goes on from it. That is the model's own
+        distribution over words. Without a vocabulary nothing can be banned: the answer is drawn once more.
+
+        Raises:
+            EngineError: of any fault of the server, or two empty answers.
+        """
+        body = await self._body(request, request.sampling)
+        stops = {"stop": [request.voice.format.end], "stop_token_ids": self._ends(request)}
+        try:
+            async with aclosing(self._said({**body, **stops, "min_tokens": 1})) as lines:
+                async for line in lines:
+                    yield line
+            return
+        except _NothingSaidError:
+            opening = await self._first_word(body, request)
+        if opening:
+            body["prompt"] = self._extended(body["prompt"], opening)
+            body["max_tokens"] = max(1, body["max_tokens"] - 1)
+        else:
+            body["seed"] = (body["seed"] + 1) & 0xFFFFFFFF
+        try:
+            async with aclosing(self._said({**body, **stops}, opening)) as lines:
+                async for line in lines:
+                    yield line
+        except _NothingSaidError:
+            raise EngineError(
+                f"{self._server.url} answered with nothing twice; set [engine] base to the GGUF of its model, so that "
+                "its end of turn can be banned from the first word"
+            ) from None
+
+    async def close(self) -> None:
+        """Close the connections and the vocabulary."""
+        await self._server.close()
+        if self._vocabulary is not None:
+            self._vocabulary.close()
+
+    # -- the request ------------------------------------------------------------------------------
+
+    async def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """What is sent; samplers under each server's own name, since unknown ones are ignored."""
+        await self._meet(request.voice)
+        left = self._settings.n_ctx - self.count(request.pieces) - 1  # BOS
+        if left < 1:
+            raise EngineError(f"a prompt is longer than [engine] n_ctx = {self._settings.n_ctx} tokens")
+        return {
+            **self._speaker(request.voice), "prompt": self._prompt(request.pieces),
+            "max_tokens": min(sampling.max_tokens, left), "seed": request.seed & 0xFFFFFFFF,
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+            "min_p": sampling.min_p, "repeat_penalty": sampling.repeat_penalty,
+            "repetition_penalty": sampling.repeat_penalty,
+        }  # fmt: skip
+
+    def _speaker(self, voice: Voice) -> dict[str, Any]:
+        """Model and LoRA of a voice, in vLLM's way (a model a persona) or llama-server's (a LoRA a request)."""
+        persona, loras = voice.name.partition("/")[0], self._settings.remote_loras
+        named: dict[str, Any] = {"model": self._settings.remote_model.replace("{persona}", persona)}
+        if loras:
+            if voice.lora is not None and persona not in loras:
+                raise EngineError(
+                    f"persona {persona!r} is not in [engine] remote_loras; add it where its --lora stands"
+                )
+            named["lora"] = [] if voice.lora is None else [{"id": loras.index(persona), "scale": 1.0}]
+        return named
+
+    def _prompt(self, pieces: Sequence[Piece]) -> list[int] | str:
+        if self._vocabulary is not None and self.takes_ids:
+            return encode(pieces, self._vocabulary)[0]
+        return "".join(piece.text if piece.control else plain(piece.text) for piece in pieces)
+
+    def _extended(self, prompt: list[int] | str, text: str) -> list[int] | str:
+        if isinstance(prompt, str):
+            return prompt + text
+        assert self._vocabulary is not None
+        return prompt + self._vocabulary.tokens(text, control=False)
+
+    async def _meet(self, voice: Voice) -> None:
+        """Before the first request: whether the server takes token ids, and whether they mean the same there.
+
+        Nothing of a chat is sent. A server of another vocabulary is told by the tokens it counts in a known text.
+        """
+        async with self._meeting:
+            if self.takes_ids is not None:
+                return
+            if self._vocabulary is None:
+                self.takes_ids = False
+                return
+            probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
+            ids = encode([Piece(_PROBE)], self._vocabulary)[0]
+            _, counted = await self._server.ask({**probe, "prompt": _PROBE})
+            if counted is not None and abs(counted - len(ids)) > 1:
+                raise EngineError(
+                    f"{self._server.url} counts {counted} tokens where [engine] base counts {len(ids)}: it runs "
+                    "another model. Set base to the GGUF of that model, or remote_format"
+                )
+            try:
+                _, counted = await self._server.ask({**probe, "prompt": ids})
+                self.takes_ids = counted is None or counted == len(ids)
+            except Refused as e:
+                if e.status not in (400, 422, 500):
+                    raise
+                self.takes_ids = False
+            if not self.takes_ids:
+                logger.warning("{} takes no token ids: prompts go as text, typed markers broken up", self._server.url)
+
+    # -- the first token --------------------------------------------------------------------------
+
+    def _end_id(self, request: Request) -> int:
+        assert self._vocabulary is not None
+        return self._vocabulary.tokens(request.voice.format.end, control=True)[0]
+
+    def _ends(self, request: Request) -> list[int]:
+        """Ids that end a turn; none are known without a vocabulary."""
+        return [] if self._vocabulary is None else sorted({*self._vocabulary.ends, self._end_id(request)})
+
+    async def _p_unnamed(self, request: Request, body: dict[str, Any], found: Sequence[Alternative]) -> float:
+        """P(end-of-turn) from a server that gives control tokens no text (llama_cpp.server), so cannot point at it.
+
+        Where it wins the first place, it is the only one told beside a word drawn with it banned. Elsewhere the bias is
+        looked for with which it just beats that word: the difference of their log-probabilities, to 0.01.
+        """
+        if self._vocabulary is None:
+            raise EngineError(
+                f"{self._server.url} does not name the end of turn among its logprobs; set [engine] base to the GGUF "
+                "of its model (only the vocabulary is read)"
+            )
+        end = str(self._end_id(request))
+        asked = {key: value for key, value in body.items() if "logprob" not in key}
+
+        async def wins(bias: float) -> bool:
+            choice, _ = await self._server.ask({**asked, "logit_bias": {end: bias}})
+            return not choice.get("text") and choice.get("finish_reason") == "stop"
+
+        if found:
+            word, low, high = found[0].log_p, 0.0, found[0].log_p - min(one.log_p for one in found)
+            if not await wins(high + 0.01):
+                return self._p_missing(found)
+        else:
+            choice, _ = await self._server.ask({**body, "logprobs": 1, "logit_bias": {end: _BAN}})
+            told = alternatives(choice)
+            if not told:
+                raise EngineError(
+                    f"{self._server.url} ends its turn even where that is banned; does it take logit_bias?"
+                )
+            if len(told) == 2 and told[0].text and not told[1].text:
+                return min(1.0, math.exp(told[1].log_p))
+            word, low, high = told[0].log_p, -40.0, 0.0
+        while high - low > 0.01:
+            middle = (low + high) / 2
+            low, high = (low, middle) if await wins(middle) else (middle, high)
+        return min(1.0, math.exp(word - (low + high) / 2))
+
+    def _p_missing(self, found: Sequence[Alternative]) -> float:
+        if (p := missing(found)) is None:
+            raise EngineError(
+                f"{self._server.url} gives {len(found)} logprobs of the first token, the end of turn not among them; "
+                "P(silent) needs more"
+            )
+        return p
+
+    async def _first_word(self, body: dict[str, Any], request: Request) -> str:
+        """The text of a first token that does not end the turn; empty where nothing can be banned."""
+        if self._vocabulary is None:
+            return ""
+        bias = {str(i): _BAN for i in self._ends(request)}
+        for n in (1, 4):  # a token may be part of a character
+            choice, _ = await self._server.ask({**body, "max_tokens": n, "logit_bias": bias})
+            if word := str(choice.get("text") or "").partition("\ufffd")[0]:
+                return word
+        raise EngineError(
+            f"{self._server.url} draws no word even with the end of turn banned; does it take logit_bias?"
+        )
+
+    async def _said(self, body: dict[str, Any], text: str = "") -> AsyncGenerator[str, None]:
+        """Lines of a streamed answer that begins with `text`; raises _NothingSaidError when there is none."""
+        nothing = not text
+        async with aclosing(self._server.stream(body)) as parts:
+            async for part in parts:
+                nothing = False
+                *lines, text = (text + part).split("\n")
+                for line in lines:
+                    if line.strip():
+                        yield line.strip()
+        if nothing:
+            raise _NothingSaidError
+        if text.strip():
+            yield text.strip()
+
+
+class _NothingSaidError(Exception):
+    """An answer ended before its first character."""
+
+
+def plain(text: str) -> str:
+    """What people wrote, with a zero-width space in whatever a server could read as a control token (`<|im_end|>`)."""
+    return _MARKER.sub("<\u200b", text)

@@ -1,0 +1,99 @@
+"""A real HTTP server on loopback whose answers a test writes: what other servers than llama_cpp.server say."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One response.
+
+    Args:
+        parts: the body, sent part by part.
+        status: HTTP's number.
+        kind: its content type.
+        pause_s: wait before each part.
+        cut: close the connection where the body should go on.
+    """
+
+    parts: Sequence[bytes]
+    status: int = 200
+    kind: str = "application/json"
+    pause_s: float = 0.0
+    cut: bool = False
+
+
+@dataclass
+class Peer:
+    """What reached the server.
+
+    Args:
+        answer: gives the response to a request's JSON.
+    """
+
+    answer: Callable[[dict[str, Any]], Answer]
+    url: str = ""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a client closes in the middle of an answer."""
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = next(int(line.split(":")[1]) for line in head.lower().split("\r\n") if "content-length" in line)
+            self.heads.append(head)
+            self.asked.append(json.loads(await reader.readexactly(length)))
+            answer = self.answer(self.asked[-1])
+            writer.write(
+                f"HTTP/1.1 {answer.status} -\r\nContent-Type: {answer.kind}\r\nConnection: close\r\n"
+                "Transfer-Encoding: chunked\r\n\r\n".encode()
+            )
+            gone = asyncio.create_task(reader.read())
+            for part in answer.parts:
+                await asyncio.wait([gone], timeout=answer.pause_s)
+                if gone.done():
+                    self.left.set()
+                    return
+                writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                await writer.drain()
+            gone.cancel()
+            if not answer.cut:
+                writer.write(b"0\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.left.set()
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[dict[str, Any]], Answer]) -> AsyncIterator[Peer]:
+    """A peer that listens."""
+    peer = Peer(answer)
+    server = await asyncio.start_server(peer.talk, "127.0.0.1", 0)
+    peer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server:
+        yield peer
+
+
+def whole(text: str = "", logprobs: Any = None, finish: str = "length", prompt_tokens: int | None = None) -> Answer:
+    """A completion at once."""
+    choice = {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish}
+    usage = {} if prompt_tokens is None else {"usage": {"prompt_tokens": prompt_tokens}}
+    return Answer([json.dumps({"object": "text_completion", "choices": [choice], **usage}).encode()])
+
+
+def streamed(*texts: str, finish: str | None = "stop", done: bool = True, **how: Any) -> Answer:
+    """A completion as server-sent events, as vLLM and llama-server write them: UTF-8 that is not escaped."""
+    choices = [{"text": text, "finish_reason": None} for text in texts]
+    if finish:
+        choices.append({"text": "", "finish_reason": finish})
+    events = [f"data: {json.dumps({'choices': [c]}, ensure_ascii=False)}\n\n".encode() for c in choices]
+    end = [b"data: [DONE]\n\n"] if done else []
+    return Answer([b": ping\n\n", *events, *end], kind="text/event-stream; charset=utf-8", **how)
