@@ -95,6 +95,9 @@ class OneBot(Section):
     """Wait for the client's answer to a call. NapCat itself gives up after 10 s; below 20 its reason would be lost."""
 
 
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+
 class Engine(Section):
     """The model and how it is run."""
 
@@ -120,6 +123,14 @@ class Engine(Section):
     """CPU threads; unset: the physical cores."""
     n_gpu_layers: int = Field(-1, ge=-1)
     """Layers put on a GPU where llama.cpp was built with one; -1 is all of them, 0 none."""
+    load_mode: Literal["auto", "none", "mmap", "mlock", "mmap_mlock"] = "auto"
+    """How the base is loaded, in llama.cpp's words; mlock keeps it from being swapped out."""
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    """Flash attention; auto is llama.cpp's own choice by device."""
+    type_k: CacheType = "f16"
+    """Type of the cached keys; q8_0 halves their memory and may change answers a little."""
+    type_v: CacheType = "f16"
+    """Type of the cached values; other than f16 it needs flash attention."""
     deadline_s: float = Field(120.0, gt=0)
     """A reply that takes longer is given up (seconds)."""
     remote_url: str | None = Field(None, validate_default=True)

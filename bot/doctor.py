@@ -21,11 +21,13 @@ from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
 from bot.engine import Request, Voice
 from bot.errors import TrainingError, TwinError
+from bot.llama import built_with
 from bot.persona import Personas
 from bot.prompt import Exchange, Renderer
 from bot.twin import install_shipped, start_engine
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "gguf", "sklearn", "matplotlib")
+_REBUILD = "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 TRAINING_MISSING = (
     "training is not installed here (missing: {missing}); nights need it: "
     "`make run TRAIN=1`, or `pip install '.[train]'`"
@@ -93,6 +95,7 @@ def examine(settings: Settings, root: Path) -> list[Check]:
         _disk(settings),
         _training(),
         Check("processor", True, f"{os.cpu_count()} cores", needed=False),
+        Check("llama.cpp", True, _built(), needed=False),
     ]
 
 
@@ -166,6 +169,12 @@ def _training() -> Check:
     missing = missing_for_training()
     text = TRAINING_MISSING.format(missing=", ".join(missing)) if missing else "installed"
     return Check("training", not missing, text, needed=False)
+
+
+def _built() -> str:
+    if "no GPU" not in (built := built_with()):
+        return built
+    return f"{built}. For a GPU: CMAKE_ARGS=-DGGML_CUDA=on (Vulkan: -DGGML_VULKAN=on) {_REBUILD}"
 
 
 def be_idle() -> None:

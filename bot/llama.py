@@ -54,24 +54,37 @@ def _why() -> str:
     return "; ".join(lines) or "llama.cpp gave no reason"
 
 
+def built_with() -> str:
+    """What this build of llama.cpp can use, in its own words: `CPU : AVX2 = 1 | …`, and whether GPUs are among it."""
+    _start_backend()
+    system = lc.llama_print_system_info().decode("utf-8", "replace").strip(" |")
+    used = [flag.split(" = ")[0].strip() for flag in system.split("|") if not flag.rstrip().endswith("= 0")]
+    gpu = "GPU offload" if lc.llama_supports_gpu_offload() else "no GPU offload (built for the CPU)"
+    return f"{gpu}; {' '.join(used)}"
+
+
 class Model:
     """A GGUF loaded for inference, with its vocabulary.
 
     Args:
         path: the GGUF.
         n_gpu_layers: layers on the GPU; -1 all.
+        load_mode: how it is read, `LLAMA_LOAD_MODE_…`.
         vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
 
     Raises:
         EngineError: missing, truncated, or of a kind no chat format renders.
     """
 
-    def __init__(self, path: Path, n_gpu_layers: int = -1, *, vocab_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", vocab_only: bool = False
+    ) -> None:
         _start_backend()
         if not path.is_file():
             raise EngineError(f"base {str(path)!r} does not exist; set [engine] base in bot.toml")
         params = lc.llama_model_default_params()
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
+        params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
         params.vocab_only = vocab_only
         _LOG.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
@@ -193,14 +206,18 @@ class Context:
         n_batch: tokens of one decode call.
         n_threads: CPU threads; None: the cores, half of them where there are more than four (hyper-threads).
         n_outputs: rows of logits kept from one call; at 262,144 words each is 1 MB.
+        flash_attn: auto, on or off.
+        type_k: type of the cached keys, a ggml type's name.
+        type_v: of the cached values.
 
     Raises:
         EngineError: llama.cpp gave no context (too little memory).
     """
 
     def __init__(
-        self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1
-    ) -> None:
+        self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1,
+        *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16",
+    ) -> None:  # fmt: skip
         self.model = model
         self.n_tokens, self.n_batch = n_tokens, n_batch
         cores = os.cpu_count() or 1
@@ -211,11 +228,16 @@ class Context:
         params.kv_unified = True
         # The full-size cache of sliding-window layers lets any prefix be kept; the small one forgets what slid out.
         params.swa_full = True
-        params.n_outputs_max = max(n_outputs, n_seq_max)
+        params.n_outputs_max = max(n_outputs, n_seq_max)  # less aborts the process
+        params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[flash_attn]
+        params.type_k, params.type_v = (getattr(lc, f"GGML_TYPE_{name.upper()}") for name in (type_k, type_v))
         _LOG.clear()
         self._context = lc.llama_init_from_model(model.handle, params)
         if not self._context:
-            raise EngineError(f"no context of {n_tokens} tokens for {model.path.name!r} ({_why()}); lower kv_tokens")
+            raise EngineError(
+                f"no context of {n_tokens} tokens ({type_k}, {type_v}) for {model.path.name!r} ({_why()}); "
+                "lower kv_tokens"
+            )
         self._memory = lc.llama_get_memory(self._context)
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None

@@ -210,6 +210,7 @@ class Persona:
         spec: persona.toml.
         version: the version that serves; None answers from the bare base.
         refused: why the version named by `current` is not the one serving, or None.
+        prompt: a system prompt given by hand, in place of both; or None.
     """
 
     name: str
@@ -217,10 +218,13 @@ class Persona:
     spec: Spec
     version: Version | None
     refused: str | None = None
+    prompt: str | None = None
 
     @property
     def system_prompt(self) -> str:
         """The trained version's system prompt, else persona.toml's."""
+        if self.prompt is not None:
+            return self.prompt
         return self.version.manifest.system_prompt if self.version else self.spec.system_prompt
 
 

@@ -35,10 +35,11 @@ class LlamaEngine:
 
     def __init__(self, base: Path, settings: config.Engine, base_sha256: str | None = None) -> None:
         self._settings = settings
-        self._model = Model(base, settings.n_gpu_layers)
+        self._model = Model(base, settings.n_gpu_layers, load_mode=settings.load_mode)
         self._context = Context(
             self._model, settings.kv_tokens, settings.n_seq_max, settings.n_batch, settings.n_threads,
-            n_outputs=settings.n_parallel,
+            n_outputs=settings.n_parallel, flash_attn=settings.flash_attn, type_k=settings.type_k,
+            type_v=settings.type_v,
         )  # fmt: skip
         self.base_sha256 = base_sha256 or sha256(base)
         self._seats = Seats(self._context, settings.n_seq_max, settings.spill_mb * 1_000_000)

@@ -11,6 +11,7 @@ from rich.console import Console
 from bot.decision import TERMS
 from bot.errors import EngineError, PersonaError
 from bot.message import Message, Origin, Scene
+from bot.persona import Persona
 from bot.presence import PERSONA_KIND
 from bot.reply import Look
 from bot.twin import Twin
@@ -45,12 +46,14 @@ class Terminal:
     read: Callable[[], str]
     name: str = "你"
     rng: random.Random = field(default_factory=random.Random)
+    by_hand: Callable[[Persona], Persona] = lambda persona: persona
+    """What the command line changes of a persona."""
     _last: Look | None = None
     _count: int = 0
 
     async def run(self) -> None:
         """Read and answer until /quit, /exit or end of input."""
-        persona = self.twin.persona_of(SCENE)
+        persona = self._persona()
         version = persona.version.name if persona.version else "未训练的底模"
         self.console.print(f"[bold]{persona.spec.display_name}[/] [dim]{version} · {HELP}[/]")
         while True:
@@ -68,6 +71,9 @@ class Terminal:
             except (EngineError, PersonaError) as e:
                 self.console.print(f"[red]{e}[/]", highlight=False)
 
+    def _persona(self) -> Persona:
+        return self.by_hand(self.twin.persona_of(SCENE))
+
     def _command(self, words: list[str]) -> None:
         match words:
             case ["/clear"]:
@@ -77,7 +83,7 @@ class Terminal:
             case ["/why"]:
                 self.console.print(f"[dim]{self._why()}[/]", highlight=False)
             case ["/persona"]:
-                here = self.twin.persona_of(SCENE).name
+                here = self._persona().name
                 names = " ".join(f"[bold]{n}[/]" if n == here else n for n in self.twin.personas.names())
                 self.console.print(names)
             case ["/persona", *rest]:
@@ -96,7 +102,7 @@ class Terminal:
 
     async def _answer(self, line: str) -> None:
         self._store(ME, self.name, line, Origin.HUMAN)
-        persona = self.twin.persona_of(SCENE)
+        persona = self._persona()
         # Halved: who opens a terminal came to talk. What is likelier than not is always said, the rest twice as often.
         draw = self.rng.random() / 2
         look = await self.twin.replier.look(SCENE, persona, ACCOUNT, lambda _: draw)

@@ -70,7 +70,10 @@ class Twin:
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
-    def assemble(cls, settings: Settings, root: Path, transport: Transport, *, only_record: bool = False) -> "Twin":
+    def assemble(
+        cls, settings: Settings, root: Path, transport: Transport, *, only_record: bool = False,
+        engine: ReplyEngine | None = None,
+    ) -> "Twin":  # fmt: skip
         """Open the archive, load the base, find the personas.
 
         Args:
@@ -78,15 +81,15 @@ class Twin:
             root: bot.toml's folder, what relative paths count from.
             transport: how bubbles leave.
             only_record: without a base or persona go on all the same: record, and tell the owner.
+            engine: in place of the one the settings name.
 
         Raises:
             ArchiveError, EngineError, PersonaError: what cannot start, and the remedy.
         """
         install_shipped(settings.data / "personas")
         archive = Archive(settings.archive_url)
-        engine: ReplyEngine
         try:
-            engine = start_engine(settings, root)
+            engine = engine or start_engine(settings, root)
         except EngineError as e:
             if not only_record:
                 archive.close()

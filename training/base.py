@@ -67,6 +67,26 @@ def checkpoint(base: Path, models: Path) -> Path:
     return final
 
 
+def fetched(model: str) -> Path:
+    """The folder of a checkpoint: a folder as it is, a hub id from the hub or its cache.
+
+    Raises:
+        TrainingError: there is neither.
+    """
+    if Path(model).is_dir():
+        return checkpoint(Path(model), Path(model))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise TrainingError(
+            f"model {model!r} is no folder, and the hub gives no such model ({type(e).__name__}); give a checkpoint's "
+            "folder, or a hub id while the hub can be reached (HF_ENDPOINT names a mirror)"
+        ) from e
+
+
 def _dequantize(base: Path, folder: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Newer transformers keep GGUF weights packed where a kernel is at hand; those cannot be trained or saved plainly.

@@ -6,6 +6,7 @@ special tokens parsed, and nothing is added in front (reference: llama_tokenize 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -40,6 +41,10 @@ class HFTokenizer:
         """Ids of a text, special tokens parsed if and only if `control`; nothing added in front."""
         side = self._parsing if control else self._splitting
         return list(side.encode(text, add_special_tokens=False).ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens say; special ones say nothing. A character cut in the middle ends in U+FFFD."""
+        return self._parsing.decode(list(ids), skip_special_tokens=True)
 
     def is_control(self, text: str) -> bool:
         """Whether a text is exactly one special token."""

@@ -240,14 +240,16 @@ class Night:
     def measure(self) -> "_Figures":
         """Score the held-out moments with the new version, the serving one and the bare base."""
         keep = self.settings.training.silence_keep
-        new = self._scored_once("new", self.export())
+        new = self._scored_once("new", self.export(), self.windows)
         calibration = evaluate.fit_calibration(new, keep)
         serving = None
         if self.persona.version is not None:
-            scored = self._scored_once("serving", self.persona.version.lora)
-            fitted = self.persona.version.manifest.calibration
+            manifest = self.persona.version.manifest
+            windows = self.windows_for(manifest.system_prompt)
+            scored = self._scored_once("serving", self.persona.version.lora, windows)
+            fitted = manifest.calibration
             serving = gate.Candidate(scored, evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0))
-        bare = self._scored_once("base", None)
+        bare = self._scored_once("base", None, self.windows)
         return _Figures(
             gate.Candidate(new, evaluate.metrics(new, calibration, keep)), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
@@ -258,34 +260,34 @@ class Night:
         self.snapshot = self._take_snapshot(datetime.now(UTC))
         name = version or self.personas.current(self.persona.name)
         if name is None:
-            scored = self._scored("base", None)
+            scored = self._scored("base", None, self.windows)
             return {"version": None, **evaluate.metrics(scored, None).model_dump()}
         chosen = self.personas.verify(self.persona.name, name)
         fitted = chosen.manifest.calibration
-        scored = self._scored("serving", chosen.lora)
+        scored = self._scored("serving", chosen.lora, self.windows_for(chosen.manifest.system_prompt))
         figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
         return {"version": name, **figures.model_dump()}
 
-    def _scored_once(self, whose: str, path: Path | None) -> list[evaluate.Scored]:
+    def _scored_once(self, whose: str, path: Path | None, windows: Sequence[samples.Window]) -> list[evaluate.Scored]:
         """Scores as an earlier attempt left them, if they are of the same files and labels."""
         file = self.folder / f"scored-{whose}.json"
-        windows = map(repr, (w for w in self.windows if _held_out(w)))
-        made_of = _digest([self.base_sha256, sha256(path) if path else "", *windows])
+        read = map(repr, (w for w in windows if _held_out(w)))
+        made_of = _digest([self.base_sha256, sha256(path) if path else "", *read])
         kept = read_state(file) or {}
         if kept.get("made_of") == made_of:
             with suppress(KeyError, TypeError, ValueError):
-                labels = evaluate.held_out(self.windows)
+                labels = evaluate.held_out(windows)
                 return [evaluate.Scored(x, *row) for x, row in zip(labels, kept["scored"], strict=True)]
-        found = self._scored(whose, path)
+        found = self._scored(whose, path, windows)
         write_state(file, {"made_of": made_of, "scored": [[x.nll, x.tokens, x.p_silent, x.cluster] for x in found]})
         return found
 
-    def _scored(self, whose: str, path: Path | None) -> list[evaluate.Scored]:
-        self.progress("evaluate", 0, len(self.windows), whose)
+    def _scored(self, whose: str, path: Path | None, windows: Sequence[samples.Window]) -> list[evaluate.Scored]:
+        self.progress("evaluate", 0, len(windows), whose)
         scorer = Scorer(self.base_path, path, self._window_max, self.settings.training.threads)
         try:
             return evaluate.score(
-                self.windows, scorer, scorer.model.end_id,
+                windows, scorer, scorer.model.end_id,
                 progress=lambda done, total: self.progress("evaluate", done, total, whose) if done % 20 == 0 else None,
             )  # fmt: skip
         finally:
@@ -360,11 +362,19 @@ class Night:
 
     @cached_property
     def windows(self) -> list[samples.Window]:
-        """The corpus as windows of the base's tokens."""
+        """The corpus as windows of the base's tokens, with persona.toml's system prompt."""
+        return self._rendered(self.persona.spec.system_prompt)
+
+    def windows_for(self, system_prompt: str) -> list[samples.Window]:
+        """The corpus as a version reads it that was trained, and answers, with another system prompt."""
+        same = system_prompt == self.persona.spec.system_prompt
+        return self.windows if same else self._rendered(system_prompt)
+
+    def _rendered(self, system_prompt: str) -> list[samples.Window]:
         model = Model(self.base_path)
         try:
             self.__dict__["format"], self.__dict__["architecture"] = model.format, model.architecture
-            return samples.windows(self.learned, model, model.format, self.persona.spec.system_prompt, self._window_max)
+            return samples.windows(self.learned, model, model.format, system_prompt, self._window_max)
         finally:
             model.close()
 

@@ -323,6 +323,23 @@ async def test_an_answer_that_takes_too_long_is_given_up(tinies: dict[str, tinym
     await engine.close()
 
 
+@pytest.mark.parametrize(
+    "changed", [{"type_k": "q8_0", "type_v": "q8_0", "flash_attn": "on"}, {"flash_attn": "off"}, {"load_mode": "none"}]
+)
+async def test_the_cache_and_the_loading_are_as_the_settings_say(
+    engine: LlamaEngine, tinies: dict[str, tinymodel.Tiny], changed: dict[str, str]
+) -> None:
+    other = start(tinies, SETTINGS.model_copy(update=changed))
+    asked = request("a", "昨晚又熬夜了，困死我了哈哈哈")
+    assert await other.p_silent(asked) == pytest.approx(await engine.p_silent(asked), rel=0.05)
+    await other.close()
+
+
+async def test_values_of_another_type_without_flash_attention_are_an_error(tinies: dict[str, tinymodel.Tiny]) -> None:
+    with pytest.raises(EngineError, match=r"no context.*q8_0"):
+        start(tinies, SETTINGS.model_copy(update={"type_v": "q8_0", "flash_attn": "off"}))
+
+
 async def test_a_closed_engine_says_so(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies)
     await engine.close()

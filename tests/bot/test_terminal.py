@@ -3,11 +3,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import tinylora
 import tinymodel
 from rich.console import Console
 
 from bot import config
-from bot.errors import EngineError, PersonaError
+from bot.byhand import ByHand
+from bot.errors import ConfigError, EngineError, PersonaError
 from bot.message import Origin
 from bot.prompt import Piece
 from bot.terminal import SCENE, NoTransport, Terminal, choose
@@ -101,3 +103,22 @@ def test_without_a_base_there_is_a_remedy(tmp_path: Path) -> None:
     settings = config.load(tmp_path / "bot.toml", {"TWIN__ENGINE__BASE": '"nowhere.gguf"'})
     with pytest.raises(EngineError, match=r"nowhere\.gguf.*give the path of a GGUF"):
         Twin.assemble(settings, tmp_path, NoTransport())
+
+
+async def test_a_lora_a_prompt_and_settings_can_be_given_by_hand(
+    twin: Twin, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    lora = tinylora.write(tmp_path / "mine.gguf", tinies["gemma3"].gguf, seed=1)
+    persona = twin.persona_of(SCENE)
+    made = ByHand(lora, system_prompt="你是阿花。", temperature=0.0, max_tokens=3).persona(persona, "gemma", tmp_path)
+    assert (made.system_prompt, made.spec.sampling.temperature, made.spec.sampling.max_tokens) == ("你是阿花。", 0, 3)
+    assert made.spec.sampling.top_p == persona.spec.sampling.top_p
+    assert made.version is not None
+    assert made.version.lora.read_bytes() == lora.read_bytes()
+    assert twin.replier.voice(made).lora == made.version.lora
+    assert ByHand(bare=True).persona(made, "gemma", tmp_path).version is None
+    with pytest.raises(ConfigError, match="--temperature"):
+        ByHand(temperature=9.0).persona(persona, "gemma", tmp_path)
+    with pytest.raises(PersonaError, match="is no file"):
+        ByHand(lora=tmp_path).persona(persona, "gemma", tmp_path)
+    await twin.close()

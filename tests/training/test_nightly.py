@@ -16,6 +16,7 @@ import tinymodel
 from bot.archive import Archive
 from bot.config import Paths, Retrain, Settings
 from bot.errors import TrainingError
+from bot.llama import Model
 from bot.message import Message, Scene
 from bot.persona import Base, Manifest, Personas, sha256
 from training.nightly import ATTEMPTS_MAX, Night
@@ -217,6 +218,19 @@ def test_older_history_imported_after_a_version_is_new_to_it(
     say(settings, 4, SNAPSHOT - timedelta(days=300), "imported")
     say(settings, 2, SNAPSHOT + timedelta(days=1), "said")
     assert f"{new} 条" in night(settings).run().summary
+
+
+def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "gemma3")
+    made = Night(settings, "xiaoman", tiny.gguf, SHA, silent, None)
+    other = made.windows_for("从前的提示")
+    model = Model(tiny.gguf)
+    shown = b"".join(model.piece(i) for i in other[0].ids).decode("utf-8", "ignore")
+    model.close()
+    assert "从前的提示" in shown
+    assert made.persona.spec.system_prompt not in shown
+    assert [x.message_id for w in other for x in w.labels] == [x.message_id for w in made.windows for x in w.labels]
+    assert made.windows_for(made.persona.spec.system_prompt) is made.windows
 
 
 def test_what_a_version_learned_is_counted_in_its_snapshot(settings: Settings) -> None:
