@@ -119,11 +119,6 @@ def _transformers_engine(
     from training import base as training_base
     from training.talking import TransformersEngine
 
-    if model is None:
-        base_path = base.resolve(settings.engine.base, settings.data, root)
-        checkpoint = training_base.checkpoint(base_path, settings.data / "models")
-    else:
-        checkpoint = training_base.fetched(model)
     if lora is None and model is None and not merged:
         install_shipped(settings.data / "personas")
         version = Personas(settings.data / "personas").find(persona or settings.chat.persona).version
@@ -133,6 +128,11 @@ def _transformers_engine(
                 f"version {lora.parent.name!r} has no peft/ folder (it was shipped as GGUF alone); train one, or "
                 "--merged to hear the base"
             )
+    if model is None:
+        base_path = base.resolve(settings.engine.base, settings.data, root)
+        checkpoint = training_base.checkpoint(base_path, settings.data / "models")
+    else:
+        checkpoint = training_base.fetched(model)
     return TransformersEngine(checkpoint, None if merged else lora, settings.engine.n_ctx)
 
 

@@ -199,7 +199,7 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
     """
     out: list[dict[str, Any]] = []
     position = 0
-    plain = text.replace("↵", "\n").replace(f"@{ALL}", ALL)
+    plain = re.sub(f"@+{ALL}", ALL, text.replace("↵", "\n"))
     while position < len(plain):
         found = _next_special(plain, position, speakers, sticker)
         if found is None:
