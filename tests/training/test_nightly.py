@@ -126,7 +126,8 @@ def test_a_night_that_is_stopped_is_no_failed_attempt(
     settings: Settings, number: int, request: pytest.FixtureRequest
 ) -> None:
     if number == signal.SIGINT:  # whoever runs the tests in the background has it ignored
-        request.addfinalizer(lambda old=signal.signal(number, signal.default_int_handler): signal.signal(number, old))
+        ignored = signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, ignored))
     before = signal.getsignal(number)
     for _ in range(ATTEMPTS_MAX + 1):
         with pytest.raises((SystemExit, KeyboardInterrupt)):
