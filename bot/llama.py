@@ -347,7 +347,7 @@ class CacheFull(EngineError):
 
 
 class Sampler:
-    """A native sampler chain: bans, penalties, top_k, top_p, min_p, temperature, seed.
+    """A native sampler chain: bans, penalties, DRY, top_k, top_p, min_p, temperature, seed.
 
     Args:
         model: whose control tokens (but for ends of turn) are never drawn.
@@ -360,6 +360,10 @@ class Sampler:
         links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(model.banned), model.banned)]
         if sampling.repeat_penalty != 1:
             links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
+        if sampling.dry_multiplier:
+            # The whole answer (-1, once the whole context, now looks at nothing), and no breakers: what is said again in
+            # the next bubble is said again.
+            links.append(lc.llama_sampler_init_dry(model.vocab, sampling.dry_multiplier, 1.75, 2, 512, None, 0))
         if sampling.temperature == 0:
             links.append(lc.llama_sampler_init_greedy())
         else:

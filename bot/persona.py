@@ -69,6 +69,8 @@ class Sampling(Part):
     """Words less likely than this part of the likeliest are dropped."""
     repeat_penalty: float = Field(1.05, ge=1)
     """Divides the logits of words of the last 64 tokens; 1 is off."""
+    dry_multiplier: float = Field(0.0, ge=0, le=5)
+    """Weight of DRY, which makes going on as earlier in the same answer unlikely, the more so the longer; 0 is off."""
     max_tokens: int = Field(512, ge=1)
     """Tokens of one answer at most; a chat turn is rarely over 60, the rest is a guard."""
 

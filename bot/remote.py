@@ -166,7 +166,7 @@ class RemoteEngine:
             "max_tokens": min(sampling.max_tokens, left), "seed": request.seed & 0xFFFFFFFF,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
             "min_p": sampling.min_p, "repeat_penalty": sampling.repeat_penalty,
-            "repetition_penalty": sampling.repeat_penalty,
+            "repetition_penalty": sampling.repeat_penalty, "dry_multiplier": sampling.dry_multiplier,
         }  # fmt: skip
 
     def _speaker(self, voice: Voice) -> dict[str, Any]:

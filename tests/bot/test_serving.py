@@ -358,6 +358,23 @@ def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
     assert looping(tokens) is loops
 
 
+async def test_dry_makes_saying_the_same_again_unlikely(engine: LlamaEngine) -> None:
+    def again(tokens: list[int]) -> int:
+        """Runs of three tokens said before."""
+        runs = [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
+        return len(runs) - len(set(runs))
+
+    made = {}
+    for multiplier in (0.0, 5.0):
+        asked = request(
+            "a", "在吗", sampling=GREEDY.model_copy(update={"max_tokens": 60, "dry_multiplier": multiplier})
+        )
+        await said(engine, asked)
+        made[multiplier] = again(engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :])
+    assert made[0.0] > 5
+    assert made[5.0] < made[0.0] / 2
+
+
 async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
     greedy = Sampling(max_tokens=400, temperature=0, repeat_penalty=1.0)
     asked = request("a", "在吗", sampling=greedy)
