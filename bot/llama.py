@@ -361,8 +361,8 @@ class Sampler:
         if sampling.repeat_penalty != 1:
             links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
         if sampling.dry_multiplier:
-            # The whole answer (-1, once the whole context, now looks at nothing), and no breakers: what is said again in
-            # the next bubble is said again.
+            # The whole answer (-1, once the whole context, now looks at nothing), and no breakers: what is said again
+            # in the next bubble is said again.
             links.append(lc.llama_sampler_init_dry(model.vocab, sampling.dry_multiplier, 1.75, 2, 512, None, 0))
         if sampling.temperature == 0:
             links.append(lc.llama_sampler_init_greedy())
