@@ -45,23 +45,24 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
 
 def _first_use(stage: Stage, copies: list[Path]) -> list[Figure]:
     """Load time beside reading the file, and resident memory of each further persona."""
-    sizes, times, process = [], [], psutil.Process()
-    for number, lora in enumerate(copies):
+    # Loaded and held on the bare model: a switch makes llama.cpp lay out its buffers anew, and the megabytes that come
+    # and go with that hide the LoRA's own.
+    times, handles, process = [], [], psutil.Process()
+    before = process.memory_info().rss
+    for lora in copies:
         began = time.perf_counter()
-        handle = stage.model.load_lora(lora)
+        handles.append(stage.model.load_lora(lora))
         times.append((time.perf_counter() - began) * 1e3)
+    mean = (process.memory_info().rss - before) / 1e6 / len(copies)
+    for handle in handles:
         stage.model.free_lora(handle)
-        before = process.memory_info().rss
-        stage.wait(stage.engine.p_silent(stage.request(f"new{number}", ["在吗"], lora=lora)))
-        sizes.append((process.memory_info().rss - before) / 1e6)
     read, _ = medians(5, lambda: _read_ms(copies[0]))
     size = copies[0].stat().st_size / 1e6
     middle = sorted(times)[len(times) // 2]
-    mean = sum(sizes[1:]) / len(sizes[1:])
     return [
         Figure("first use of a LoRA beyond reading its file", middle - read, "ms", goal=20, met=middle - read < 20,
                n=len(times)),
-        at_most("memory of a further persona, mean of 19", "MB", mean, "its file", size, 1.2, n=len(sizes) - 1),
+        at_most("memory of a further persona, mean of 20", "MB", mean, "its file", size, 1.2, n=len(copies)),
     ]  # fmt: skip
 
 
