@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bot import config
-from bot.errors import ImportFault, PersonaError, TwinError
+from bot.errors import ConfigError, ImportFault, PersonaError, TwinError
 
 if TYPE_CHECKING:
     from bot.engine import ReplyEngine
@@ -71,6 +71,8 @@ def chat(
     from bot.byhand import ByHand
     from bot.twin import Twin
 
+    if backend not in ("llama", "transformers"):
+        raise ConfigError(f"--backend {backend!r}: must be llama or transformers")
     settings = _by_hand_settings(config.load(config_path), gguf)
     log.setup("WARNING")
     root = config_path.resolve().parent

@@ -60,7 +60,8 @@ class ByHand:
         if not self.lora.is_file():
             raise PersonaError(f"LoRA {str(self.lora)!r} is no file; give a LoRA GGUF, or a PEFT folder with "
                                "--backend transformers")  # fmt: skip
-        shutil.copy2(self.lora, folder / LORA_FILE)
+        if not (folder / LORA_FILE).exists():  # asked for at every line typed
+            shutil.copy2(self.lora, folder / LORA_FILE)
         manifest = Manifest(
             version=self.lora.stem, created=datetime.now(UTC).isoformat(timespec="seconds"),
             base=Base(file="", sha256="", architecture=""), format=format_name, system_prompt="", files={},
