@@ -58,7 +58,7 @@ class _Turn:
     fresh: set[str] = field(default_factory=set)
     """Ids heard that no finished decision has seen."""
     newest: str = ""
-    """Id heard last."""
+    """Id heard last; empty where it was taken back."""
     stopped: str = "cancelled"
     """What stopped the task last."""
 
@@ -149,6 +149,8 @@ class Presence:
         if turn is None:
             return
         turn.fresh.discard(message_id)
+        if turn.newest == message_id:
+            turn.newest = ""
         if turn.task and not turn.task.done() and not turn.speaking:
             if turn.fresh:
                 self._start(scene, turn)
@@ -293,7 +295,8 @@ class Presence:
                 if hindrance := self.budget.hindrance(look.scene, time.monotonic()):
                     self._record(look, hindrance if not sent else "cut short")
                     return
-                await self._deliver(look, turn, bubble, segments, first=not sent)
+                quote = look.quotes(turn.newest) if not sent else None
+                await self._deliver(look, turn, bubble, [*_reply_to(quote), *segments], first=not sent)
                 sent += 1
                 speak_at = time.monotonic() + bubble_gap_s(pacing, self._chat, rng)
         except SendError as e:
@@ -346,7 +349,11 @@ class Presence:
         turn.spoke_at = turn.spoke_at or (heard.time if turn.again else max(now, heard.time))
         when = turn.spoke_at
         name, raw = look.persona.spec.display_name, tuple(segments)
-        said = Message(message_id, look.scene, account, name, when, bubble, Origin.TWIN, seq=heard.seq, segments=raw)
+        quote = segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None
+        said = Message(
+            message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quote, seq=heard.seq,
+            segments=raw,
+        )  # fmt: skip
         self._archive.append([said])
 
     def _record(self, look: Look, outcome: str) -> None:
@@ -357,3 +364,8 @@ class Presence:
             self._archive.decide(decision)
         except ArchiveError as e:
             logger.warning("a decision was not stored: {}", e)
+
+
+def _reply_to(message_id: str | None) -> list[dict[str, Any]]:
+    """The segment that quotes a message: clients want it first."""
+    return [] if message_id is None else [{"type": "reply", "data": {"id": message_id}}]

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from bot.decision import Moment, Verdict, decide, moment_of
 from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import PersonaError
 from bot.memory import Memory, Window
-from bot.message import Scene
+from bot.message import Message, Scene
 from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
 from bot.segments import Sticker
@@ -30,6 +30,7 @@ class Look:
         persona: who looked.
         exchange: the burst decided on.
         verdict: whether to speak, and why.
+        to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard.
         request: what the engine was asked, to go on from.
         speakers: recent names, for `@昵称` in the answer.
         sticker: finds the market faces the person used.
@@ -40,9 +41,21 @@ class Look:
     exchange: Exchange
     verdict: Verdict
     moment: Moment
+    to: Message
     request: Request
     speakers: dict[str, set[str]]
     sticker: Sticker
+
+    def quotes(self, newest: str) -> str | None:
+        """Id of the message the answer has to quote, since others' words stand between them; None: it stands next.
+
+        Args:
+            newest: id of the last message heard in the scene; empty where it was taken back.
+        """
+        heard = self.exchange.heard
+        between = heard[heard.index(self.to) + 1 :]
+        follows = newest in ("", heard[-1].id) and all(m.sender_id == self.to.sender_id for m in between)
+        return None if follows or newest == self.to.id else self.to.id
 
     def decision(self, outcome: str, now: datetime) -> Decision:
         """What is stored beside the messages: numbers, never text."""
@@ -95,7 +108,8 @@ class Replier:
         moment = self._moment(window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
         verdict = decide(moment, calibration, self._shifts(moment, persona), draw)
-        return Look(scene, persona, window.exchanges[-1], verdict, moment, request, window.speakers, window.sticker)
+        to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
+        return Look(scene, persona, window.exchanges[-1], verdict, moment, to, request, window.speakers, window.sticker)
 
     def voice(self, persona: Persona) -> Voice:
         """What the engine needs to speak as a persona: its version's LoRA, or the bare base."""
@@ -144,6 +158,15 @@ class Replier:
             "name": chat.name_shift if moment.named else 0.0,
             "bias": persona.spec.reply.bias,
         }
+
+
+def asked(exchange: Exchange, ids: Collection[str], window: Window) -> Message:
+    """The message of a burst that an answer is to: the last one that mentions or quotes the persona, else the last."""
+    for message in reversed(exchange.heard):
+        target = window.quoted(message)
+        if any(i in ids for i in message.mentions) or (target is not None and window.ours(target)):
+            return message
+    return exchange.heard[-1]
 
 
 def uncounted(bubble: str) -> str:

@@ -72,6 +72,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Scene, str]] = []
+        self.quotes: list[str | None] = []
         self.tried = 0
         self.failures: list[SendFailure] = []
         self.gate: asyncio.Event | None = None
@@ -84,6 +85,7 @@ class Wire:
             raise SendError(self.failures.pop(0), "told to")
         text = "".join(s["data"].get("text", "") for s in segments)
         self.sent.append((account, scene, text))
+        self.quotes.append(segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None)
         return f"sent-{len(self.sent)}"
 
 
@@ -576,6 +578,40 @@ async def test_words_that_the_last_look_did_not_see_are_answered_next(stage: Sta
     await stage.quiet()
     assert stage.said == ["好呀", "好呀"]
     assert stage.engine.lines_heard(-1) == ["阿强：四"]
+    assert stage.wire.quotes == ["m3", None], "the first answers words that are no longer the last ones"
+    assert [m.reply_to for m in stage.archive.window(GROUP, 10) if m.origin is Origin.TWIN] == ["m3", None]
+
+
+@pytest.mark.parametrize(
+    ("heard", "quotes"),
+    [
+        ([("在吗", FRIEND, {}), ("我也想问", OTHER, {})], [None, None]),
+        ([("在吗", FRIEND, {"mentions": (ME,)})], [None, None]),
+        ([("在吗", FRIEND, {"mentions": (ME,)}), ("问你个事", FRIEND, {})], [None, None]),
+        ([("在吗", FRIEND, {"mentions": (ME,)}), ("今天好冷", OTHER, {})], ["m2", None]),
+        ([("今天好冷", OTHER, {}), ("真的吗", FRIEND, {"reply_to": "m1"}), ("是啊", OTHER, {})], ["m3", None]),
+        ([("今天好冷", OTHER, {}), ("在吗", FRIEND, {"mentions": (ME,)})], [None, None]),
+    ],
+)
+async def test_an_answer_to_something_not_last_quotes_it(
+    stage: Stage, heard: list[tuple[str, str, dict[str, Any]]], quotes: list[str | None]
+) -> None:
+    stage.persona = replace(stage.persona, spec=stage.persona.spec.model_copy(update={"people": (ME,)}))
+    stage.engine.lines = ["一", "　好"]
+    stage.hear("我先说的", sender=ME)
+    for text, sender, how in heard:
+        stage.hear(text, sender=sender, **how)
+    await stage.quiet()
+    assert stage.wire.quotes == quotes
+
+
+async def test_words_taken_back_stand_between_nothing(stage: Stage) -> None:
+    stage.hear("在吗")
+    slip = stage.hear("呀发错了")
+    stage.archive.recall(slip.scene, slip.id, slip.time)
+    stage.presence.recalled(slip.scene, slip.id)
+    await stage.quiet()
+    assert stage.wire.quotes == [None]
 
 
 async def test_an_engine_that_fails_leaves_a_decision_and_the_next_words_are_answered(stage: Stage) -> None:

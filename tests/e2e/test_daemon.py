@@ -102,6 +102,17 @@ async def test_a_quote_overtaken_by_its_successor_is_put_in_order(daemon: Daemon
     assert all(call["action"] != "get_msg" for call in client.calls)
 
 
+async def test_an_answer_to_words_that_were_talked_over_quotes_them(daemon: Daemon, client: NapCat) -> None:
+    await client.say("/twin on", user=OWNER, group=291)
+    await client.expect(1)
+    asked = await client.say([napcat.at(ACCOUNT), napcat.text("在吗")], group=291, user=141)
+    await client.say("晚安", group=291, user=142)
+    first = (await client.expect(1))[0]
+    assert first.segments[0] == {"type": "reply", "data": {"id": str(asked)}}
+    assert first.text
+    daemon.wait(lambda: any(m.origin is Origin.TWIN and m.reply_to == str(asked) for m in daemon.stored("group:291")))
+
+
 async def test_a_recall_before_the_answer_leaves_no_answer(daemon: Daemon, client: NapCat) -> None:
     message_id = await client.say("在吗", user=104)
     await client.recall(message_id)
