@@ -35,6 +35,7 @@ class SceneCorpus:
         name: the group's newest name, or the peer's.
         exchanges: bursts and what was said to them.
         counted_silence: whether the exchange is a silence that counts as a label.
+        twin_off: whether the twin was off there while the exchange was open: to answer was the person's own decision.
         last_spoke: when the person or the twin last spoke before the exchange was decided.
         conversation: id of the first message of the exchange's conversation, be it taken back or not.
         quotes: quoted messages by id.
@@ -44,6 +45,7 @@ class SceneCorpus:
     name: str
     exchanges: list[Exchange]
     counted_silence: list[bool]
+    twin_off: list[bool]
     last_spoke: list[datetime | None]
     conversation: list[str]
     quotes: dict[str, Message]
@@ -158,18 +160,20 @@ def _scene(
     unseen = [n for n, m in enumerate(stored) if spoken_by(m, people) and not _worded(m)]
     wait = timedelta(seconds=max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0))
     counted: list[bool] = []
+    off: list[bool] = []
     for exchange, conversation_id, after in zip(cut, conversation, [*cut[1:], None], strict=True):
         decided_at = exchange.decided_at
         # An answer may come until the burst is surely over; OneBot's seconds are cut, the twin's log is not.
         over = decided_at + timedelta(seconds=rules.burst_gap_s)
         stop = max(over, after.first.time if after else decided_at + wait)
+        off.append(twin_was_off(timeline, decided_at, exchange.said[0].time if exchange.said else stop))
         end = place[after.first.id] if after else len(stored)
         begin = bisect_left(unseen, place[exchange.first.id])
         between = [stored[n] for n in unseen[begin : bisect_left(unseen, end)]]
         counted.append(
             not exchange.said
             and _around(present, decided_at, rules)
-            and twin_was_off(timeline, decided_at, stop)
+            and off[-1]
             # They answered, and took it back: neither a silence nor words.
             and not any(conversations[m.id] == conversation_id or m.time - decided_at <= wait for m in between)
             # Where nothing came after, the person may still answer.
@@ -177,7 +181,7 @@ def _scene(
         )
     quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
     last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
-    return SceneCorpus(scene, _name(scene, messages), cut, counted, last_spoke, conversation, quotes)
+    return SceneCorpus(scene, _name(scene, messages), cut, counted, off, last_spoke, conversation, quotes)
 
 
 def _conversations(stored: list[Message], people: frozenset[str], rules: Conversation) -> dict[str, str]:

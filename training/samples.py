@@ -41,7 +41,7 @@ class Label:
         stop: one past the end-of-turn token.
         trained: indices in `ids` of tokens that are labels; human tokens only, end-of-turn included.
         silence: nothing was said.
-        decision: whether it tells when the person speaks: a silence that counts, or their answer to a burst.
+        decision: whether it tells when they speak: a silence that counts, or an answer while the twin was off.
         split: what its conversation is for.
         scene: where.
         message_id: the last message heard, or the first said when nothing was heard.
@@ -226,7 +226,8 @@ class _Packer:
             stop=start + len(turn.said) - self._after,
             trained=tuple(start + i for i, counts in enumerate(turn.trained) if counts),
             silence=not exchange.said,
-            decision=bool(exchange.heard) and (part.counted_silence[index] or by_person),
+            # Where the twin was on, quiet counts for nothing: counting answers there would lean towards speaking.
+            decision=bool(exchange.heard) and (part.counted_silence[index] or (by_person and part.twin_off[index])),
             split=split_of(part.scene, part.conversation[index]),
             scene=str(part.scene),
             message_id=(exchange.heard[-1] if exchange.heard else exchange.said[0]).id,

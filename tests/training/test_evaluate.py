@@ -87,7 +87,9 @@ def assembled(scene: Scene, messages: list[Message]) -> Corpus:
     conversation: list[str] = []
     for exchange in cut:
         conversation.append(exchange.first.id if exchange.opened else conversation[-1])
-    part = SceneCorpus(scene, "", cut, [not e.said for e in cut], [None] * len(cut), conversation, {})
+    part = SceneCorpus(
+        scene, "", cut, [not e.said for e in cut], [True] * len(cut), [None] * len(cut), conversation, {}
+    )
     return Corpus(frozenset([ME]), (), frozenset([ME]), [part], RULES, ZoneInfo(RULES.timezone), "")
 
 

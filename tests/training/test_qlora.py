@@ -62,7 +62,9 @@ def samples(base: Path) -> list[Window]:
     conversation: list[str] = []
     for exchange in cut:
         conversation.append(exchange.first.id if exchange.opened else conversation[-1])
-    part = SceneCorpus(SCENE, "阿泽", cut, [not e.said for e in cut], [None] * len(cut), conversation, {})
+    part = SceneCorpus(
+        SCENE, "阿泽", cut, [not e.said for e in cut], [True] * len(cut), [None] * len(cut), conversation, {}
+    )
     corpus = Corpus(frozenset([ME]), (), frozenset([ME]), [part], RULES, ZoneInfo(RULES.timezone), "")
     tokenizer = HFTokenizer(base)
     return windows(corpus, tokenizer, tokenizer.format, "你是小满。", SETTINGS.model_max_length)
