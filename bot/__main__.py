@@ -29,10 +29,23 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; 
 PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 CONFIG = Path("bot.toml")
+BENCHES = ("first-light", "engine", "personas", "traffic")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"qqtwin {version('qqtwin')}")
+        raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """A digital twin in QQ: history in, a trained persona out, answering as that person would."""
 
 
@@ -260,9 +273,12 @@ def night(
 def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> None:
     """All personas with the version that serves."""
     personas = _personas(config.load(config_path))
-    rows = {
-        n: {"display_name": personas.spec(n).display_name, "current": personas.current(n)} for n in personas.names()
-    }
+    rows: dict[str, Any] = {}
+    for name in personas.names():
+        try:
+            rows[name] = {"display_name": personas.spec(name).display_name, "current": personas.current(name)}
+        except PersonaError as e:
+            rows[name] = {"refused": str(e)}
     _show(rows, as_json)
 
 
@@ -325,7 +341,7 @@ def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="first-light, engine, personas, traffic")],
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
     full: Annotated[bool, typer.Option("--full", help="Also what takes an hour: nights on foreign histories.")] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -333,12 +349,12 @@ def bench(
     """The project's own figures, each beside its peer in the same run."""
     import importlib
 
+    if name not in BENCHES:
+        raise TwinError(f"no bench {name!r}; there are: {', '.join(BENCHES)}")
     try:
         module = importlib.import_module(f"bench.{name.replace('-', '_')}")
     except ImportError as e:
-        raise TwinError(
-            f"no bench {name!r} here ({e}); benches run from a checkout, after `make test` made .venv"
-        ) from e
+        raise TwinError(f"bench {name!r} needs a checkout in which `make test` made .venv ({e})") from e
     module.main(config.load(config_path), config_path.resolve().parent, full=full, as_json=as_json)
 
 

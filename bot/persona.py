@@ -261,7 +261,7 @@ class Personas:
                 if self.spec(name).display_name == wanted:
                     return self.load(name)
         known = "、".join(self.names()) or "none yet; make one with `twin persona new`"
-        raise PersonaError(f"no persona {wanted!r} in {self.root.name}/ (there are: {known})")
+        raise PersonaError(f"no persona {wanted!r} in {str(self.root)!r} (there are: {known})")
 
     def spec(self, name: str) -> Spec:
         """persona.toml, read and checked.

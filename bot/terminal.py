@@ -19,7 +19,7 @@ from bot.twin import Twin
 ME, ACCOUNT = "1", "2"
 """Numbers of the two ends of the terminal; no QQ number is that short."""
 SCENE = Scene("private", ME)
-HELP = "/persona /why /clear /quit"
+HELP = "/persona [名字] /why /clear /quit"
 
 
 class NoTransport:
@@ -82,7 +82,7 @@ class Terminal:
                 self.console.print("[dim]好，刚才聊的不记得了。[/]")
             case ["/why"]:
                 self.console.print(f"[dim]{self._why()}[/]", highlight=False)
-            case ["/persona"]:
+            case ["/persona"] | ["/persona", "list"]:
                 here = self._persona().name
                 names = " ".join(f"[bold]{n}[/]" if n == here else n for n in self.twin.personas.names())
                 self.console.print(names)

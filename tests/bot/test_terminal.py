@@ -94,6 +94,13 @@ async def test_a_closed_engine_says_so(twin: Twin) -> None:
         twin.engine.count([Piece("你好")])
 
 
+async def test_personas_are_listed_as_in_qq(twin: Twin) -> None:
+    choose(twin, None)
+    assert await talk(twin, "/persona") == await talk(twin, "/persona list")
+    shown = await talk(twin, "/persona list")
+    assert all(name in shown for name in twin.personas.names())
+
+
 def test_an_unknown_persona_is_named(twin: Twin) -> None:
     with pytest.raises(PersonaError, match="nobody"):
         choose(twin, "nobody")

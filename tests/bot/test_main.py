@@ -1,0 +1,62 @@
+"""The `twin` command line as a process: what a person reads, and the exit status a program reads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def twin(*words: str, config: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command on the data folder beside `config`."""
+    return subprocess.run(
+        [sys.executable, "-m", "bot", *words, "--config", str(config)], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bot_toml(tmp_path: Path) -> Path:
+    return tmp_path / "bot.toml"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chat", "--backend", "onnx"], "--backend 'onnx': must be llama or transformers"),
+        (["bench", "nothing"], "no bench 'nothing'; there are: first-light"),
+        (["persona", "show", "nobody"], "no persona 'nobody' in"),
+        (["persona", "new", "a/b", "--people", "1"], "must be letters, digits"),
+        (["import", "nowhere.jsonl"], "history file 'nowhere.jsonl' does not exist"),
+    ],
+)
+def test_a_known_error_is_one_line_and_exit_1(bot_toml: Path, words: list[str], said: str) -> None:
+    done = twin(*words, config=bot_toml)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert done.stderr.startswith("twin: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_2(bot_toml: Path) -> None:
+    assert twin("persona", "publish", config=bot_toml).returncode == 2
+
+
+def test_the_version_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bot", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("qqtwin 0.")
+
+
+def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
+    assert twin("persona", "new", "me", "--people", "1", config=bot_toml).returncode == 0
+    broken = bot_toml.parent / "data" / "personas" / "me" / "persona.toml"
+    broken.write_text("x = [", "utf-8")
+    done = twin("persona", "list", config=bot_toml)
+    assert done.returncode == 0
+    assert "xiaoman: " in done.stdout
+    assert "me: " in done.stdout
+    assert "persona.toml is not readable as TOML" in done.stdout
