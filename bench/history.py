@@ -5,7 +5,7 @@ from pathlib import Path
 from bot import base, config, doctor
 from bot.archive import Archive
 from bot.persona import Manifest, Personas, new_persona
-from training.importers import onebot
+from training import history
 from training.nightly import Night
 
 FAMILY = Path(__file__).parents[2] / "shared" / "data" / "qq_sim" / "family.jsonl"
@@ -23,10 +23,10 @@ def family(settings: config.Settings, base_path: Path) -> list[Manifest]:
     personas = Personas(work / "personas", base.digest(base_path))
     if "family" not in personas.names():
         archive = Archive(inner.archive_url)
-        result = onebot.load(FAMILY, archive)
+        result = history.load(FAMILY, archive)
         archive.close()
-        ((me, _),) = result.me.most_common(1)
-        new_persona(personas.root, "family", result.names[me], (me,))
+        ((me, _),) = result.reading.owners.most_common(1)
+        new_persona(personas.root, "family", result.reading.names[me], (me,))
     if personas.load("family").version is None:
         Night(inner, "family", base_path, base.digest(base_path), doctor.plain_progress(), None).run(force=True)
     version = personas.load("family").version

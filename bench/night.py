@@ -14,7 +14,7 @@ from bench.figures import Figure
 from bot import config
 from bot.archive import Archive
 from bot.twin import SHIPPED, install_shipped
-from training.importers import onebot
+from training import history
 
 _FIRST_STEPS, _WITHIN_S = 3, 900.0
 _SAMPLE_S = 0.5
@@ -30,7 +30,7 @@ def beside(settings: config.Settings, decode_rate: Callable[[], tuple[float, flo
     work = settings.data / "bench-night"
     install_shipped(work / "personas")
     archive = Archive(f"sqlite:///{work / 'archive.db'}")
-    onebot.load(SHIPPED.parent / "history.jsonl", archive)
+    history.load(SHIPPED.parent / "history.jsonl", archive)
     archive.close()
     alone, _ = decode_rate()
     threads = str(max(1, (os.cpu_count() or 2) - 1))

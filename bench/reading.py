@@ -12,8 +12,7 @@ from bot.archive import Archive
 from bot.persona import Personas
 from bot.prompt import FORMATS
 from bot.twin import SHIPPED
-from training import answers, corpus, samples
-from training.importers import onebot
+from training import answers, corpus, history, samples
 
 _ROOT = Path(__file__).parents[1]
 
@@ -26,7 +25,7 @@ def main(n: int) -> None:
         raise SystemExit(persona.refused or "no version is shipped")
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(f"sqlite:///{folder}/archive.db")
-        onebot.load(SHIPPED.parent / "history.jsonl", archive)
+        history.load(SHIPPED.parent / "history.jsonl", archive)
         built = corpus.build(archive, persona.spec.people, persona.spec.names, config.Conversation())
         archive.close()
     fmt, prompt = FORMATS[version.manifest.format], version.manifest.system_prompt

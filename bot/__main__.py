@@ -153,8 +153,9 @@ def _transformers_engine(
 
 @app.command(name="import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="History files: OneBot event JSONL.")],
-    me: Annotated[str | None, typer.Option(help="Your QQ number, where the file does not say it.")] = None,
+    paths: Annotated[list[Path], typer.Argument(help="History files or folders; the format is found by content.")],
+    format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
+    me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -162,23 +163,20 @@ def import_(
     """History → archive. Idempotent: a second import adds nothing twice."""
     from bot import doctor
     from bot.archive import Archive
-    from training.importers import onebot
+    from training import history
+    from training.importers.source import Told
 
     settings = config.load(config_path)
+    told = Told(me=me, zone=settings.zone)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for path in paths:
-            if not path.exists():
-                raise ImportFault(f"history file {str(path)!r} does not exist")
-            if not onebot.sniff(path):
-                raise ImportFault(
-                    f"{str(path)!r} is not OneBot event JSONL (one JSON event a line), the format known so far"
-                )
+            source = history.recognised(path, format)
             with doctor.progress_bar(f"import {path.name}") as progress:
-                result = onebot.load(path, archive, progress)
-            shown = onebot.summary(result, me, settings.zone)
-            told = json.dumps(shown, ensure_ascii=False) if as_json else onebot.told(shown, path.name, dry_run=dry_run)
-            typer.echo(told)
+                result = history.load(path, archive, progress, told=told, source=source)
+            shown = history.summary(result, settings.zone)
+            words = history.in_words(shown, path.name, dry_run=dry_run)
+            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     finally:
         if archive:
             archive.close()

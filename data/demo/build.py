@@ -12,7 +12,7 @@ from bot import base, config, doctor
 from bot.archive import Archive
 from bot.errors import TrainingError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Manifest, Personas
-from training.importers import onebot
+from training import history
 from training.nightly import Night
 
 DEMO = Path(__file__).parent
@@ -44,7 +44,7 @@ def main() -> None:
         }
     )
     archive = Archive(settings.archive_url)
-    onebot.load(DEMO / "history.jsonl", archive)
+    history.load(DEMO / "history.jsonl", archive)
     archive.close()
     persona = work / "personas" / PERSONA
     persona.mkdir(parents=True, exist_ok=True)

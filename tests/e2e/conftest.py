@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM
 from bot.archive import Archive
 from bot.config import Conversation
 from bot.persona import Spec
-from training import corpus, samples
+from training import corpus, history, samples
 from training.hf import HFTokenizer
-from training.importers import onebot
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +36,7 @@ def _base(folder: Path, *, steps: int, shuffled: bool) -> Path:
     torch.set_num_threads(1)
     lessons.write(folder / "history.jsonl", rounds=12, shuffled=shuffled)
     archive = Archive(f"sqlite:///{folder / 'archive.db'}")
-    onebot.load(folder / "history.jsonl", archive)
+    history.load(folder / "history.jsonl", archive)
     learned = corpus.build(archive, [ACCOUNT], [lessons.NAME], Conversation())
     archive.close()
     tiny = tinymodel.build(folder / "model", texts=[*tinymodel.TEXTS, *lessons.words()], vocabulary=600, hidden=128)

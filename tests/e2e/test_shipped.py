@@ -13,8 +13,7 @@ from bot.llama import Model, Scorer
 from bot.persona import Persona, Personas
 from bot.prompt import FORMATS, spoken_by
 from bot.twin import SHIPPED
-from training import answers, corpus, evaluate, gate, samples
-from training.importers import onebot
+from training import answers, corpus, evaluate, gate, history, samples
 
 HISTORY = SHIPPED.parent / "history.jsonl"
 LOSS_TOLERANCE = 0.02
@@ -36,7 +35,7 @@ def xiaoman() -> Persona:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory, xiaoman: Persona) -> corpus.Corpus:
     archive = Archive(f"sqlite:///{tmp_path_factory.mktemp('archive') / 'archive.db'}")
-    onebot.load(HISTORY, archive)
+    history.load(HISTORY, archive)
     built = corpus.build(archive, xiaoman.spec.people, xiaoman.spec.names, config.Conversation())
     archive.close()
     return built

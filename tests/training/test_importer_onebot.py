@@ -14,6 +14,7 @@ from bot.__main__ import app
 from bot.archive import Archive
 from bot.errors import ImportFault
 from bot.message import Scene
+from training import history
 from training.importers import onebot
 
 GROUP = Scene("group", "900")
@@ -76,39 +77,39 @@ def lock(database: Path) -> sqlite3.Connection:
 def test_a_broken_line_is_counted_with_its_place_and_the_others_go_in(
     tmp_path: Path, archive: Archive, line: bytes
 ) -> None:
-    result = onebot.load(written(tmp_path / "h.jsonl", event(1), line, event(2)), archive)
-    assert dict(result.skipped) == {BROKEN[line]: 1}
-    assert result.places == {BROKEN[line]: ["h.jsonl:2"]}
+    result = history.load(written(tmp_path / "h.jsonl", event(1), line, event(2)), archive)
+    assert dict(result.reading.skipped) == {BROKEN[line]: 1}
+    assert result.reading.places == {BROKEN[line]: ["h.jsonl:2"]}
     assert texts(archive) == ["第1句", "第2句"]
 
 
 def test_of_a_half_broken_file_the_good_messages_are_in(tmp_path: Path, archive: Archive) -> None:
     lines = [x for n in range(1, 41) for x in (event(n), b"{broken")]
-    result = onebot.load(written(tmp_path / "h.jsonl", *lines), archive)
-    assert (result.messages, result.added, result.skipped["not JSON"]) == (40, 40, 40)
-    assert result.places["not JSON"] == ["h.jsonl:2", "h.jsonl:4", "h.jsonl:6"]
+    result = history.load(written(tmp_path / "h.jsonl", *lines), archive)
+    assert (result.messages, result.added, result.reading.skipped["not JSON"]) == (40, 40, 40)
+    assert result.reading.places["not JSON"] == ["h.jsonl:2", "h.jsonl:4", "h.jsonl:6"]
     assert len(texts(archive)) == 40
 
 
 def test_a_second_import_adds_nothing_and_brings_no_words_back(tmp_path: Path, archive: Archive) -> None:
     path = written(tmp_path / "h.jsonl", event(1), event(2), recall(1))
-    assert [onebot.load(path, archive).added for _ in range(2)] == [2, 0]
+    assert [history.load(path, archive).added for _ in range(2)] == [2, 0]
     assert texts(archive) == ["第2句"]
 
 
 def test_a_dry_run_understands_the_same_and_writes_nothing(tmp_path: Path, archive: Archive) -> None:
     path = written(tmp_path / "h.jsonl", event(1), *BROKEN, recall(1))
-    dry = onebot.load(path, None)
+    dry = history.load(path, None)
     assert archive.scenes() == []
-    wet = onebot.load(path, archive)
-    assert (dry.messages, dry.recalls, dry.skipped, dry.places) == (1, 1, wet.skipped, wet.places)
+    wet = history.load(path, archive)
+    assert (dry.messages, dry.recalls, dry.reading) == (1, 1, wet.reading)
 
 
 @pytest.mark.parametrize("key", ["message_id", "user_id", "group_id"])
 def test_an_id_no_archive_stores_is_counted_and_holds_up_nothing(tmp_path: Path, archive: Archive, key: str) -> None:
     bad = [event(2, **{key: "\ud800"}), {**recall(1), "message_id": "\ud800"}]
-    result = onebot.load(written(tmp_path / "h.jsonl", event(1), *bad, event(3)), archive)
-    assert result.places == {"an id that is not text": ["h.jsonl:2", "h.jsonl:3"]}
+    result = history.load(written(tmp_path / "h.jsonl", event(1), *bad, event(3)), archive)
+    assert result.reading.places == {"an id that is not text": ["h.jsonl:2", "h.jsonl:3"]}
     assert texts(archive) == ["第1句", "第3句"]
     assert (archive.lost, archive.waiting) == (0, 0)
 
@@ -120,18 +121,28 @@ def test_a_file_with_a_damaged_beginning_is_recognised(tmp_path: Path) -> None:
     assert not onebot.sniff(written(tmp_path / "empty.jsonl"))
 
 
-@pytest.mark.parametrize("read", [onebot.sniff, lambda path: onebot.load(path, None)], ids=["sniff", "load"])
-@pytest.mark.parametrize("name", ["", "missing.jsonl"], ids=["directory", "missing"])
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str, read: Any) -> None:
-    with pytest.raises(ImportFault, match=rf"{(tmp_path / name).name}' cannot be read"):
-        read(tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "wanted", "why"),
+    [
+        ("", "auto", "is of no format known here.*OneBot events"),
+        ("", "onebot", "cannot be read: Is a directory"),
+        ("missing.jsonl", "auto", "does not exist"),
+        ("other.txt", "auto", "is of no format known here.*OneBot events"),
+        ("other.txt", "onebot", r"holds no message of OneBot events that could be read: 1 × not JSON \(other.txt:1\)"),
+        ("other.txt", "docx", "must be auto or one of onebot"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str, wanted: str, why: str) -> None:
+    (tmp_path / "other.txt").write_text("你好", "utf-8")
+    with pytest.raises(ImportFault, match=why):
+        history.load(tmp_path / name, None, source=history.recognised(tmp_path / name, wanted))
 
 
 def test_a_locked_archive_is_waited_for(tmp_path: Path, archive: Archive, database: Path) -> None:
     holder = lock(database)
     release = threading.Timer(0.6, holder.close)
     release.start()
-    result = onebot.load(written(tmp_path / "h.jsonl", event(1), event(2), recall(2)), archive)
+    result = history.load(written(tmp_path / "h.jsonl", event(1), event(2), recall(2)), archive)
     release.join()
     assert (result.added, texts(archive)) == (2, ["第1句"])
 
@@ -141,13 +152,13 @@ def test_an_archive_that_stays_locked_is_a_fault_and_the_next_import_mends_it(
     tmp_path: Path, archive: Archive, database: Path, before: int
 ) -> None:
     if before:
-        onebot.load(written(tmp_path / "first.jsonl", event(1)), archive)
+        history.load(written(tmp_path / "first.jsonl", event(1)), archive)
     path = written(tmp_path / "h.jsonl", *([recall(1)] if before else [event(1), event(2)]))
     holder = lock(database)
     with pytest.raises(ImportFault, match="import again"):
-        onebot.load(path, archive, patience_s=0.1)
+        history.load(path, archive, patience_s=0.1)
     holder.close()
-    onebot.load(path, archive)
+    history.load(path, archive)
     assert texts(archive) == ([] if before else ["第1句", "第2句"])
 
 
