@@ -77,7 +77,7 @@ class Decision:
         persona: who decided.
         version: its version, None for the bare base.
         outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
-            `recalled`, `stopped`; what forbade it: `muted`, `paused`, `budget`; or `failed: …`.
+            `recalled`, `stopped`; what forbade it: `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 
@@ -383,6 +383,37 @@ class Archive:
         columns = ("message_id", "time_ms", "persona", "version", "outcome", "why")
         newest = [[r[name] for name in columns] for r in rows[: -limit - 1 : -1]]
         return [Decision(scene, of, _time(ms), *rest) for of, ms, *rest in newest]
+
+    def decisions_since(self, time: datetime, scene: Scene | None = None) -> list[Decision]:
+        """Every decision since a moment (in a scene, if given), oldest first."""
+        c = decisions_table.c
+        query = sa.select(decisions_table).where(c.time_ms >= _ms(time))
+        if scene is not None:
+            query = query.where(c.scene == str(scene))
+        rows = self._read(query.order_by(c.time_ms, c.pk))
+        return [
+            Decision(Scene.parse(r.scene), r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+            for r in rows
+        ]
+
+    def decision_on(self, scene: Scene, message_id: str) -> Decision | None:
+        """The newest decision on a message, or the one whose answer a message of the twin's belongs to; else None."""
+        about = self.get(scene, message_id)
+        if about is None:
+            return None
+        c = decisions_table.c
+        query = sa.select(decisions_table).where(c.scene == str(scene))
+        if about.origin is Origin.TWIN:
+            # A decision is stored when its answer ends: the first that spoke after the bubble.
+            query = query.where(c.time_ms >= _ms(about.time), c.outcome.in_(("spoke", "cut short")))
+            query = query.order_by(c.time_ms, c.pk)
+        else:
+            query = query.where(c.message_id == message_id).order_by(c.time_ms.desc(), c.pk.desc())
+        rows = self._read(query.limit(1))
+        if not rows:
+            return None
+        r = rows[0]
+        return Decision(scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
 
     # -- what the twin was doing ------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Call:
         account: the bot's QQ number.
         time: when, by QQ's clock: what is said before and after it can be told apart.
         args: the words after the command's name.
+        quoted: id of the message it quotes, or None.
     """
 
     scene: Scene
@@ -39,6 +40,7 @@ class Call:
     account: str
     time: datetime
     args: tuple[str, ...]
+    quoted: str | None = None
 
 
 Handler = Callable[[Call], Awaitable[str]]
@@ -103,7 +105,7 @@ class Commands:
             who = Who.EVERYONE
         if who < command.who and not (scene.private and command.private_for_everyone):
             return None
-        return await command.handler(Call(scene, sender_id, who, account, message.time, args))
+        return await command.handler(Call(scene, sender_id, who, account, message.time, args, message.reply_to))
 
     def _split(self, text: str) -> tuple[str, tuple[str, ...]] | None:
         if not text.startswith(self._prefix):

@@ -10,6 +10,7 @@ import re
 import secrets
 import tomllib
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -19,6 +20,7 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
 from bot.errors import ConfigError
+from bot.hours import in_hours
 from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
@@ -56,7 +58,16 @@ def _known_cron(line: str) -> str:
     return named
 
 
+def _known_hours(text: str) -> str:
+    try:
+        in_hours(text, time())
+    except ValueError as e:
+        raise ValueError(f"{text!r} is not hours such as '23:30-07:00', or empty") from e
+    return text
+
+
 Zone = Annotated[str, AfterValidator(_known_zone)]
+Hours = Annotated[str, AfterValidator(_known_hours)]
 SceneName = Annotated[str, AfterValidator(_known_scene)]
 Cron = Annotated[str, AfterValidator(_known_cron)]
 
@@ -187,6 +198,19 @@ class Conversation(Section):
     """Turns the window holds at most, even when more tokens would fit."""
 
 
+class PerScene(Section):
+    """What is otherwise in one scene."""
+
+    persona: str | None = None
+    """Persona that answers there."""
+    bias: float = 0.0
+    """Added to the log-odds of speaking there."""
+    quiet_hours: Hours | None = None
+    """Quiet hours there; "" for none."""
+    commands: bool = True
+    """Whether commands are answered there for others than the owners."""
+
+
 class Chat(Section):
     """When the twin answers, and how fast."""
 
@@ -194,6 +218,11 @@ class Chat(Section):
     """Persona that answers where no other was chosen with /persona switch."""
     scenes: tuple[SceneName, ...] = ()
     """Scenes answered from the start, as "group:ID" or "private:ID"; others after /twin on there."""
+    per_scene: dict[SceneName, PerScene] = {}
+    """What is otherwise in a scene: { "group:1" = { persona = "me", bias = -1.0, quiet_hours = "23:00-07:00", commands
+    = false } }, each of the four or some; what is typed there goes first."""
+    quiet_hours: Hours = ""
+    """Hours in which nothing is said, "23:30-07:00"; empty: none, since when the person sleeps is learned."""
     debounce_s: float = Field(1.5, ge=0)
     """Wait after each bubble before the twin looks, so that a run of bubbles is one turn (seconds)."""
     max_redecisions: int = Field(2, ge=0)
@@ -210,8 +239,18 @@ class Chat(Section):
     """Bubbles of one answer at most."""
     scene_per_minute: int = Field(12, ge=1)
     """Bubbles sent into one scene in a minute at most; well under what gets accounts limited."""
+    scene_per_hour: int = Field(200, ge=1)
+    """Bubbles sent into one scene in an hour at most."""
+    scene_per_day: int = Field(1000, ge=1)
+    """Bubbles sent into one scene in a day at most."""
     account_per_minute: int = Field(30, ge=1)
     """Bubbles sent by the account in a minute at most."""
+    account_per_hour: int = Field(400, ge=1)
+    """Bubbles sent by the account in an hour at most."""
+    account_per_day: int = Field(2000, ge=1)
+    """Bubbles sent by the account in a day at most."""
+    account_gap_s: float = Field(0.7, ge=0)
+    """Least time between two bubbles of the account, whatever the scenes: answers are spread, not sent at once."""
     shadowed_pause_s: float = Field(600.0, ge=0)
     """After a message that QQ took and never confirmed (risk control), nothing is sent for so long (seconds)."""
     mention_shift: float = 2.0

@@ -17,6 +17,7 @@ TERMS = {
     "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
     "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "时辰1", "hour_cos": "时辰2",
     "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
+    "shift:scene": "配置·本场景",
 }  # fmt: skip
 """What the terms of a decision are called where people read them: in `/why`, in QQ and in the terminal."""
 LOG_ODDS_MAX = 12.0

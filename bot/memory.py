@@ -34,6 +34,7 @@ class Window:
     Args:
         exchanges: oldest first; the last one is to be decided if nothing was said in it.
         pieces: the prompt up to the open assistant header.
+        tokens: of the prompt.
         quoted: finds a quoted message.
         last_spoke: when the person or twin last spoke there, or None.
         ours: whether a message stands on the assistant's side.
@@ -43,6 +44,7 @@ class Window:
 
     exchanges: Sequence[Exchange]
     pieces: Sequence[Piece]
+    tokens: int
     quoted: Callable[[Message], Message | None]
     last_spoke: datetime | None
     ours: Callable[[Message], bool]
@@ -91,8 +93,9 @@ class Memory:
             # In a private chat QQ drops an at, and with it the words.
             if not scene.private and not spoken_by(m, people) and m.sender_name:
                 speakers.setdefault(m.sender_name, set()).add(m.sender_id)
+        pieces = render(renderer, kept, quoted)
         return Window(
-            kept, render(renderer, kept, quoted), quoted, spoken[-1] if spoken else None,
+            kept, pieces, self._count(pieces), quoted, spoken[-1] if spoken else None,
             lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 

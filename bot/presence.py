@@ -22,11 +22,9 @@ from bot.message import Message, Origin, Scene
 from bot.pacing import Budget, answer_delay_s, bubble_gap_s
 from bot.persona import Pacing, Persona
 from bot.reply import Look, Replier
+from bot.scenes import Scenes
 from bot.segments import to_segments
 
-STATE_KIND, PERSONA_KIND = "state", "persona"
-"""Scene-log kinds: what the twin does there (on, off, held, or on by default); which persona answers there."""
-_DEFAULT = "default"
 _RETRY_S = 2.0
 
 
@@ -87,7 +85,8 @@ class Presence:
         rng: random.Random | None = None,
     ) -> None:
         self._chat = settings.chat
-        self._superusers = settings.onebot.superusers
+        self.scenes = Scenes(settings, archive)
+        """What is set for each scene."""
         self._archive = archive
         self._replier = replier
         self._persona_of = persona_of
@@ -109,12 +108,12 @@ class Presence:
             message: stored already.
             account: the bot's QQ number it was sent to.
         """
-        if self.stale(message) or not self.is_on(message.scene):
+        if self.stale(message) or not self.scenes.is_on(message.scene):
             return
         turn = self._turns.setdefault(message.scene, _Turn())
         turn.account = account
         turn.clock = message.time - datetime.now(UTC)
-        if self._held(message.scene):
+        if self.scenes.is_held(message.scene):
             return
         turn.fresh.add(message.id)
         turn.newest = message.id
@@ -137,8 +136,7 @@ class Presence:
         self._stop(turn, "held")
         turn.again = False
         turn.fresh.clear()
-        if self.is_on(message.scene):
-            self._archive.note(message.scene, STATE_KIND, "held", datetime.now(UTC))
+        self.scenes.hold(message.scene)
 
     def recalled(self, scene: Scene, message_id: str) -> None:
         """A message was taken back: an answer being prepared, perhaps on its ground, is dropped and decided anew.
@@ -163,34 +161,11 @@ class Presence:
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
-        self._archive.note(scene, STATE_KIND, "on" if on else "off", now)
+        self.scenes.switch(scene, on, now)
         if not on and (turn := self._turns.get(scene)):
             self._stop(turn, "off")
             turn.again = False
             turn.fresh.clear()
-
-    def is_on(self, scene: Scene) -> bool:
-        """Whether the scene is answered; a default is written down when it is first asked for, and when it changes."""
-        state = self._archive.latest(scene, STATE_KIND)
-        if state is not None and state[0] != _DEFAULT:
-            return state[0] != "off"
-        on = (scene.private and scene.id in self._superusers) or str(scene) in self._chat.scenes
-        if on != (state is not None):
-            self._archive.note(scene, STATE_KIND, _DEFAULT if on else "off", datetime.now(UTC))
-        return on
-
-    def _held(self, scene: Scene) -> bool:
-        """Whether the person spoke there themselves a while ago; the end of the hold is written down when noticed."""
-        state = self._archive.latest(scene, STATE_KIND)
-        if state is None or state[0] != "held":
-            return False
-        now = datetime.now(UTC)
-        if (now - state[1]).total_seconds() < self._chat.hold_s:
-            return True
-        log = self._archive.timeline(scene, STATE_KIND)
-        before = next((value for _, value in reversed(log) if value != "held"), "on")
-        self._archive.note(scene, STATE_KIND, before, now)
-        return False
 
     async def close(self) -> None:
         """Stop everything; a bubble being sent is finished."""
@@ -259,7 +234,7 @@ class Presence:
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
-        if hindrance := self.budget.hindrance(scene, time.monotonic()):
+        if hindrance := self._hindrance(scene):
             self._record(look, hindrance)
             return
         pacing = persona.version.manifest.pacing if persona.version else Pacing()
@@ -274,13 +249,19 @@ class Presence:
             self._record(look, "failed: engine")
             raise
 
+    def _hindrance(self, scene: Scene) -> str | None:
+        """What forbids a bubble to a scene now: quiet hours, or what the budget says; or nothing."""
+        if self.scenes.is_quiet(scene, datetime.now(UTC)):
+            return "quiet"
+        return self.budget.hindrance(scene, time.monotonic())
+
     async def _look(self, scene: Scene, persona: Persona, turn: _Turn) -> Look | None:
         def draw_of(burst: str) -> float:
             if turn.burst != burst:
                 turn.burst, turn.draw = burst, self._rng.random()
             return turn.draw
 
-        return await self._replier.look(scene, persona, turn.account, draw_of)
+        return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))
 
     async def _speak(self, look: Look, turn: _Turn, pacing: Pacing, speak_at: float, rng: random.Random) -> None:
         bubbles = self._replier.bubbles(look)
@@ -292,7 +273,8 @@ class Presence:
                 if not segments:
                     continue
                 await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
-                if hindrance := self.budget.hindrance(look.scene, time.monotonic()):
+                await asyncio.sleep(self.budget.wait_s(time.monotonic()))
+                if hindrance := self._hindrance(look.scene):
                     self._record(look, hindrance if not sent else "cut short")
                     return
                 quote = look.quotes(turn.newest) if not sent else None

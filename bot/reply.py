@@ -1,9 +1,10 @@
 """decide → generate → bubbles, and why: one look at a scene."""
 
 import re
+import time
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from bot.archive import Decision
@@ -32,8 +33,10 @@ class Look:
         verdict: whether to speak, and why.
         to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard.
         request: what the engine was asked, to go on from.
+        tokens: of its prompt.
         speakers: recent names, for `@昵称` in the answer.
         sticker: finds the market faces the person used.
+        took_ms: milliseconds until the decision (`look`) and from there to the first bubble (`words`).
     """
 
     scene: Scene
@@ -43,8 +46,10 @@ class Look:
     moment: Moment
     to: Message
     request: Request
+    tokens: int
     speakers: dict[str, set[str]]
     sticker: Sticker
+    took_ms: dict[str, int] = field(default_factory=dict)
 
     def quotes(self, newest: str) -> str | None:
         """Id of the message the answer has to quote, since others' words stand between them; None: it stands next.
@@ -63,6 +68,7 @@ class Look:
         why = {
             "p_silent": m.p_silent, "p_speak": v.p_speak, "draw": v.draw, "terms": v.terms, "burst": m.burst,
             "mentioned": m.mentioned, "quoted": m.quoted, "named": m.named,
+            "tokens": self.tokens, "took_ms": self.took_ms,
         }  # fmt: skip
         version = self.persona.version.name if self.persona.version else None
         return Decision(self.scene, self.exchange.heard[-1].id, now, self.persona.name, version, outcome, why)
@@ -82,7 +88,9 @@ class Replier:
         self._memory = memory
         self._engine = engine
 
-    async def look(self, scene: Scene, persona: Persona, account: str, draw_of: Callable[[str], float]) -> Look | None:
+    async def look(
+        self, scene: Scene, persona: Persona, account: str, draw_of: Callable[[str], float], bias: float = 0.0
+    ) -> Look | None:
         """Decide whether to speak now; None when there is nothing to decide (the last word was ours).
 
         Args:
@@ -90,6 +98,7 @@ class Replier:
             persona: who answers there.
             account: the bot's own QQ number; mentioning it means the persona.
             draw_of: first message id of a burst → uniform in [0, 1), the same at every re-decision of the burst.
+            bias: log-odds added to speaking in this scene.
 
         Raises:
             EngineError: the model cannot be evaluated.
@@ -97,6 +106,7 @@ class Replier:
         """
         if persona.version is None and persona.refused is not None:
             raise PersonaError(persona.refused)
+        started = time.monotonic()
         voice = self.voice(persona)
         window = self._memory.window(scene, persona, voice.format)
         if not window.exchanges or window.exchanges[-1].said or not window.exchanges[-1].heard:
@@ -107,9 +117,12 @@ class Replier:
         p_silent = await self._engine.p_silent(request) if persona.version else None
         moment = self._moment(window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
-        verdict = decide(moment, calibration, self._shifts(moment, persona), draw)
+        verdict = decide(moment, calibration, self._shifts(moment, persona) | {"scene": bias}, draw)
         to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
-        return Look(scene, persona, window.exchanges[-1], verdict, moment, to, request, window.speakers, window.sticker)
+        return Look(
+            scene, persona, window.exchanges[-1], verdict, moment, to, request, window.tokens, window.speakers,
+            window.sticker, {"look": _ms_since(started)},
+        )  # fmt: skip
 
     def voice(self, persona: Persona) -> Voice:
         """What the engine needs to speak as a persona: its version's LoRA, or the bare base."""
@@ -128,6 +141,7 @@ class Replier:
             EngineError: the generation failed.
         """
         said: list[str] = []
+        started = time.monotonic()
         lines = self._engine.bubbles(look.request)
         try:
             async for line in lines:
@@ -136,6 +150,7 @@ class Replier:
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
+                look.took_ms.setdefault("words", _ms_since(started))
                 said.append(bubble)
                 yield bubble
                 if len(said) >= self._settings.chat.max_bubbles:
@@ -158,6 +173,10 @@ class Replier:
             "name": chat.name_shift if moment.named else 0.0,
             "bias": persona.spec.reply.bias,
         }
+
+
+def _ms_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1000)
 
 
 def asked(exchange: Exchange, ids: Collection[str], window: Window) -> Message:

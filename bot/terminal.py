@@ -12,8 +12,8 @@ from bot.decision import TERMS
 from bot.errors import EngineError, PersonaError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
-from bot.presence import PERSONA_KIND
 from bot.reply import Look
+from bot.scenes import PERSONA_KIND
 from bot.twin import Twin
 
 ME, ACCOUNT = "1", "2"

@@ -21,9 +21,10 @@ from bot.errors import ArchiveError, EngineError, PersonaError, TwinError
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Personas
-from bot.presence import PERSONA_KIND, Presence, Transport
+from bot.presence import Presence, Transport
 from bot.remote import RemoteEngine
 from bot.reply import Replier
+from bot.scenes import PERSONA_KIND
 from bot.serving import LlamaEngine
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "demo" / "personas"
@@ -59,6 +60,9 @@ class Twin:
         self.memory = Memory(archive, settings, engine.count)
         self.replier = Replier(settings, self.memory, engine)
         self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
+        self.started = now()
+        self.next_night: Callable[[], datetime | None] = lambda: None
+        """When the next night starts, as far as it is known; set by whoever plans it."""
         self.owner_lines: Callable[[str], Awaitable[None]] | None = None
         """Sends a line to the owners, TwinError if it reached none; set by whoever can reach them."""
         self.archive_retry_s = 3.0
@@ -173,10 +177,10 @@ class Twin:
         Raises:
             PersonaError: neither can be loaded.
         """
-        chosen = self.archive.latest(scene, PERSONA_KIND)
-        if chosen is not None:
+        chosen = self.presence.scenes.persona(scene)
+        if chosen != self.settings.chat.persona:
             try:
-                return self.load(chosen[0])
+                return self.load(chosen)
             except PersonaError as e:
                 self._complain(str(e))
         return self.load(self.settings.chat.persona)

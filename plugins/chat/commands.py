@@ -1,12 +1,19 @@
 """/twin, /why, /memory and /about."""
 
+import time
 from datetime import tzinfo
+from statistics import median
 
 from bot.archive import Decision
 from bot.commands import Call, Who
 from bot.decision import TERMS
-from bot.twin import Twin
+from bot.hours import in_hours
+from bot.scenes import BIAS_KIND, QUIET_KIND
+from bot.twin import Twin, now
 from plugins.chat import texts
+
+BIAS_MAX = 20.0
+"""Log-odds: beyond, it always or never speaks anyway."""
 
 
 def register(twin: Twin) -> None:
@@ -20,6 +27,10 @@ def register(twin: Twin) -> None:
                 return texts.ON if on else texts.OFF
             case ("status",) | ():
                 return _status(twin, call)
+            case ("bias", shift):
+                return _bias(twin, call, shift)
+            case ("quiet", hours):
+                return _quiet(twin, call, hours)
             case _:
                 return texts.TWIN_USAGE
 
@@ -30,8 +41,11 @@ def register(twin: Twin) -> None:
         return texts.MEMORY_CLEARED
 
     async def why(call: Call) -> str:
-        found = twin.archive.decisions(call.scene)
-        return explain(found[0], twin.settings.zone) if found else texts.WHY_NONE
+        if call.quoted is not None:
+            found = twin.archive.decision_on(call.scene, call.quoted)
+            return explain(found, twin.settings.zone) if found else texts.WHY_NONE_ON_IT
+        newest = twin.archive.decisions(call.scene)
+        return explain(newest[0], twin.settings.zone) if newest else texts.WHY_NONE
 
     async def about(call: Call) -> str:
         persona = twin.persona_of(call.scene)
@@ -45,12 +59,46 @@ def register(twin: Twin) -> None:
     twin.commands.add("about", Who.EVERYONE, about)
 
 
+def _bias(twin: Twin, call: Call, shift: str) -> str:
+    try:
+        value = float(shift)
+    except ValueError:
+        return texts.TWIN_USAGE
+    if not abs(value) <= BIAS_MAX:
+        return texts.TWIN_USAGE
+    twin.presence.scenes.type(call.scene, BIAS_KIND, str(value), call.time)
+    return texts.BIAS.format(bias=value)
+
+
+def _quiet(twin: Twin, call: Call, hours: str) -> str:
+    wanted = "" if hours == "off" else hours
+    try:
+        in_hours(wanted, call.time.time())
+    except ValueError:
+        return texts.TWIN_USAGE
+    twin.presence.scenes.type(call.scene, QUIET_KIND, wanted, call.time)
+    return texts.QUIET.format(hours=wanted) if wanted else texts.QUIET_OFF
+
+
 def _status(twin: Twin, call: Call) -> str:
-    persona = twin.persona_of(call.scene)
+    persona, scenes, zone = twin.persona_of(call.scene), twin.presence.scenes, twin.settings.zone
+    midnight = now().astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    today = twin.archive.decisions_since(midnight, call.scene)
+    took = [sum(d.why["took_ms"].values()) for d in today if d.outcome == "spoke" and d.why.get("took_ms")]
+    next_night = twin.next_night()
+    hours = (now() - twin.started).total_seconds() / 3600
     return texts.STATUS.format(
-        state=texts.STATE_ON if twin.presence.is_on(call.scene) else texts.STATE_OFF,
+        state=texts.STATE_ON if scenes.is_on(call.scene) else texts.STATE_OFF,
         persona=persona.spec.display_name,
         version=persona.version.name if persona.version else texts.BASE_VERSION,
+        hours=hours,
+        decisions=len(today),
+        replies=sum(d.outcome == "spoke" for d in today),
+        took=f"{median(took) / 1000:.1f} 秒" if took else "—",
+        left=twin.presence.budget.left(call.scene, time.monotonic()),
+        bias=scenes.bias(call.scene),
+        quiet=scenes.quiet_hours(call.scene) or "无",
+        night=next_night.astimezone(zone).strftime("%m-%d %H:%M") if next_night else "—",
     )
 
 
@@ -68,5 +116,7 @@ def explain(decision: Decision, zone: tzinfo) -> str:
         p_speak=why.get("p_speak", 0.0),
         draw=why.get("draw", 0.0),
         p_silent="—" if p_silent is None else f"{p_silent:.0%}",
+        tokens=why.get("tokens", "—"),
+        took="，".join(f"{texts.TOOK.get(k, k)} {ms} 毫秒" for k, ms in why.get("took_ms", {}).items()) or "—",
         terms="，".join(f"{TERMS.get(name, name)} {value:+.1f}" for name, value in terms),
     )

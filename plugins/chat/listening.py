@@ -37,6 +37,8 @@ class Listener:
         if self._twin.commands.is_command(stored.text) and self._twin.presence.stale(stored):
             logger.info("a command of long ago is not obeyed any more")
             return
+        if self._twin.commands.is_command(stored.text) and not self._commands_here(stored, account):
+            return
         answer = await self._twin.commands.run(stored, role, account)
         if answer is not None:
             await self._answer(stored, account, answer)
@@ -45,6 +47,11 @@ class Listener:
                 self._twin.presence.own_words(stored)
             else:
                 self._twin.presence.heard(stored, account)
+
+    def _commands_here(self, message: Message, account: str) -> bool:
+        """Whether a command is answered in its scene: the owners' always are."""
+        owner = message.sender_id in (account, *self._twin.settings.onebot.superusers)
+        return owner or self._twin.presence.scenes.commands(message.scene)
 
     async def _answer(self, message: Message, account: str, text: str) -> None:
         """Send a command's answer; stored as `system`, so that the model never sees it.

@@ -13,6 +13,7 @@ _driver = get_driver()
 _twin = _driver.config.twin
 nights = Nights(_twin, _driver.config.config_path)
 schedule = Schedule(_twin.settings, nights)
+_twin.next_night = schedule.next_night
 commands.register(_twin, nights)
 _driver.on_startup(schedule.start)
 _driver.on_shutdown(schedule.stop)

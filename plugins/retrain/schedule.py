@@ -53,6 +53,11 @@ class Schedule:
             self._write(now)
         self._scheduler.start()
 
+    def next_night(self) -> datetime | None:
+        """When the next one starts; None where none is planned."""
+        due = [job.next_run_time for job in self._scheduler.get_jobs() if job.next_run_time is not None]
+        return min(due, default=None) if self._scheduler.running else None
+
     async def stop(self) -> None:
         """Stop watching."""
         if self._scheduler.running:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from datetime import time as dtime
 
 import pytest
 from chats import GROUP, PRIVATE
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from bot.config import Chat
 from bot.errors import SendFailure
+from bot.hours import in_hours
 from bot.message import Scene
 from bot.pacing import DEFAULT_DELAY_S, DEFAULT_GAP_S, Budget, answer_delay_s, bubble_gap_s, quantile
 from bot.persona import Pacing
@@ -69,6 +71,36 @@ def test_a_scene_is_full_after_its_minute_and_free_again_later() -> None:
     assert budget.hindrance(GROUP, 59) == "budget"
     assert budget.hindrance(PRIVATE, 59) is None
     assert budget.hindrance(GROUP, 60.5) is None
+
+
+ASKED = ["00:00", "06:59", "07:00", "08:59", "09:00", "17:29", "17:30", "23:29", "23:30"]
+
+
+def test_hours_and_days_are_full_too() -> None:
+    budget = Budget(Chat(scene_per_minute=2, scene_per_hour=3, scene_per_day=5, account_per_day=6))
+    sent = [n for n in range(0, 80_000, 10) if budget.hindrance(GROUP, n) is None and budget.spend(GROUP, n) is None]
+    assert sent == [0, 10, 70, 3610, 3620]
+    assert budget.left(GROUP, 80_000) == 0
+    assert budget.left(PRIVATE, 80_000) == 1
+    assert budget.left(GROUP, 86_405) == 1, "the first was sent more than a day ago"
+
+
+def test_bubbles_of_the_account_are_spread() -> None:
+    budget = Budget(Chat(account_gap_s=0.5))
+    assert [budget.wait_s(10.0), budget.wait_s(10.1), budget.wait_s(10.2), budget.wait_s(20.0)] == pytest.approx(
+        [0.0, 0.4, 0.8, 0.0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("hours", "quiet"),
+    [
+        ("", []), ("09:00-17:30", ["09:00", "17:29"]), ("23:30-07:00", ["23:30", "00:00", "06:59"]),
+        ("12:00-12:00", ASKED),
+    ],
+)  # fmt: skip
+def test_hours_may_run_over_midnight(hours: str, quiet: list[str]) -> None:
+    assert [t for t in ASKED if in_hours(hours, dtime.fromisoformat(t))] == sorted(quiet)
 
 
 def test_the_account_is_full_whatever_the_scene() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
 
 from bot.archive import Archive
-from bot.config import Chat, OneBot, Settings
+from bot.config import Chat, OneBot, PerScene, Settings
 from bot.engine import Request
 from bot.errors import EngineError, SendError, SendFailure
 from bot.memory import Memory
@@ -105,7 +106,7 @@ class Stage:
     """A presence with its parts, and a clock for messages."""
 
     def __init__(self, archive: Archive, **chat: Any) -> None:
-        values = {"debounce_s": DEBOUNCE_S, "delay_scale": 0.0, "scenes": (str(GROUP),)} | chat
+        values = {"debounce_s": DEBOUNCE_S, "delay_scale": 0.0, "account_gap_s": 0.0, "scenes": (str(GROUP),)} | chat
         self.settings = Settings(chat=Chat(**values), onebot=OneBot(superusers=(ME,)))
         self.archive, self.engine, self.wire, self.draws = archive, Script(), Wire(), Draws()
         self.told: list[str] = []
@@ -400,18 +401,74 @@ async def test_the_owners_private_chat_is_on_by_default_and_that_is_written_down
     noted = stage.archive.latest(OWNER, "state")
     assert noted is not None
     assert noted[0] == "default"
-    assert not stage.presence.is_on(PRIVATE)
+    assert not stage.presence.scenes.is_on(PRIVATE)
     assert stage.archive.latest(PRIVATE, "state") is None
 
 
 async def test_a_scene_that_is_no_longer_answered_by_default_is_off(archive: Archive) -> None:
-    assert Stage(archive).presence.is_on(GROUP)
+    assert Stage(archive).presence.scenes.is_on(GROUP)
     later = Stage(archive, scenes=())
-    assert not later.presence.is_on(GROUP)
-    assert not later.presence.is_on(GROUP)
+    assert not later.presence.scenes.is_on(GROUP)
+    assert not later.presence.scenes.is_on(GROUP)
     assert [value for _, value in archive.timeline(GROUP, "state")] == ["default", "off"]
     later.presence.switch(GROUP, True, datetime.now(UTC))
-    assert Stage(archive, scenes=()).presence.is_on(GROUP), "what was said in the chat outlives bot.toml"
+    assert Stage(archive, scenes=()).presence.scenes.is_on(GROUP), "what was said in the chat outlives bot.toml"
+
+
+async def test_in_quiet_hours_nothing_is_said_and_why_is_kept(archive: Archive) -> None:
+    stage = Stage(archive, quiet_hours="00:00-00:00")
+    stage.hear("在吗")
+    await stage.quiet()
+    assert (stage.said, stage.outcomes()) == ([], ["quiet"])
+    stage.presence.scenes.type(GROUP, "quiet", "", datetime.now(UTC))
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.said == ["好呀"], "what was typed there goes before bot.toml"
+
+
+async def test_what_is_set_for_a_scene_in_bot_toml_holds_there_alone(archive: Archive) -> None:
+    stage = Stage(archive, per_scene={str(GROUP): PerScene(persona="me", bias=-99.0, commands=False)})
+    scenes = stage.presence.scenes
+    assert [(scenes.persona(s), scenes.bias(s), scenes.commands(s)) for s in (GROUP, PRIVATE)] == [
+        ("me", -99.0, False), ("xiaoman", 0.0, True),
+    ]  # fmt: skip
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.outcomes() == ["silent"]
+    (decision,) = archive.decisions(GROUP)
+    assert decision.why["terms"]["shift:scene"] == -99.0
+    stage.presence.scenes.type(GROUP, "bias", "1.5", datetime.now(UTC))
+    assert Stage(archive).presence.scenes.bias(GROUP) == 1.5, "what was typed outlives a restart"
+
+
+async def test_answers_to_several_scenes_are_spread(archive: Archive) -> None:
+    stage = Stage(archive, account_gap_s=0.3, scenes=tuple(f"group:{n}" for n in range(1, 4)))
+    times: list[float] = []
+    stage.engine.before_line = None
+    send = stage.wire.send
+
+    async def timed(*args: Any) -> str:
+        times.append(time.monotonic())
+        return await send(*args)
+
+    stage.wire.send = timed  # type: ignore[method-assign]
+    for n in range(1, 4):
+        stage.hear("在吗", Scene("group", str(n)))
+    await stage.quiet()
+    assert len(times) == 3
+    assert min(b - a for a, b in pairwise(times)) > 0.25
+
+
+async def test_a_decision_says_what_it_took(stage: Stage) -> None:
+    stage.hear("在吗")
+    await stage.quiet()
+    (decision,) = stage.archive.decisions(GROUP)
+    assert set(decision.why["took_ms"]) == {"look", "words"}
+    assert decision.why["tokens"] > 10
+    twin_said = stage.archive.window(GROUP, 1)[0]
+    assert stage.archive.decision_on(GROUP, twin_said.id) == decision
+    assert stage.archive.decision_on(GROUP, decision.message_id) == decision
+    assert stage.archive.decision_on(GROUP, "nobody") is None
 
 
 async def test_a_stale_message_is_not_answered(stage: Stage) -> None:

@@ -82,6 +82,33 @@ async def test_what_the_persona_ignores_gets_no_answer_and_why_says_so(daemon: D
     assert "配置·偏置 -30.0" in why
 
 
+async def test_why_of_one_message_is_told_where_it_is_quoted(daemon: Daemon, client: NapCat) -> None:
+    await client.say("/twin on", user=OWNER, group=292)
+    await client.expect(1)
+    asked = await client.say("在吗", group=292)
+    (answer,) = await client.expect(1)
+    daemon.wait(lambda: daemon.outcomes("group:292") == ["spoke"])
+    await client.say("/twin quiet 00:00-00:00", user=OWNER, group=292)
+    assert "00:00-00:00 不说话" in (await client.expect(1))[0].text
+    unanswered = await client.say("晚安", group=292)
+    daemon.wait(lambda: daemon.outcomes("group:292") == ["spoke", "quiet"])
+    told = []
+    for quoted in (asked, answer.id, unanswered):
+        await client.say("/why", user=OWNER, group=292, quotes=quoted)
+        told.append((await client.expect(1))[0].text)
+    assert ["：说了\n" in text for text in told] == [True, True, False]
+    assert "想说，但现在是安静时段" in told[2]
+    assert "个 token；决定 " in told[0]
+    status = await client.ask("/twin status", user=OWNER, group=292)
+    assert "今天这里看了 2 次，说了 1 次" in status
+    assert "安静时段 00:00-00:00" in status
+
+
+@pytest.mark.parametrize("words", ["/twin bias nan", "/twin bias 21", "/twin quiet 25:00-26:00", "/twin what"])
+async def test_a_command_typed_wrong_says_how(client: NapCat, words: str) -> None:
+    assert "用法：/twin on|off|status" in await client.ask(words, user=OWNER, group=GROUP)
+
+
 async def test_cq_code_in_the_models_text_arrives_as_plain_text(client: NapCat) -> None:
     await client.say("叫大家", user=103)
     (answer,) = await client.expect(1)
@@ -103,14 +130,14 @@ async def test_a_quote_overtaken_by_its_successor_is_put_in_order(daemon: Daemon
 
 
 async def test_an_answer_to_words_that_were_talked_over_quotes_them(daemon: Daemon, client: NapCat) -> None:
-    await client.say("/twin on", user=OWNER, group=291)
+    await client.say("/twin on", user=OWNER, group=293)
     await client.expect(1)
-    asked = await client.say([napcat.at(ACCOUNT), napcat.text("在吗")], group=291, user=141)
-    await client.say("晚安", group=291, user=142)
+    asked = await client.say([napcat.at(ACCOUNT), napcat.text("在吗")], group=293, user=141)
+    await client.say("晚安", group=293, user=142)
     first = (await client.expect(1))[0]
     assert first.segments[0] == {"type": "reply", "data": {"id": str(asked)}}
     assert first.text
-    daemon.wait(lambda: any(m.origin is Origin.TWIN and m.reply_to == str(asked) for m in daemon.stored("group:291")))
+    daemon.wait(lambda: any(m.origin is Origin.TWIN and m.reply_to == str(asked) for m in daemon.stored("group:293")))
 
 
 async def test_a_recall_before_the_answer_leaves_no_answer(daemon: Daemon, client: NapCat) -> None:

@@ -63,7 +63,7 @@ def settings(base: Path, **changed: dict[str, Any]) -> dict[str, dict[str, Any]]
         "conversation": {"burst_gap_s": 3},
         "chat": {
             "scenes": SCENES, "debounce_s": 0.3, "delay_scale": 0.0, "hold_s": 3.0, "scene_per_minute": 100,
-            "account_per_minute": 1000, "shadowed_pause_s": 0.0,
+            "account_gap_s": 0.0, "account_per_minute": 1000, "shadowed_pause_s": 0.0,
         },
         "retrain": {"enabled": False},
         "log": {"level": "DEBUG"},
