@@ -225,6 +225,13 @@ class Chat(Section):
     """Hours in which nothing is said, "23:30-07:00"; empty: none, since when the person sleeps is learned."""
     debounce_s: float = Field(1.5, ge=0)
     """Wait after each bubble before the twin looks, so that a run of bubbles is one turn (seconds)."""
+    debounce_max_s: float = Field(5.0, ge=0)
+    """The wait grows to the speaker's own rhythm, up to this (seconds); not when they mention or quote."""
+    mark_as_read: bool = True
+    """Show what was looked at as read, answered or not, where the client can. Turn it off on an account you read
+    yourself."""
+    show_typing: bool = True
+    """Show in private chats that something is being typed, where the client can."""
     max_redecisions: int = Field(2, ge=0)
     """How often newer words may make it decide anew before the first bubble is out."""
     hold_s: float = Field(600, ge=0)

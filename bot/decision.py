@@ -5,11 +5,11 @@ version's manifest, and added to by the configured shifts in the open: `/why` sh
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 
-from bot.message import Message
+from bot.message import Message, Origin
 from bot.persona import Calibration
 from bot.prompt import Exchange
 
@@ -17,7 +17,7 @@ TERMS = {
     "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
     "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "时辰1", "hour_cos": "时辰2",
     "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
-    "shift:scene": "配置·本场景",
+    "shift:scene": "配置·本场景", "shift:loop": "像两个程序对聊",
 }  # fmt: skip
 """What the terms of a decision are called where people read them: in `/why`, in QQ and in the terminal."""
 LOG_ODDS_MAX = 12.0
@@ -25,6 +25,8 @@ LOG_ODDS_MAX = 12.0
 FEATURES = ("log_odds", "since_spoke", "private", "mentioned", "quoted", "named", "burst", "hour_sin", "hour_cos")
 """Names of all features, in the order of the fit."""
 _LONG_AGO_S = 3 * 86400.0
+LOOP_REPLY_S, LOOP_FREE, LOOP_SHIFT = 10.0, 12, 0.5
+"""Seconds in which a program answers; such exchanges in a row that cost nothing; log-odds off for each further one."""
 
 UNCALIBRATED = Calibration(
     intercept=-3.0, weights={"private": 5.0, "mentioned": 3.0, "quoted": 3.0, "named": 2.5, "since_spoke": -0.1}
@@ -109,6 +111,26 @@ def moment_of(
         burst=len(exchange.heard),
         hour=local_hour(exchange.decided_at, zone),
     )
+
+
+def loop_shift(history: Sequence[Exchange]) -> float:
+    """Log-odds taken off where the newest exchanges look like two programs talking.
+
+    Counted are the exchanges, the newest first, in which one and the same other speaker answers the twin within
+    `LOOP_REPLY_S`. People pause; two bots never do, and the longer it goes the less is said, until one falls silent.
+
+    Args:
+        history: oldest first; the last one is to be decided.
+    """
+    other, run = history[-1].first.sender_id, 0
+    for earlier, later in zip(history[-2::-1], history[:0:-1], strict=True):
+        senders = {m.sender_id for m in (*earlier.heard, *later.heard)}
+        if not earlier.said or earlier.said[-1].origin is not Origin.TWIN or senders != {other} or not later.heard:
+            break
+        if (later.heard[0].time - earlier.said[-1].time).total_seconds() > LOOP_REPLY_S:
+            break
+        run += 1
+    return -LOOP_SHIFT * max(0, run - LOOP_FREE)
 
 
 def local_hour(time: datetime, zone: tzinfo) -> float:

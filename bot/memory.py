@@ -33,6 +33,7 @@ class Window:
 
     Args:
         exchanges: oldest first; the last one is to be decided if nothing was said in it.
+        before: the same and what no longer fits, as far as it was read.
         pieces: the prompt up to the open assistant header.
         tokens: of the prompt.
         quoted: finds a quoted message.
@@ -43,6 +44,7 @@ class Window:
     """
 
     exchanges: Sequence[Exchange]
+    before: Sequence[Exchange]
     pieces: Sequence[Piece]
     tokens: int
     quoted: Callable[[Message], Message | None]
@@ -95,7 +97,7 @@ class Memory:
                 speakers.setdefault(m.sender_name, set()).add(m.sender_id)
         pieces = render(renderer, kept, quoted)
         return Window(
-            kept, pieces, self._count(pieces), quoted, spoken[-1] if spoken else None,
+            kept, found, pieces, self._count(pieces), quoted, spoken[-1] if spoken else None,
             lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 

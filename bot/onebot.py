@@ -35,6 +35,7 @@ from bot.message import Origin, Scene, Segment
 from bot.segments import to_text
 
 _RECONNECT_S = 3.0
+_SHOWN_WITHIN_S, _NO_SUCH_ACTION = 5.0, 1404
 _LOST_S = 120.0
 """A send without an answer may still be delivered, and its echo come, for so long."""
 _RAW = "twin_raw"
@@ -389,6 +390,8 @@ class OneBotTransport:
         self._outbox = outbox
         self._timeout_s = timeout_s
         self._bots = bots
+        self._missing: set[tuple[str, str]] = set()
+        """(account, action) that its client does not know."""
 
     async def send(
         self, account: str, scene: Scene, segments: list[dict[str, Any]], origin: Origin = Origin.TWIN
@@ -425,6 +428,28 @@ class OneBotTransport:
             maybe = failure in (SendFailure.UNKNOWN, SendFailure.SHADOWED)
             await self._outbox.end(flight, message_id, lost=maybe)
         return message_id
+
+    async def seen(self, account: str, scene: Scene, message_id: str) -> None:
+        """Show that a scene was read up to a message; NapCat, LLBot and Lagrange know `mark_msg_as_read`."""
+        await self._show(account, "mark_msg_as_read", message_id=int(message_id) if message_id.isdecimal() else None)
+
+    async def typing(self, account: str, scene: Scene) -> None:
+        """Show in a private chat that something is being typed; NapCat and LLBot know `set_input_status`."""
+        await self._show(account, "set_input_status", user_id=scene.id, event_type=1)
+
+    async def _show(self, account: str, action: str, **params: Any) -> None:
+        """Do what only shows something: where the client fails or does not know it, nothing happens."""
+        bot = next((b for b in self._bots().values() if account in b.numbers), None)
+        if bot is None or None in params.values() or (account, action) in self._missing:
+            return
+        try:
+            await bot.call_api(action, **params, _timeout=_SHOWN_WITHIN_S)
+        except ActionFailed as e:
+            if e.info.get("retcode") == _NO_SUCH_ACTION:
+                self._missing.add((account, action))
+                logger.info("the OneBot client has no {}: not shown", action)
+        except (ApiNotAvailable, NetworkError):
+            logger.debug("{} was not answered", action)
 
 
 def _words(error: Exception) -> str:

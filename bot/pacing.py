@@ -5,10 +5,11 @@ import random
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 from bot.config import Chat
 from bot.errors import SendFailure
-from bot.message import Scene
+from bot.message import Message, Scene
 from bot.persona import Pacing
 
 DEFAULT_DELAY_S = (1.5, 2.5, 3.5, 4.5, 6.0, 8.0, 11.0, 15.0, 22.0, 40.0, 90.0)
@@ -18,6 +19,8 @@ DEFAULT_GAP_S = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.7, 4.6, 6.0, 8.5, 15.0)
 _GAP_CAP_S = 8.0
 _FAILURE_S = 600.0
 _DAY_S = 86_400.0
+_CHARACTERS_PER_S, _TYPING_CAP_S = 4.0, 5.0
+_BURST_S, _RHYTHM_MIN = 20.0, 5
 
 
 def quantile(values: Sequence[float], u: float) -> float:
@@ -39,6 +42,27 @@ def bubble_gap_s(pacing: Pacing, chat: Chat, rng: random.Random) -> float:
     """Seconds between two bubbles of one answer."""
     drawn = min(quantile(pacing.bubble_gap_s or DEFAULT_GAP_S, rng.random()), _GAP_CAP_S)
     return min(drawn * chat.delay_scale, chat.delay_cap_s)
+
+
+def typing_s(bubble: str) -> float:
+    """Seconds a person takes to type a bubble, as far as it is worth showing."""
+    return min(len(bubble) / _CHARACTERS_PER_S, _TYPING_CAP_S)
+
+
+def rhythm_s(messages: Sequence[Message], sender_id: str) -> float:
+    """Seconds in which four of five further bubbles of somebody come, where they come within a burst; 0 if unknown.
+
+    Args:
+        messages: of one scene, oldest first.
+        sender_id: whose.
+    """
+    gaps = sorted(
+        (later.time - earlier.time).total_seconds()
+        for earlier, later in pairwise(messages)
+        if earlier.sender_id == later.sender_id == sender_id
+    )
+    within = [g for g in gaps if g <= _BURST_S]
+    return quantile(within, 0.8) if len(within) >= _RHYTHM_MIN else 0.0
 
 
 class Budget:

@@ -6,6 +6,7 @@ number, at most `max_redecisions` times, until the first bubble is out.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -19,13 +20,15 @@ from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.pacing import Budget, answer_delay_s, bubble_gap_s
+from bot.pacing import Budget, answer_delay_s, bubble_gap_s, rhythm_s, typing_s
 from bot.persona import Pacing, Persona
 from bot.reply import Look, Replier
 from bot.scenes import Scenes
 from bot.segments import to_segments
 
 _RETRY_S = 2.0
+RHYTHM_MESSAGES = 60
+"""A scene's newest messages in which a speaker's rhythm is looked for."""
 
 
 class Transport(Protocol):
@@ -37,6 +40,14 @@ class Transport(Protocol):
         Raises:
             SendError: with how it failed.
         """
+        ...
+
+    async def seen(self, account: str, scene: Scene, message_id: str) -> None:
+        """Show that a scene was read up to a message, where the client can; never raises."""
+        ...
+
+    async def typing(self, account: str, scene: Scene) -> None:
+        """Show in a private chat that something is being typed, where the client can; never raises."""
         ...
 
 
@@ -57,6 +68,8 @@ class _Turn:
     """Ids heard that no finished decision has seen."""
     newest: str = ""
     """Id heard last; empty where it was taken back."""
+    waited: float = 0.0
+    """Seconds it waited for more words before the last look."""
     stopped: str = "cancelled"
     """What stopped the task last."""
 
@@ -203,7 +216,8 @@ class Presence:
     async def _guarded(self, scene: Scene, turn: _Turn) -> None:
         """The worker's edge: whatever goes wrong here is told, and the scene lives on."""
         try:
-            await asyncio.sleep(self._chat.debounce_s)
+            turn.waited = self._patience_s(scene, turn)
+            await asyncio.sleep(turn.waited)
             while True:
                 turn.again = turn.speaking = False
                 seen = set(turn.fresh)
@@ -216,9 +230,19 @@ class Presence:
                 if not turn.again:
                     return
                 turn.redecisions = 0
-                await asyncio.sleep(self._chat.debounce_s)
+                turn.waited = self._chat.debounce_s
+                await asyncio.sleep(turn.waited)
         except Exception as e:  # noqa: BLE001 - the worker loop's edge
             logger.opt(exception=e).error("the turn in a {} scene failed", scene.kind)
+
+    def _patience_s(self, scene: Scene, turn: _Turn) -> float:
+        """How long to wait for more words of whoever spoke last: as they write, and no longer when they address us."""
+        with contextlib.suppress(ArchiveError):
+            recent = self._archive.window(scene, RHYTHM_MESSAGES)
+            last = next((m for m in reversed(recent) if m.id == turn.newest), None)
+            if last is not None and turn.account not in last.mentions and last.reply_to is None:
+                return min(max(rhythm_s(recent, last.sender_id), self._chat.debounce_s), self._chat.debounce_max_s)
+        return self._chat.debounce_s
 
     async def _turn(self, scene: Scene, turn: _Turn) -> None:
         started = time.monotonic()
@@ -231,6 +255,8 @@ class Presence:
             raise
         if look is None:
             return
+        if self._chat.mark_as_read:
+            self._spawn(self._transport.seen(turn.account, scene, look.exchange.heard[-1].id))
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
@@ -239,7 +265,7 @@ class Presence:
             return
         pacing = persona.version.manifest.pacing if persona.version else Pacing()
         rng = random.Random(look.request.seed)
-        speak_at = started + max(0.0, answer_delay_s(pacing, self._chat, scene, rng) - self._chat.debounce_s)
+        speak_at = started + max(0.0, answer_delay_s(pacing, self._chat, scene, rng) - turn.waited)
         try:
             await self._speak(look, turn, pacing, speak_at, rng)
         except asyncio.CancelledError:
@@ -272,7 +298,7 @@ class Presence:
                 segments = to_segments(bubble, look.speakers, look.sticker)
                 if not segments:
                     continue
-                await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
+                await self._until(speak_at, look.scene, turn, bubble)
                 await asyncio.sleep(self.budget.wait_s(time.monotonic()))
                 if hindrance := self._hindrance(look.scene):
                     self._record(look, hindrance if not sent else "cut short")
@@ -292,6 +318,14 @@ class Presence:
             await bubbles.aclose()  # type: ignore[attr-defined]
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
+
+    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, bubble: str) -> None:
+        """Wait for a bubble's moment (monotonic seconds), typing it towards the end where that is shown."""
+        if scene.private and self._chat.show_typing:
+            await asyncio.sleep(max(0.0, speak_at - typing_s(bubble) - time.monotonic()))
+            if speak_at > time.monotonic():
+                self._spawn(self._transport.typing(turn.account, scene))
+        await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
 
     async def _deliver(
         self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]], *, first: bool

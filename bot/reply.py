@@ -9,7 +9,7 @@ from datetime import datetime
 
 from bot.archive import Decision
 from bot.config import Settings
-from bot.decision import Moment, Verdict, decide, moment_of
+from bot.decision import Moment, Verdict, decide, loop_shift, moment_of
 from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import PersonaError
 from bot.memory import Memory, Window
@@ -117,7 +117,8 @@ class Replier:
         p_silent = await self._engine.p_silent(request) if persona.version else None
         moment = self._moment(window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
-        verdict = decide(moment, calibration, self._shifts(moment, persona) | {"scene": bias}, draw)
+        shifts = self._shifts(moment, persona) | {"scene": bias, "loop": loop_shift(window.before)}
+        verdict = decide(moment, calibration, shifts, draw)
         to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
         return Look(
             scene, persona, window.exchanges[-1], verdict, moment, to, request, window.tokens, window.speakers,

@@ -25,6 +25,12 @@ HELP = "/persona [名字] /why /clear /quit"
 class NoTransport:
     """The terminal prints bubbles itself."""
 
+    async def seen(self, account: str, scene: Scene, message_id: str) -> None:
+        """Nothing to show."""
+
+    async def typing(self, account: str, scene: Scene) -> None:
+        """Nothing to show."""
+
     async def send(self, account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
         """Never called: nothing is sent from here."""
         raise AssertionError("the terminal sends nothing")

@@ -11,8 +11,8 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, PRIVATE, at, say
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.decision import FEATURES, Moment, decide, features, local_hour, moment_of, sigmoid, speak_log_odds
-from bot.message import Message
+from bot.decision import FEATURES, Moment, decide, features, local_hour, loop_shift, moment_of, sigmoid, speak_log_odds
+from bot.message import Message, Origin
 from bot.persona import Base, Calibration, Manifest, Version
 from bot.prompt import Exchange
 
@@ -29,6 +29,25 @@ def moment(*heard: Message, p_silent: float | None = None) -> Moment:
         Exchange(heard=list(heard)), last_spoke=at(-90), ids={ME, ACCOUNT}, names=("小满", "满满"),
         quoted=lambda m: own.get(m.reply_to or ""), ours=lambda m: m.sender_id == ME, zone=SHANGHAI, p_silent=p_silent,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n", "gap_s", "third", "origin", "shift"),
+    [
+        (16, 3, False, Origin.TWIN, -1.5), (13, 3, False, Origin.TWIN, 0.0), (16, 30, False, Origin.TWIN, 0.0),
+        (16, 3, True, Origin.TWIN, 0.0), (16, 3, False, Origin.HUMAN, 0.0),
+    ],
+)  # fmt: skip
+def test_only_quick_exchanges_with_one_other_look_like_a_loop(
+    n: int, gap_s: int, third: bool, origin: Origin, shift: float
+) -> None:
+    history = []
+    for i in range(n):
+        start = i * (gap_s + 2)
+        heard = say(start, "10002" if third and i == n - 2 else FRIEND, "好")
+        said = [say(start + 2, ACCOUNT, "好", origin=origin)] if i < n - 1 else []
+        history.append(Exchange(heard=[heard], said=said))
+    assert loop_shift(history) == shift
 
 
 def test_a_moment_tells_what_the_burst_was() -> None:

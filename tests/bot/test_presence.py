@@ -74,9 +74,16 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Scene, str]] = []
         self.quotes: list[str | None] = []
+        self.shown: list[tuple[str, Scene, str | None]] = []
         self.tried = 0
         self.failures: list[SendFailure] = []
         self.gate: asyncio.Event | None = None
+
+    async def seen(self, account: str, scene: Scene, message_id: str) -> None:
+        self.shown.append((account, scene, message_id))
+
+    async def typing(self, account: str, scene: Scene) -> None:
+        self.shown.append((account, scene, None))
 
     async def send(self, account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
         self.tried += 1
@@ -413,6 +420,57 @@ async def test_a_scene_that_is_no_longer_answered_by_default_is_off(archive: Arc
     assert [value for _, value in archive.timeline(GROUP, "state")] == ["default", "off"]
     later.presence.switch(GROUP, True, datetime.now(UTC))
     assert Stage(archive, scenes=()).presence.scenes.is_on(GROUP), "what was said in the chat outlives bot.toml"
+
+
+async def test_what_was_looked_at_is_shown_as_read_answered_or_not(archive: Archive) -> None:
+    stage = Stage(archive)
+    stage.hear("在吗")
+    await stage.quiet()
+    stage.presence.scenes.type(GROUP, "bias", "-200", datetime.now(UTC))
+    stage.hear("嗯", age_s=-1)
+    await stage.quiet()
+    assert stage.outcomes() == ["spoke", "silent"]
+    assert stage.wire.shown == [(ACCOUNT, GROUP, "m1"), (ACCOUNT, GROUP, "m2")]
+    unseen = Stage(archive, mark_as_read=False)
+    unseen.hear("嗯", sender=OTHER)
+    await unseen.quiet()
+    assert unseen.wire.shown == []
+
+
+async def test_typing_is_shown_in_private_before_every_bubble(archive: Archive) -> None:
+    stage = Stage(archive, scenes=(str(PRIVATE),), delay_scale=0.1, mark_as_read=False)
+    stage.engine.lines = ["一", "二"]
+    stage.hear("在吗", PRIVATE)
+    await stage.quiet()
+    assert stage.said == ["一", "二"]
+    assert stage.wire.shown == [(ACCOUNT, PRIVATE, None)] * 2
+
+
+async def test_the_wait_for_more_words_is_the_speakers_own(archive: Archive) -> None:
+    stage = Stage(archive, debounce_s=0.05, debounce_max_s=0.5)
+    for n in range(8):
+        when = datetime.now(UTC) - timedelta(seconds=60 - 4 * n)
+        archive.append([Message(f"slow{n}", GROUP, OTHER, "阿珍", when, "嗯")])
+    started = time.monotonic()
+    stage.hear("在吗", sender=OTHER)
+    await stage.quiet()
+    slow = time.monotonic() - started
+    started = time.monotonic()
+    stage.hear("在吗", sender=OTHER, mentions=(ACCOUNT,))
+    await stage.quiet()
+    addressed = time.monotonic() - started
+    assert slow > 0.5 > addressed + 0.1
+
+
+async def test_two_programs_do_not_talk_each_other_into_a_loop(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_minute=1000, account_per_minute=1000)
+    stage.persona = replace(stage.persona, spec=Spec(display_name="小满", reply=ReplyPolicy(bias=8)))
+    while "silent" not in stage.outcomes() and len(stage.said) < 100:
+        stage.hear("好的")
+        await stage.quiet()
+    assert 20 < len(stage.said) < 60, "it fell silent by itself, and not at once"
+    terms = [d.why["terms"].get("shift:loop", 0.0) for d in reversed(archive.decisions(GROUP, 100))]
+    assert terms[:15] == [*[0.0] * 13, -0.5, -1.0]
 
 
 async def test_in_quiet_hours_nothing_is_said_and_why_is_kept(archive: Archive) -> None:

@@ -109,6 +109,15 @@ async def test_a_command_typed_wrong_says_how(client: NapCat, words: str) -> Non
     assert "用法：/twin on|off|status" in await client.ask(words, user=OWNER, group=GROUP)
 
 
+async def test_what_was_read_is_shown_once_where_the_client_cannot(client: NapCat) -> None:
+    for text in ("在吗", "哦"):
+        await client.say(text, user=127)
+        await asyncio.sleep(1.0)
+    shown = [call["params"] for call in client.calls if call["action"] == "mark_msg_as_read"]
+    assert len(shown) == 1, "a client without it is asked once"
+    assert isinstance(shown[0]["message_id"], int)
+
+
 async def test_cq_code_in_the_models_text_arrives_as_plain_text(client: NapCat) -> None:
     await client.say("叫大家", user=103)
     (answer,) = await client.expect(1)
