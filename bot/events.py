@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bot.message import Message, Origin, Scene
-from bot.segments import to_text, whole
+from bot.segments import POKE, to_text, whole
 
 MESSAGE_TYPES = ("message", "message_sent")
+POKE_ID = "poke-"
+"""How the id of a poke begins: it has none of its own."""
 _DIGITS_MAX = 18
 """Digits of a sequence number at most: more do not fit the archive's 64-bit column."""
 
@@ -42,7 +44,7 @@ class MalformedEvent(ValueError):
 def read(
     event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None
 ) -> Message | Recall | Mute | None:
-    """The message, recall or mute of the account an event tells of; None for every other kind.
+    """The message or poke, recall, or mute of the account an event tells of; None for every other kind.
 
     Args:
         event: OneBot v11 event.
@@ -56,6 +58,8 @@ def read(
         return message(event, name_of)
     if kind == "notice" and event.get("notice_type") in ("group_recall", "friend_recall"):
         return _recall(event)
+    if kind == "notice" and (event.get("notice_type"), event.get("sub_type")) == ("notify", "poke"):
+        return _poke(event, name_of)
     if kind == "notice" and event.get("notice_type") == "group_ban":
         return _mute(event)
     return None
@@ -110,6 +114,25 @@ def _recall(event: Mapping[str, Any]) -> Recall:
         return Recall(Scene("group", _number(event, "group_id")), message_id, _number(event, "operator_id"), time)
     peer = _number(event, "user_id")
     return Recall(Scene("private", peer), message_id, peer, time)
+
+
+def _poke(event: Mapping[str, Any], name_of: Callable[[str], str | None]) -> Message:
+    """A poke as what is seen of it: `[戳一戳]`, with `@昵称` where somebody else than the account was poked.
+
+    Who poked: NapCat says `sender_id` in private, where `user_id` is the peer; LLBot and groups say `user_id`.
+    """
+    own, when = str(event.get("self_id", "")), _time(event)
+    target = _number(event, "target_id")
+    sender_id = _number(event, "sender_id") if event.get("sender_id") else _number(event, "user_id")
+    if event.get("group_id"):
+        scene = Scene("group", _number(event, "group_id"))
+    else:
+        scene = Scene("private", target if sender_id == own else sender_id)
+    whom = "" if target == own or scene.private else f"@{name_of(target) or target}"
+    return Message(
+        id=f"{POKE_ID}{int(when.timestamp())}-{sender_id}-{target}", scene=scene, sender_id=sender_id,
+        sender_name=name_of(sender_id) or "", time=when, text=f"{POKE}{whom}", mentions=(target,),
+    )  # fmt: skip
 
 
 def _mute(event: Mapping[str, Any]) -> Mute | None:

@@ -11,7 +11,7 @@ import contextlib
 import hmac
 import json
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -31,6 +31,7 @@ from nonebot.message import handle_event
 from nonebot.utils import DataclassEncoder
 
 from bot.errors import SendError, SendFailure
+from bot.events import POKE_ID
 from bot.message import Origin, Scene, Segment
 from bot.segments import to_text
 
@@ -326,7 +327,12 @@ class Outbox:
         self._ids: OrderedDict[tuple[Scene, str], Origin] = OrderedDict()
         self._flying: list[Flight] = []
         self._lost: list[tuple[Flight, float]] = []
+        self._pokes: deque[tuple[Scene, Origin, float]] = deque(maxlen=50)
         self._landed = asyncio.Condition()
+
+    def poked(self, scene: Scene, origin: Origin) -> None:
+        """A poke is sent into a scene; its notice, which has no id we know, is ours."""
+        self._pokes.append((scene, origin, time.monotonic()))
 
     def begin(self, scene: Scene, segments: Iterable[Segment], origin: Origin) -> Flight:
         """A send into a scene starts."""
@@ -354,6 +360,12 @@ class Outbox:
         The echo can come before the send's answer: it waits for what is under way in the scene to land, then the id
         decides. A send that was never answered is known by its words.
         """
+        if message_id.startswith(POKE_ID):
+            poke = next((p for p in self._pokes if p[0] == scene and time.monotonic() - p[2] < _LOST_S), None)
+            if poke is None:
+                return None
+            self._pokes.remove(poke)
+            return Echo(poke[1], answered=True)
         async with self._landed:
             here = [f for f in self._flying if f.scene == scene]
             await self._landed.wait_for(
@@ -411,6 +423,11 @@ class OneBotTransport:
         if bot is None:
             raise SendError(SendFailure.OFFLINE, "no OneBot client of this account is connected")
         # Model output goes out as segments, never as a string: strings are parsed as CQ code.
+        if poke := next((s for s in segments if s["type"] == "poke"), None):
+            segments = [s for s in segments if s["type"] != "poke"]
+            poke_id = await self._poke(bot, scene, str(poke["data"]["id"]), origin)
+            if not segments:
+                return poke_id
         message = OneBotMessage([MessageSegment(s["type"], dict(s["data"])) for s in segments])
         target = {"group_id": int(scene.id)} if not scene.private else {"user_id": int(scene.id)}
         action = "send_private_msg" if scene.private else "send_group_msg"
@@ -428,6 +445,17 @@ class OneBotTransport:
             maybe = failure in (SendFailure.UNKNOWN, SendFailure.SHADOWED)
             await self._outbox.end(flight, message_id, lost=maybe)
         return message_id
+
+    async def _poke(self, bot: Any, scene: Scene, whom: str, origin: Origin) -> str:
+        """Poke somebody; gives an id for it, since a poke has none. Raises SendError."""
+        target = {"user_id": int(whom)} | ({} if scene.private else {"group_id": int(scene.id)})
+        self._outbox.poked(scene, origin)
+        try:
+            action = "friend_poke" if scene.private else "group_poke"
+            await bot.call_api(action, **target, _timeout=self._timeout_s)
+        except (ActionFailed, ApiNotAvailable, NetworkError) as e:
+            raise SendError(failure_of(e), _words(e)) from e
+        return f"{POKE_ID}{time.time_ns()}-{bot.self_id}-{whom}"
 
     async def seen(self, account: str, scene: Scene, message_id: str) -> None:
         """Show that a scene was read up to a message; NapCat, LLBot and Lagrange know `mark_msg_as_read`."""

@@ -350,6 +350,7 @@ class Presence:
 
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
         account = turn.account
+        segments = [s if s["type"] != "poke" else {"type": "poke", "data": {"id": look.to.sender_id}} for s in segments]
         # Counted before the outcome is known: what timed out may have been delivered.
         self.budget.spend(look.scene, time.monotonic())
         try:

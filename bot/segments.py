@@ -19,11 +19,11 @@ from loguru import logger
 from bot.message import Segment
 
 ALL = "全体成员"
-DICE, RPS = "[骰子]", "[猜拳]"
+DICE, RPS, POKE = "[骰子]", "[猜拳]", "[戳一戳]"
 _SPECIAL_FACES = {"358": DICE, "359": RPS}
 _TOKEN = re.compile(r"\[(?:文件|卡片|动画表情):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
 _NOTHING_TO_SEND = re.compile(
-    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|文件:.*|卡片:.*|动画表情:.*)\]"
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|文件:.*|卡片:.*|动画表情:.*)\]"
 )
 Sticker = Callable[[str], dict[str, Any] | None]
 """Canonical text of a market face, `[贴贴]` → the segment the person sent it with, or None."""
@@ -129,7 +129,7 @@ def _one(kind: str, data: Mapping[str, Any], name_of: Callable[[str], str | None
 
 _FIXED = {
     "record": "[语音]", "video": "[视频]", "forward": "[聊天记录]", "node": "[聊天记录]", "longmsg": "[聊天记录]",
-    "poke": "[戳一戳]", "shake": "[戳一戳]", "dice": DICE, "rps": RPS, "location": "[位置]",
+    "poke": POKE, "shake": POKE, "dice": DICE, "rps": RPS, "location": "[位置]",
     "flash_file": "[文件:闪传]", "flashtransfer": "[文件:闪传]", "onlinefile": "[文件:在线文件]", "keyboard": "",
 }  # fmt: skip
 
@@ -195,7 +195,7 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
         sticker: finds market faces.
 
     Returns:
-        text, face, mface, at, dice and rps segments; empty when nothing sendable is left.
+        text, face, mface, at, dice, rps and poke segments (of whom, the sender knows); empty when nothing is left.
     """
     out: list[dict[str, Any]] = []
     position = 0
@@ -224,6 +224,8 @@ def _next_special(
             bearers = speakers[name] if name is not None else set()
             if name is not None and len(bearers) == 1 and (qq := next(iter(bearers))).isdecimal():
                 return begin, begin + 1 + len(name), {"type": "at", "data": {"qq": qq}}
+        elif match[0] == POKE:
+            return begin, start + match.end(), {"type": "poke", "data": {}}
         elif match[0] in (DICE, RPS):
             return begin, start + match.end(), {"type": "dice" if match[0] == DICE else "rps", "data": {}}
         elif (face := face_ids().get(match[0][1:-1])) is not None:

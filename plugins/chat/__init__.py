@@ -14,10 +14,12 @@ listener = Listener(get_driver().config.twin, get_driver().config.transport)
 commands.register(get_driver().config.twin)
 heard = on("message", priority=10, block=False)
 sent = on("message_sent", priority=10, block=False)
+poked = on("notice", rule=lambda event: getattr(event, "sub_type", "") == "poke", priority=10, block=False)
 
 
 @heard.handle()
 @sent.handle()
+@poked.handle()
 async def hear(event: Event) -> None:
     """Hand the message over and return: the answer is made in the scene's own task."""
     await listener.hear(raw_event(event))

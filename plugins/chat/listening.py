@@ -7,7 +7,7 @@ from typing import Any
 from loguru import logger
 
 from bot.errors import SendError
-from bot.events import message as read_message
+from bot.events import read
 from bot.message import Message, Origin
 from bot.onebot import OneBotTransport
 from bot.twin import Twin, now
@@ -26,9 +26,11 @@ class Listener:
         self._transport = transport
 
     async def hear(self, raw: Mapping[str, Any]) -> None:
-        """Take one message event that was recorded already."""
+        """Take one message or poke that was recorded already."""
         account = str(raw.get("self_id", ""))
-        message = read_message(raw)
+        message = read(raw)
+        if not isinstance(message, Message):
+            return
         stored = self._twin.archive.get(message.scene, message.id)
         if stored is None or stored.recalled or stored.origin is Origin.TWIN:
             return

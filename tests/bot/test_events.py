@@ -28,11 +28,11 @@ def told(**wanted: Any) -> Message | Recall | Mute | None:
     return read(frame(**wanted), {"3889000770": "小明"}.get)
 
 
-def test_every_frame_of_napcat_is_a_message_a_recall_a_mute_or_nothing() -> None:
+def test_every_frame_of_napcat_is_a_message_or_poke_a_recall_a_mute_or_nothing() -> None:
     found = [read(f) for f in FRAMES if "post_type" in f]
     kinds = [type(x).__name__ for x in found]
     assert len(found) == 18
-    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 6, "Recall": 2, "Mute": 1, "NoneType": 9}
+    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 8, "Recall": 2, "Mute": 1, "NoneType": 7}
 
 
 def test_a_group_message_is_read_whole() -> None:
@@ -74,6 +74,34 @@ def test_a_recall_names_the_message_and_who_took_it_back() -> None:
     when = datetime.fromtimestamp(1795329020, UTC)
     assert told(notice_type="group_recall") == Recall(GROUP, "463570927", "10001", when)
     assert told(notice_type="friend_recall") == Recall(Scene("private", "10001"), "1082110576", "10001", when)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scene", "who", "text"),
+    [
+        ({"group_id": 20001, "user_id": 10001, "target_id": 389}, GROUP, "10001", "[戳一戳]"),
+        ({"group_id": 20001, "user_id": 10001, "target_id": 10002}, GROUP, "10001", "[戳一戳]@小红"),
+        ({"user_id": 10001, "sender_id": 10001, "target_id": 389}, Scene("private", "10001"), "10001", "[戳一戳]"),
+        ({"user_id": 10001, "sender_id": 389, "target_id": 10001}, Scene("private", "10001"), "389", "[戳一戳]"),
+        ({"user_id": 389, "target_id": 10001}, Scene("private", "10001"), "389", "[戳一戳]"),
+    ],
+    ids=["group", "of another", "NapCat private", "NapCat, ours", "LLBot, ours"],
+)
+def test_a_poke_is_a_message_that_mentions(fields: dict[str, Any], scene: Scene, who: str, text: str) -> None:
+    raw = {"post_type": "notice", "notice_type": "notify", "sub_type": "poke", "self_id": 389, "time": 1795329020}
+    found = read(raw | fields, {"10002": "小红"}.get)
+    assert isinstance(found, Message)
+    assert (found.scene, found.sender_id, found.text) == (scene, who, text)
+    assert found.mentions == (str(fields["target_id"]),)
+    again = read(raw | fields)
+    assert isinstance(again, Message)
+    assert again.id == found.id
+
+
+def test_a_poke_of_nobody_is_malformed() -> None:
+    raw = {"post_type": "notice", "notice_type": "notify", "sub_type": "poke", "self_id": 389, "time": 1795329020}
+    with pytest.raises(MalformedEvent, match="target_id"):
+        read(raw | {"user_id": 10001})
 
 
 def test_a_page_of_history_reads_like_the_events() -> None:

@@ -331,6 +331,24 @@ async def test_an_echo_with_the_answered_id_is_ours() -> None:
     assert await outbox.echo_of(Scene("group", "10001"), "7", words) is None
 
 
+async def test_the_notice_of_our_own_poke_is_ours_once() -> None:
+    outbox, (scene, _) = Outbox(), HELLO
+    outbox.poked(scene, Origin.TWIN)
+    assert await outbox.echo_of(Scene("group", "10001"), "poke-1-2-3", []) is None
+    assert await outbox.echo_of(scene, "poke-1-2-3", []) == Echo(Origin.TWIN, answered=True)
+    assert await outbox.echo_of(scene, "poke-2-2-3", []) is None, "the person poked, too"
+
+
+async def test_a_poke_goes_out_as_a_poke_and_words_beside_it_as_words(probe: Probe, client: NapCat) -> None:
+    await client.say("send [戳一戳]在吗", user=10001)
+    await probe.done("send [戳一戳]在吗")
+    await client.say("send [戳一戳]", user=10001)
+    done = await probe.done("send [戳一戳]")
+    calls = [(c["action"], c["params"].get("user_id")) for c in client.calls if c["action"] != "get_login_info"]
+    assert calls == [("friend_poke", 10001), ("send_private_msg", 10001), ("friend_poke", 10001)]
+    assert done["result"].startswith("poke-")
+
+
 async def test_an_echo_before_the_answer_waits_for_it() -> None:
     outbox, (scene, words) = Outbox(), HELLO
     flight = outbox.begin(scene, words, Origin.TWIN)

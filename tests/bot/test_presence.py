@@ -422,6 +422,21 @@ async def test_a_scene_that_is_no_longer_answered_by_default_is_off(archive: Arc
     assert Stage(archive, scenes=()).presence.scenes.is_on(GROUP), "what was said in the chat outlives bot.toml"
 
 
+async def test_who_asked_is_poked(stage: Stage) -> None:
+    stage.engine.lines = ["[戳一戳]"]
+    sent: list[list[dict[str, Any]]] = []
+
+    async def note(_: str, __: Scene, segments: list[dict[str, Any]]) -> str:
+        sent.append(segments)
+        return "poke-1"
+
+    stage.wire.send = note  # type: ignore[method-assign]
+    stage.hear("[戳一戳]", sender=OTHER, mentions=(ACCOUNT,))
+    await stage.quiet()
+    assert sent == [[{"type": "poke", "data": {"id": OTHER}}]]
+    assert stage.archive.window(GROUP, 1)[0].text == "[戳一戳]"
+
+
 async def test_what_was_looked_at_is_shown_as_read_answered_or_not(archive: Archive) -> None:
     stage = Stage(archive)
     stage.hear("在吗")

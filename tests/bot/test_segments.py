@@ -182,7 +182,7 @@ def test_every_face_comes_back_as_itself() -> None:
         told = text_of(seg("face", id=face_id))
         (back,) = to_segments(told, {})
         assert text_of(back) == told, face_id
-        if face_id not in ("358", "359"):
+        if face_id not in ("358", "359", "181"):  # dice, rps, and a face that looks like a poke: it pokes
             assert back == seg("face", id=face_ids()[name])
         swept += 1
     assert swept == len(face_names()) >= 290

@@ -109,6 +109,14 @@ async def test_a_command_typed_wrong_says_how(client: NapCat, words: str) -> Non
     assert "用法：/twin on|off|status" in await client.ask(words, user=OWNER, group=GROUP)
 
 
+async def test_a_poke_is_heard_and_answered_like_words(daemon: Daemon, client: NapCat) -> None:
+    await client.emit(
+        post_type="notice", notice_type="notify", sub_type="poke", user_id=126, sender_id=126, target_id=int(ACCOUNT)
+    )
+    assert (await client.expect(1))[0].scene == "private:126"
+    daemon.wait(lambda: [m.text for m in daemon.stored("private:126")][:1] == ["[戳一戳]"])
+
+
 async def test_what_was_read_is_shown_once_where_the_client_cannot(client: NapCat) -> None:
     for text in ("在吗", "哦"):
         await client.say(text, user=127)

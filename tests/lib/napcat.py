@@ -364,6 +364,8 @@ class NapCat:
                 return _ok(self.events[params["message_id"]])
             case "get_msg":
                 return _failed(1200, "消息不存在")
+            case "friend_poke" | "group_poke":
+                return _ok(None)
             case "get_login_info":
                 return _ok({"user_id": int(self.account), "nickname": "本人"})
             case _:

@@ -38,7 +38,8 @@ async def obey(words: str, bot: Bot, event: Event) -> None:
             result: Any = await bot.call_api(action, **json.loads(params or "{}"))
         elif verb == "send":
             scene = Scene("private", str(event.model_dump()["user_id"]))
-            result = await OneBotTransport(Outbox(), 20.0).send(bot.self_id, scene, to_segments(rest, {}))
+            segments = [{**s, "data": {"id": scene.id}} if s["type"] == "poke" else s for s in to_segments(rest, {})]
+            result = await OneBotTransport(Outbox(), 20.0).send(bot.self_id, scene, segments)
         else:
             return
         tell(done=words, result=result, after_s=time.monotonic() - started)
