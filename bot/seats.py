@@ -3,7 +3,7 @@
 A sequence belongs to a scene and persona. What it holds is known token by token, so a prompt that extends it costs
 only its new tokens. A new sequence begins as a copy of the longest prefix another one of the same LoRA holds
 (`llama_memory_seq_cp` shares the cells): the persona's prompt is evaluated once. Idle sequences that must go are
-spilled to memory, and come back in a millisecond instead of being read again.
+spilled (`bot/spill.py`), and come back in milliseconds instead of being read again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bot.llama import Context
+from bot.spill import Held, Spill
 
 SHARED_MIN = 16
 """Tokens a shared prefix must have; copying it costs as much as evaluating a few."""
@@ -30,30 +31,20 @@ class Seat:
     busy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Spilled:
-    lora: Path | None
-    tokens: list[int]
-    state: bytes
-
-
 class Seats:
     """The sequences of one context.
 
     Args:
         context: the cache; sequences 0 to `n_seq_max` - 1 are used.
         n_seq_max: sequences at most.
-        spill_bytes: memory for sequences that had to go; 0 forgets them.
+        spill: takes those that have to go.
     """
 
-    def __init__(self, context: Context, n_seq_max: int, spill_bytes: int) -> None:
+    def __init__(self, context: Context, n_seq_max: int, spill: Spill) -> None:
         self._context = context
         self._free = list(range(n_seq_max))
         self._warm: OrderedDict[str, Seat] = OrderedDict()
-        self._spilled: OrderedDict[str, _Spilled] = OrderedDict()
-        self._spill_bytes = spill_bytes
-        self.spilled_bytes = 0
-        """Memory that spilled sequences take."""
+        self._spill = spill
 
     def __contains__(self, name: str) -> bool:
         return name in self._warm
@@ -73,9 +64,9 @@ class Seats:
 
         None when every sequence is busy.
         """
-        seat = self._warm.get(name) or self._back(name, lora) or self._new(name, lora)
-        if seat is None:
+        if name not in self._warm and not self._free and all(seat.busy for seat in self._warm.values()):
             return None
+        seat = self._warm.get(name) or self._come(name, lora)
         self._warm.move_to_end(name)
         if seat.lora != lora:
             self.clear(seat)
@@ -101,16 +92,31 @@ class Seats:
         if seat is None:
             return False
         del self._warm[seat.name]
-        self._spill(seat)
+        if seat.tokens and self._spill.enabled:
+            self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), self._context.save(seat.number)))
         self._context.keep(seat.number, 0)
         self._free.append(seat.number)
         return True
 
-    def _new(self, name: str, lora: Path | None) -> Seat | None:
-        if not self._free and not self.evict():
-            return None
+    def _come(self, name: str, lora: Path | None) -> Seat:
+        """A sequence for a scene that has none: with what was spilled of it, else empty. One is free or idle."""
+        held = self._spill.take(name)
+        if not self._free:
+            self.evict()
         seat = self._warm[name] = Seat(name, self._free.pop(), lora)
+        if held is not None and held.lora == lora:
+            self._restore(seat, held)
         return seat
+
+    def _restore(self, seat: Seat, held: Held) -> None:
+        seat.busy = True  # it must not be evicted to make room for itself
+        while not (back := self._context.restore(seat.number, held.state)) and self.evict():
+            pass
+        seat.busy = False
+        if back:
+            seat.tokens = held.tokens
+        else:
+            self._context.keep(seat.number, 0)
 
     def _share(self, seat: Seat, prompt: Sequence[int]) -> None:
         """Begin from the longest prefix another sequence holds, where it is clearly longer than what this one does."""
@@ -129,44 +135,6 @@ class Seats:
             self._context.keep(seat.number, 0)
             self._context.share(found.number, seat.number, best)
             seat.tokens = list(prompt[:best])
-
-    # -- spilling ---------------------------------------------------------------------------------
-
-    def _spill(self, seat: Seat) -> None:
-        if not seat.tokens or self._spill_bytes <= 0:
-            return
-        state = self._context.save(seat.number)
-        if len(state) > self._spill_bytes:
-            return
-        self._spilled[seat.name] = _Spilled(seat.lora, list(seat.tokens), state)
-        self.spilled_bytes += len(state)
-        while self.spilled_bytes > self._spill_bytes:
-            self._forget(next(iter(self._spilled)))
-
-    def _forget(self, name: str) -> _Spilled:
-        spilled = self._spilled.pop(name)
-        self.spilled_bytes -= len(spilled.state)
-        return spilled
-
-    def _back(self, name: str, lora: Path | None) -> Seat | None:
-        """A spilled sequence, warm again; None when there is none that can be used."""
-        if name not in self._spilled:
-            return None
-        spilled = self._forget(name)
-        if spilled.lora != lora:
-            return None
-        seat = self._new(name, lora)
-        if seat is None:
-            return None
-        while not self._context.restore(seat.number, spilled.state):
-            seat.busy = True  # it must not be evicted to make room for itself
-            room = self.evict()
-            seat.busy = False
-            if not room:
-                self._context.keep(seat.number, 0)
-                return seat
-        seat.tokens = spilled.tokens
-        return seat
 
 
 def common(held: Sequence[int], wanted: Sequence[int]) -> int:

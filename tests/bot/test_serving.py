@@ -1,7 +1,9 @@
 """bot/serving.py on a tiny model: what was read stays read, and nothing of one scene leaks into another."""
 
 import asyncio
+import os
 import random
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -163,10 +165,12 @@ async def test_no_interleaving_leaves_a_trace(tinies: dict[str, tinymodel.Tiny],
     await engine.close()
 
 
+@pytest.mark.parametrize("changed", [{}, {"spill_mb": 0, "spill_disk_mb": 64}])
 async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
-    tinies: dict[str, tinymodel.Tiny],
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path, changed: dict[str, int]
 ) -> None:
-    engine = start(tinies, SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2}))
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2, **changed})
+    engine = LlamaEngine(tinies["gemma3"].gguf, settings, spill=tmp_path)
     words = "昨晚又熬夜了，困死我了哈哈哈" * 6
     for seat in ("a", "b", "c"):
         await engine.p_silent(request(seat, f"{seat}{words}"))
@@ -177,6 +181,19 @@ async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
     count = engine.count(again.pieces)
     assert engine._batcher.evaluated - read < count / 2
     assert worst(tinies["gemma3"].gguf, engine, "a", again) < EPSILON
+    assert len(os.listdir(tmp_path)) == (1 if changed else 0)
+    await engine.close()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_scene_whose_file_is_gone_is_read_again(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2, "spill_mb": 0, "spill_disk_mb": 64})
+    engine = LlamaEngine(tinies["gemma3"].gguf, settings, spill=tmp_path)
+    first = await engine.p_silent(request("a", "在吗"))
+    for seat in ("b", "c"):
+        await engine.p_silent(request(seat, f"{seat}在吗"))
+    shutil.rmtree(tmp_path)
+    assert await engine.p_silent(request("a", "在吗")) == pytest.approx(first, rel=1e-3)
     await engine.close()
 
 
