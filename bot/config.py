@@ -121,7 +121,7 @@ class Engine(Section):
     kv_tokens: int = Field(8192, ge=512, validate_default=True)
     """Cells of the KV cache all scenes share, in tokens. Gemma 3 270M: 18 KB a token, so 147 MB."""
     n_seq_max: int = Field(64, ge=2, le=256)
-    """Scenes kept warm at once; llama.cpp's limit is 256."""
+    """Scenes kept warm at once; llama.cpp's limit is 256. A recurrent base sets a whole state aside for each."""
     n_parallel: int = Field(8, ge=1, le=64)
     """Requests evaluated at once; the rest wait their turn. Each takes one row of logits (Gemma 3: 1 MB)."""
     spill_mb: int = Field(256, ge=0)

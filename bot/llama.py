@@ -12,6 +12,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,14 @@ class Model:
         lc.llama_adapter_lora_free(lora)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The recurrent state of a sequence when it held `n` tokens."""
+
+    n: int
+    state: bytes
+
+
 class Context:
     """A KV cache of many sequences over one model.
 
@@ -242,8 +251,9 @@ class Context:
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None
         """The LoRA that is set."""
-        # A recurrent state cannot be cut: of such models a whole sequence is kept or none of it.
-        self.shares_prefixes = not (lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
+        self.recurrent = bool(lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
+        """Whether (some) layers hold a state instead of cells: it cannot be cut nor shared, only marked."""
+        self._n_swa = int(lc.llama_model_n_swa(model.handle))
         self._stop: Callable[[], bool] = _never
         self._abort = lc.ggml_abort_callback(lambda _: self._stop())
         self._no_abort = lc.ggml_abort_callback()
@@ -267,28 +277,49 @@ class Context:
             )
         self.lora = lora
 
+    def reaches(self, seq: int, n: int) -> bool:
+        """Whether all that a token at position `n` looks back to is in the cache.
+
+        Of layers with a sliding window, what slid out of it is not: llama.cpp leaves it out of a saved state, and gives
+        its cells to others before it uses free ones further on, the full-size cache included.
+        """
+        return n == 0 or int(lc.llama_memory_seq_pos_min(self._memory, seq)) <= max(0, n + 1 - self._n_swa)
+
+    def rewinds(self, n: int) -> bool:
+        """Whether a sequence of `n` tokens can still be cut anywhere after it was saved and restored."""
+        return not self.recurrent and (not self._n_swa or n < self._n_swa)
+
     def share(self, source: int, target: int, n: int) -> None:
-        """Let an empty sequence hold the first `n` tokens of another one, in the same cells."""
+        """Let an empty sequence hold the first `n` tokens of another one that `reaches` there, in the same cells."""
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
-    def save(self, seq: int) -> bytes:
-        """What a sequence holds, as `restore` takes it."""
-        size = lc.llama_state_seq_get_size(self._context, seq)
+    def save(self, seq: int, *, mark: bool = False) -> bytes:
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it."""
+        flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
+        size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
         buffer = (ctypes.c_uint8 * size)()
-        written = lc.llama_state_seq_get_data(self._context, buffer, size, seq)
+        written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
         return bytes(memoryview(buffer)[:written])
 
-    def restore(self, seq: int, state: bytes) -> bool:
+    def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
         """Put back into an empty sequence what `save` gave; False when there are too few free cells."""
+        flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(lc.llama_state_seq_set_data(self._context, buffer, len(state), seq))
+        return bool(lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags))
 
-    def keep(self, seq: int, n: int) -> bool:
-        """Forget what a sequence holds from position `n` on; False if the cache cannot (then it forgets all)."""
-        if lc.llama_memory_seq_rm(self._memory, seq, n, -1):
-            return True
+    def keep(self, seq: int, n: int, mark: Mark | None = None) -> int:
+        """Forget what a sequence holds from position `n` on, or from a mark before it where it cannot be cut there.
+
+        Returns:
+            Tokens it then holds: `n`, those of the mark, or none.
+        """
+        if self.reaches(seq, n) and lc.llama_memory_seq_rm(self._memory, seq, n, -1):
+            return n
+        if mark is not None and mark.n <= n and self.restore(seq, mark.state, mark=True):
+            if lc.llama_memory_seq_rm(self._memory, seq, mark.n, -1):
+                return mark.n
         lc.llama_memory_seq_rm(self._memory, seq, -1, -1)
-        return False
+        return 0
 
     def decode(
         self,

@@ -4,6 +4,11 @@ A sequence belongs to a scene and persona. What it holds is known token by token
 only its new tokens. A new sequence begins as a copy of the longest prefix another one of the same LoRA holds
 (`llama_memory_seq_cp` shares the cells): the persona's prompt is evaluated once. Idle sequences that must go are
 spilled (`bot/spill.py`), and come back in milliseconds instead of being read again.
+
+Not every sequence can be cut where a prompt departs from it: a recurrent state never can, and of a sliding window what
+slid out may be gone. A prompt departs from the one before it in its open assistant header, and where the answer was not
+said as it was drawn. So recurrent states are marked just before the header while a prompt is read, and what might not
+be cut later is spilled up to there.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bot.llama import Context
+from bot.llama import Context, Mark
 from bot.spill import Held, Spill
 
 SHARED_MIN = 16
 """Tokens a shared prefix must have; copying it costs as much as evaluating a few."""
+HEADER_MAX = 16
+"""Tokens at the end of a prompt that the next one may not begin with: the open header, at most 9 in our formats."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +36,9 @@ class Seat:
     lora: Path | None
     tokens: list[int] = field(default_factory=list)
     busy: bool = False
+    sure: int = 0
+    """Tokens that the next prompt begins with as well."""
+    mark: Mark | None = None
 
 
 class Seats:
@@ -72,19 +82,33 @@ class Seats:
             self.clear(seat)
             seat.lora = lora
         prompt = ids[:-1]
-        held = common(seat.tokens, prompt)
-        if held < len(seat.tokens):
-            if not self._context.keep(seat.number, held):
-                held = 0
-            del seat.tokens[held:]
+        self._cut(seat, common(seat.tokens, prompt))
         self._share(seat, prompt)
+        seat.sure = max(0, len(ids) - HEADER_MAX)
         seat.busy = True
         return seat
 
+    def readable(self, seat: Seat, n: int) -> int:
+        """How many of the next `n` tokens a step may evaluate: a recurrent state is marked on the way."""
+        left = seat.sure - len(seat.tokens)
+        if not self._context.recurrent or left < 0:
+            return n
+        if left == 0:
+            if seat.tokens and (seat.mark is None or seat.mark.n != seat.sure):
+                seat.mark = Mark(seat.sure, self._context.save(seat.number, mark=True))
+            return n
+        return min(n, left)
+
     def clear(self, seat: Seat) -> None:
         """Forget what a sequence holds."""
-        self._context.keep(seat.number, 0)
-        seat.tokens.clear()
+        self._cut(seat, 0)
+
+    def _cut(self, seat: Seat, n: int) -> None:
+        if n < len(seat.tokens) or n == 0:
+            n = self._context.keep(seat.number, n, seat.mark)
+            del seat.tokens[n:]
+        if seat.mark is not None and seat.mark.n > n:
+            seat.mark = None
 
     def evict(self) -> bool:
         """Spill the idle sequence used least recently; False when all are busy."""
@@ -92,7 +116,9 @@ class Seats:
         if seat is None:
             return False
         del self._warm[seat.name]
-        if seat.tokens and self._spill.enabled:
+        if self._spill.enabled and not self._context.rewinds(len(seat.tokens)):
+            self._cut(seat, min(seat.sure, len(seat.tokens)))
+        if self._spill.enabled and seat.tokens:
             self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), self._context.save(seat.number)))
         self._context.keep(seat.number, 0)
         self._free.append(seat.number)
@@ -120,7 +146,7 @@ class Seats:
 
     def _share(self, seat: Seat, prompt: Sequence[int]) -> None:
         """Begin from the longest prefix another sequence holds, where it is clearly longer than what this one does."""
-        if not self._context.shares_prefixes:
+        if self._context.recurrent:
             return
         best, found = len(seat.tokens) + SHARED_MIN - 1, None
         head = list(prompt[: best + 1])
@@ -128,7 +154,7 @@ class Seats:
             if other is seat or other.lora != seat.lora or other.tokens[: best + 1] != head:
                 continue
             length = common(other.tokens, prompt)
-            if length > best:
+            if length > best and self._context.reaches(other.number, length):
                 best, found = length, other
                 head = list(prompt[: best + 1])
         if found is not None:
