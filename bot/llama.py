@@ -11,7 +11,7 @@ import ctypes
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
+from loguru import logger
 
 from bot.errors import EngineError
 from bot.persona import Sampling
@@ -94,6 +95,7 @@ class Model:
         self.path = path
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
+        self._unbiased: set[str] = set()
         self._vocab = lc.llama_model_get_vocab(self._model)
         self.n_vocab: int = lc.llama_vocab_n_tokens(self._vocab)
         bos = lc.llama_vocab_bos(self._vocab)
@@ -160,6 +162,21 @@ class Model:
         if n < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
         return tuple(buffer[:n])
+
+    def biases(self, by_word: Mapping[str, float]) -> dict[int, float]:
+        """`Sampling.logit_bias` by token: of the first one that is not blank, and a whole character at least."""
+        found: dict[int, float] = {}
+        for word, bias in by_word.items():
+            first = next((t for t in self.tokens(word, control=False) if self.piece(t).strip()), None)
+            if first is None or not self.piece(first).decode("utf-8", "ignore"):
+                if word not in self._unbiased:
+                    self._unbiased.add(word)
+                    logger.warning(
+                        "a word in [sampling] logit_bias has no token of its own in this base: left as it is"
+                    )
+                continue
+            found[first] = found.get(first, 0.0) + bias
+        return found
 
     def piece(self, token: int) -> bytes:
         """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing."""
@@ -381,7 +398,7 @@ class CacheFull(EngineError):
 
 
 class Sampler:
-    """A native sampler chain: bans, penalties, DRY, top_k, top_p, min_p, temperature, seed.
+    """A native sampler chain: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed.
 
     Args:
         model: whose control tokens (but for ends of turn) are never drawn.
@@ -392,6 +409,9 @@ class Sampler:
     def __init__(self, model: Model, sampling: Sampling, seed: int) -> None:
         self.handle = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
         links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(model.banned), model.banned)]
+        if biases := model.biases(sampling.logit_bias):
+            rows = (lc.llama_logit_bias * len(biases))(*(lc.llama_logit_bias(*pair) for pair in biases.items()))
+            links.append(lc.llama_sampler_init_logit_bias(model.n_vocab, len(biases), rows))
         if sampling.repeat_penalty != 1:
             links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
         if sampling.dry_multiplier:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tinylora
 import tinymodel
+from loguru import logger
 
 from bot import config
 from bot.batching import looping
@@ -456,6 +457,41 @@ async def test_dry_makes_saying_the_same_again_unlikely(engine: LlamaEngine) -> 
         made[multiplier] = again(engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :])
     assert made[0.0] > 5
     assert made[5.0] < made[0.0] / 2
+
+
+async def test_a_banned_word_is_never_said_and_a_favoured_one_is(engine: LlamaEngine) -> None:
+    model, wide = engine._model, Sampling(max_tokens=24, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+
+    async def drawn(**bias: float) -> list[int]:
+        made = []
+        for seed in range(20):
+            asked = request("a", "在吗", seed=seed, sampling=wide.model_copy(update={"logit_bias": bias}))
+            await said(engine, asked)
+            made += engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :]
+        return made
+
+    free = await drawn()
+    banned = next(
+        t for t in free if free.count(t) > 1 and model.tokens(model.piece(t).decode("utf-8", "ignore"), False) == [t]
+    )
+    assert banned not in await drawn(**{model.piece(banned).decode(): -100.0})
+    (wanted,) = model.tokens("好", control=False)
+    assert free.count(wanted) < 5
+    assert (await drawn(好=12.0)).count(wanted) > 100
+
+
+async def test_a_bias_is_of_the_first_token_and_of_no_part_of_a_character(engine: LlamaEngine) -> None:
+    model, told = engine._model, list[str]()
+    number = logger.add(told.append, level="WARNING", format="{message}")
+    first = model.tokens("好", control=False)[0]
+    longer = next(w for w in ("好龘", "好好好好好好好") if model.tokens(w, control=False)[0] == first)
+    for _ in range(2):
+        assert model.biases({"好": 1.0, longer: 2.0, "龘": 3.0, " ": 4.0, GEMMA.end: 0.5}) == {
+            first: 3.0, model.tokens(GEMMA.end, control=False)[0]: 0.5,
+        }  # fmt: skip
+    logger.remove(number)
+    assert len(told) == 2, "once for each"
+    assert model.end_id not in model.biases({GEMMA.end: 0.5}), "what people write names no control token"
 
 
 async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
