@@ -116,8 +116,10 @@ class Seats:
         if seat is None:
             return False
         del self._warm[seat.name]
-        if self._spill.enabled and not self._context.rewinds(len(seat.tokens)):
-            self._cut(seat, min(seat.sure, len(seat.tokens)))
+        sure = min(seat.sure, len(seat.tokens))
+        marked = seat.mark is not None and seat.mark.n <= sure
+        if not self._context.rewinds(len(seat.tokens)) and (marked or self._context.reaches(seat.number, sure)):
+            self._cut(seat, sure)
         if self._spill.enabled and seat.tokens:
             self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), self._context.save(seat.number)))
         self._context.keep(seat.number, 0)
