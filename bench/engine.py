@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import daemon
 from bench.figures import Figure, at_least, at_most, in_turn, show
 from bot import base, config
 from bot.batching import Job
@@ -39,7 +40,13 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     lora = persona.version.lora if persona.version else None
     chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})
     stage = Stage(path, chosen, digest, lora)
-    figures = [*stage.rates(), *stage.returning(600), *stage.returning(2000), *stage.replies()]
+    figures = [
+        *stage.rates(),
+        *stage.returning(600),
+        *stage.returning(2000),
+        *stage.replies(),
+        daemon.without_model(settings),
+    ]
     if full:
         figures += stage.high_level(600)
     stage.close()

@@ -1,16 +1,10 @@
 """The whole path in figures: start, rates, returning chats, LoRA switches, memory, training, held-out loss, silence."""
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from bench import night
+from bench import daemon, night
 from bench.figures import Figure, medians, seconds, show
 from bench.history import family
 from bot import base, config
@@ -61,46 +55,13 @@ def _install(root: Path) -> list[Figure]:
 
 def _start(settings: config.Settings) -> list[Figure]:
     """Start of the daemon to the first accepted connection, and what it holds in memory."""
-    port = settings.onebot.port + 1000
-    environment = {**os.environ, "TWIN__ONEBOT__PORT": str(port), "TWIN__RETRAIN__ENABLED": "false"}
-    times, sizes = [], []
-    for _ in range(3):
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bot", "run"], env=environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        _until_open(port, process)
-        times.append(time.perf_counter() - started)
-        sizes.append(psutil.Process(process.pid).memory_info().rss / 1e6)
-        process.terminate()
-        process.wait(20)
-    bare = _bare_rss()
+    times, sizes = zip(*(daemon.started(settings) for _ in range(3)), strict=True)
     middle = sorted(times)[1]
     return [
         Figure("start to listening, model loaded", middle, "s", n=3, spread=(max(times) - min(times)) / middle),
-        Figure("memory of the daemon with model", sorted(sizes)[1], "MB", "without model", bare, n=3),
+        Figure("memory of the daemon with model", sorted(sizes)[1], "MB", n=3),
+        daemon.without_model(settings),
     ]
-
-
-def _until_open(port: int, process: "subprocess.Popen[bytes]") -> None:
-    import socket
-
-    for _ in range(1200):
-        if process.poll() is not None:
-            raise SystemExit("the daemon did not start; run `twin run` to see why")
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit("the daemon did not listen within a minute")
-
-
-def _bare_rss() -> float:
-    """Memory of the daemon's imports alone."""
-    script = "import bot.daemon, plugins, psutil, os\nprint(psutil.Process(os.getpid()).memory_info().rss / 1e6)"
-    return float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
 
 
 def _rates(model: Model, lora: Path | None) -> list[Figure]:

@@ -216,7 +216,8 @@ class Batcher:
         for job in reading:
             if room <= 0:
                 return
-            tokens = job.left[:room]
+            assert job.seat is not None
+            tokens = job.left[: self._seats.readable(job.seat, room)]
             room -= len(tokens)
             yield job, tokens
 

@@ -36,7 +36,7 @@ def serve(settings: config.Settings, config_path: Path) -> None:
     token, file = config.access_token(settings)
     outbox = Outbox()
     transport = OneBotTransport(outbox, settings.onebot.api_timeout_s)
-    twin = Twin.assemble(settings, config_path.parent, transport, only_record=True)
+    twin = Twin.assemble(settings, config_path.parent, transport, only_record=True, spill=settings.data / "spill")
     twin.owner_lines = _owner_lines(settings, transport)
     parts = {"twin": twin, "outbox": outbox, "transport": transport, "config_path": config_path}
     _start_nonebot(settings, token, parts)

@@ -11,7 +11,8 @@ import ctypes
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
+from loguru import logger
 
 from bot.errors import EngineError
 from bot.persona import Sampling
@@ -93,6 +95,7 @@ class Model:
         self.path = path
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
+        self._unbiased: set[str] = set()
         self._vocab = lc.llama_model_get_vocab(self._model)
         self.n_vocab: int = lc.llama_vocab_n_tokens(self._vocab)
         bos = lc.llama_vocab_bos(self._vocab)
@@ -160,6 +163,21 @@ class Model:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
         return tuple(buffer[:n])
 
+    def biases(self, by_word: Mapping[str, float]) -> dict[int, float]:
+        """`Sampling.logit_bias` by token: of the first one that is not blank, and a whole character at least."""
+        found: dict[int, float] = {}
+        for word, bias in by_word.items():
+            first = next((t for t in self.tokens(word, control=False) if self.piece(t).strip()), None)
+            if first is None or not self.piece(first).decode("utf-8", "ignore"):
+                if word not in self._unbiased:
+                    self._unbiased.add(word)
+                    logger.warning(
+                        "a word in [sampling] logit_bias has no token of its own in this base: left as it is"
+                    )
+                continue
+            found[first] = found.get(first, 0.0) + bias
+        return found
+
     def piece(self, token: int) -> bytes:
         """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing."""
         buffer = ctypes.create_string_buffer(256)
@@ -194,6 +212,14 @@ class Model:
     def free_lora(self, lora: Any) -> None:
         """Free a LoRA no context uses (freed while set, the next decode gives NaN)."""
         lc.llama_adapter_lora_free(lora)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The recurrent state of a sequence when it held `n` tokens."""
+
+    n: int
+    state: bytes
 
 
 class Context:
@@ -242,8 +268,9 @@ class Context:
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None
         """The LoRA that is set."""
-        # A recurrent state cannot be cut: of such models a whole sequence is kept or none of it.
-        self.shares_prefixes = not (lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
+        self.recurrent = bool(lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
+        """Whether (some) layers hold a state instead of cells: it cannot be cut nor shared, only marked."""
+        self._n_swa = int(lc.llama_model_n_swa(model.handle))
         self._stop: Callable[[], bool] = _never
         self._abort = lc.ggml_abort_callback(lambda _: self._stop())
         self._no_abort = lc.ggml_abort_callback()
@@ -267,28 +294,52 @@ class Context:
             )
         self.lora = lora
 
+    def reaches(self, seq: int, n: int) -> bool:
+        """Whether all that a token at position `n` looks back to is in the cache.
+
+        Of layers with a sliding window, what slid out of it is not: llama.cpp leaves it out of a saved state, and gives
+        its cells to others before it uses free ones further on, the full-size cache included. Less than a 64th of the
+        window may lack at its far end, which changes less than the shape of a batch does (docs/decisions.md): else an
+        answer, which departs from its look by one token, could have to read everything again.
+        """
+        window = self._n_swa - self._n_swa // 64
+        return n == 0 or int(lc.llama_memory_seq_pos_min(self._memory, seq)) <= max(0, n + 1 - window)
+
+    def rewinds(self, n: int) -> bool:
+        """Whether a sequence of `n` tokens can still be cut anywhere after it was saved and restored."""
+        return not self.recurrent and (not self._n_swa or n < self._n_swa)
+
     def share(self, source: int, target: int, n: int) -> None:
-        """Let an empty sequence hold the first `n` tokens of another one, in the same cells."""
+        """Let an empty sequence hold the first `n` tokens of another one that `reaches` there, in the same cells."""
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
-    def save(self, seq: int) -> bytes:
-        """What a sequence holds, as `restore` takes it."""
-        size = lc.llama_state_seq_get_size(self._context, seq)
+    def save(self, seq: int, *, mark: bool = False) -> bytes:
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it."""
+        flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
+        size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
         buffer = (ctypes.c_uint8 * size)()
-        written = lc.llama_state_seq_get_data(self._context, buffer, size, seq)
+        written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
         return bytes(memoryview(buffer)[:written])
 
-    def restore(self, seq: int, state: bytes) -> bool:
+    def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
         """Put back into an empty sequence what `save` gave; False when there are too few free cells."""
+        flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(lc.llama_state_seq_set_data(self._context, buffer, len(state), seq))
+        return bool(lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags))
 
-    def keep(self, seq: int, n: int) -> bool:
-        """Forget what a sequence holds from position `n` on; False if the cache cannot (then it forgets all)."""
-        if lc.llama_memory_seq_rm(self._memory, seq, n, -1):
-            return True
+    def keep(self, seq: int, n: int, mark: Mark | None = None) -> int:
+        """Forget what a sequence holds from position `n` on, or from a mark before it where it cannot be cut there.
+
+        Returns:
+            Tokens it then holds: `n`, those of the mark, or none.
+        """
+        if self.reaches(seq, n) and lc.llama_memory_seq_rm(self._memory, seq, n, -1):
+            return n
+        if mark is not None and mark.n <= n and self.restore(seq, mark.state, mark=True):
+            if lc.llama_memory_seq_rm(self._memory, seq, mark.n, -1):
+                return mark.n
         lc.llama_memory_seq_rm(self._memory, seq, -1, -1)
-        return False
+        return 0
 
     def decode(
         self,
@@ -347,7 +398,7 @@ class CacheFull(EngineError):
 
 
 class Sampler:
-    """A native sampler chain: bans, penalties, DRY, top_k, top_p, min_p, temperature, seed.
+    """A native sampler chain: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed.
 
     Args:
         model: whose control tokens (but for ends of turn) are never drawn.
@@ -358,6 +409,9 @@ class Sampler:
     def __init__(self, model: Model, sampling: Sampling, seed: int) -> None:
         self.handle = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
         links = [lc.llama_sampler_init_logit_bias(model.n_vocab, len(model.banned), model.banned)]
+        if biases := model.biases(sampling.logit_bias):
+            rows = (lc.llama_logit_bias * len(biases))(*(lc.llama_logit_bias(*pair) for pair in biases.items()))
+            links.append(lc.llama_sampler_init_logit_bias(model.n_vocab, len(biases), rows))
         if sampling.repeat_penalty != 1:
             links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
         if sampling.dry_multiplier:

@@ -14,7 +14,7 @@ import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -71,6 +71,10 @@ class Sampling(Part):
     """Divides the logits of words of the last 64 tokens; 1 is off."""
     dry_multiplier: float = Field(0.0, ge=0, le=5)
     """Weight of DRY, which makes going on as earlier in the same answer unlikely, the more so the longer; 0 is off."""
+    logit_bias: dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(ge=-100, le=100)]] = {}
+    """Words made likelier or less likely, `{ "哈哈" = -2.0 }`: added to the log-odds of the word's first token before
+    all else, at every token of an answer. -100 bans it. So it is exact for words of one token, and of longer ones all
+    that begins alike is meant; a word whose first token is but a part of a character is left as it is."""
     max_tokens: int = Field(512, ge=1)
     """Tokens of one answer at most; a chat turn is rarely over 60, the rest is a guard."""
 

@@ -59,6 +59,7 @@ class RemoteEngine:
         key = settings.remote_api_key.get_secret_value() if settings.remote_api_key else None
         self._server = Completions(settings.remote_url, key, settings.remote_timeout_s, settings.deadline_s)
         self._meeting = asyncio.Lock()
+        self._told_of_bias = False
         self.takes_ids: bool | None = None
         """Whether the server takes token ids for a prompt; None before the first request."""
 
@@ -167,7 +168,21 @@ class RemoteEngine:
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
             "min_p": sampling.min_p, "repeat_penalty": sampling.repeat_penalty,
             "repetition_penalty": sampling.repeat_penalty, "dry_multiplier": sampling.dry_multiplier,
+            **self._bias(sampling),
         }  # fmt: skip
+
+    def _bias(self, sampling: Sampling) -> dict[str, Any]:
+        """OpenAI's `logit_bias`, by token id; without a vocabulary no id is known, and it is left out."""
+        if not sampling.logit_bias:
+            return {}
+        if self._vocabulary is None:
+            if not self._told_of_bias:
+                self._told_of_bias = True
+                logger.warning(
+                    "[sampling] logit_bias is left out: it needs [engine] base, the GGUF of the server's model"
+                )
+            return {}
+        return {"logit_bias": {str(i): bias for i, bias in self._vocabulary.biases(sampling.logit_bias).items()}}
 
     def _speaker(self, voice: Voice) -> dict[str, Any]:
         """Model and LoRA of a voice, in vLLM's way (a model a persona) or llama-server's (a LoRA a request)."""
@@ -280,7 +295,7 @@ class RemoteEngine:
         """The text of a first token that does not end the turn; empty where nothing can be banned."""
         if self._vocabulary is None:
             return ""
-        bias = {str(i): _BAN for i in self._ends(request)}
+        bias = {**body.get("logit_bias", {}), **{str(i): _BAN for i in self._ends(request)}}
         for n in (1, 4):  # a token may be part of a character
             choice, _ = await self._server.ask({**body, "max_tokens": n, "logit_bias": bias})
             if word := str(choice.get("text") or "").partition("\ufffd")[0]:

@@ -3,7 +3,12 @@
 A sequence belongs to a scene and persona. What it holds is known token by token, so a prompt that extends it costs
 only its new tokens. A new sequence begins as a copy of the longest prefix another one of the same LoRA holds
 (`llama_memory_seq_cp` shares the cells): the persona's prompt is evaluated once. Idle sequences that must go are
-spilled to memory, and come back in a millisecond instead of being read again.
+spilled (`bot/spill.py`), and come back in milliseconds instead of being read again.
+
+Not every sequence can be cut where a prompt departs from it: a recurrent state never can, and of a sliding window what
+slid out may be gone. A prompt departs from the one before it in its open assistant header, and where the answer was not
+said as it was drawn. So recurrent states are marked just before the header while a prompt is read, and what might not
+be cut later is spilled up to there.
 """
 
 from __future__ import annotations
@@ -13,10 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bot.llama import Context
+from bot.llama import Context, Mark
+from bot.spill import Held, Spill
 
 SHARED_MIN = 16
 """Tokens a shared prefix must have; copying it costs as much as evaluating a few."""
+HEADER_MAX = 16
+"""Tokens at the end of a prompt that the next one may not begin with: the open header, at most 9 in our formats."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,13 +36,9 @@ class Seat:
     lora: Path | None
     tokens: list[int] = field(default_factory=list)
     busy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Spilled:
-    lora: Path | None
-    tokens: list[int]
-    state: bytes
+    sure: int = 0
+    """Tokens that the next prompt begins with as well."""
+    mark: Mark | None = None
 
 
 class Seats:
@@ -43,17 +47,14 @@ class Seats:
     Args:
         context: the cache; sequences 0 to `n_seq_max` - 1 are used.
         n_seq_max: sequences at most.
-        spill_bytes: memory for sequences that had to go; 0 forgets them.
+        spill: takes those that have to go.
     """
 
-    def __init__(self, context: Context, n_seq_max: int, spill_bytes: int) -> None:
+    def __init__(self, context: Context, n_seq_max: int, spill: Spill) -> None:
         self._context = context
         self._free = list(range(n_seq_max))
         self._warm: OrderedDict[str, Seat] = OrderedDict()
-        self._spilled: OrderedDict[str, _Spilled] = OrderedDict()
-        self._spill_bytes = spill_bytes
-        self.spilled_bytes = 0
-        """Memory that spilled sequences take."""
+        self._spill = spill
 
     def __contains__(self, name: str) -> bool:
         return name in self._warm
@@ -73,27 +74,41 @@ class Seats:
 
         None when every sequence is busy.
         """
-        seat = self._warm.get(name) or self._back(name, lora) or self._new(name, lora)
-        if seat is None:
+        if name not in self._warm and not self._free and all(seat.busy for seat in self._warm.values()):
             return None
+        seat = self._warm.get(name) or self._come(name, lora)
         self._warm.move_to_end(name)
         if seat.lora != lora:
             self.clear(seat)
             seat.lora = lora
         prompt = ids[:-1]
-        held = common(seat.tokens, prompt)
-        if held < len(seat.tokens):
-            if not self._context.keep(seat.number, held):
-                held = 0
-            del seat.tokens[held:]
+        self._cut(seat, common(seat.tokens, prompt))
         self._share(seat, prompt)
+        seat.sure = max(0, len(ids) - HEADER_MAX)
         seat.busy = True
         return seat
 
+    def readable(self, seat: Seat, n: int) -> int:
+        """How many of the next `n` tokens a step may evaluate: a recurrent state is marked on the way."""
+        left = seat.sure - len(seat.tokens)
+        if not self._context.recurrent or left < 0:
+            return n
+        if left == 0:
+            if seat.tokens and (seat.mark is None or seat.mark.n != seat.sure):
+                seat.mark = Mark(seat.sure, self._context.save(seat.number, mark=True))
+            return n
+        return min(n, left)
+
     def clear(self, seat: Seat) -> None:
         """Forget what a sequence holds."""
-        self._context.keep(seat.number, 0)
-        seat.tokens.clear()
+        self._cut(seat, 0)
+
+    def _cut(self, seat: Seat, n: int) -> None:
+        if n < len(seat.tokens) or n == 0:
+            n = self._context.keep(seat.number, n, seat.mark)
+            del seat.tokens[n:]
+        if seat.mark is not None and seat.mark.n > n:
+            seat.mark = None
 
     def evict(self) -> bool:
         """Spill the idle sequence used least recently; False when all are busy."""
@@ -101,20 +116,39 @@ class Seats:
         if seat is None:
             return False
         del self._warm[seat.name]
-        self._spill(seat)
+        sure = min(seat.sure, len(seat.tokens))
+        marked = seat.mark is not None and seat.mark.n <= sure
+        if not self._context.rewinds(len(seat.tokens)) and (marked or self._context.reaches(seat.number, sure)):
+            self._cut(seat, sure)
+        if self._spill.enabled and seat.tokens:
+            self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), self._context.save(seat.number)))
         self._context.keep(seat.number, 0)
         self._free.append(seat.number)
         return True
 
-    def _new(self, name: str, lora: Path | None) -> Seat | None:
-        if not self._free and not self.evict():
-            return None
+    def _come(self, name: str, lora: Path | None) -> Seat:
+        """A sequence for a scene that has none: with what was spilled of it, else empty. One is free or idle."""
+        held = self._spill.take(name)
+        if not self._free:
+            self.evict()
         seat = self._warm[name] = Seat(name, self._free.pop(), lora)
+        if held is not None and held.lora == lora:
+            self._restore(seat, held)
         return seat
+
+    def _restore(self, seat: Seat, held: Held) -> None:
+        seat.busy = True  # it must not be evicted to make room for itself
+        while not (back := self._context.restore(seat.number, held.state)) and self.evict():
+            pass
+        seat.busy = False
+        if back:
+            seat.tokens = held.tokens
+        else:
+            self._context.keep(seat.number, 0)
 
     def _share(self, seat: Seat, prompt: Sequence[int]) -> None:
         """Begin from the longest prefix another sequence holds, where it is clearly longer than what this one does."""
-        if not self._context.shares_prefixes:
+        if self._context.recurrent:
             return
         best, found = len(seat.tokens) + SHARED_MIN - 1, None
         head = list(prompt[: best + 1])
@@ -122,51 +156,13 @@ class Seats:
             if other is seat or other.lora != seat.lora or other.tokens[: best + 1] != head:
                 continue
             length = common(other.tokens, prompt)
-            if length > best:
+            if length > best and self._context.reaches(other.number, length):
                 best, found = length, other
                 head = list(prompt[: best + 1])
         if found is not None:
             self._context.keep(seat.number, 0)
             self._context.share(found.number, seat.number, best)
             seat.tokens = list(prompt[:best])
-
-    # -- spilling ---------------------------------------------------------------------------------
-
-    def _spill(self, seat: Seat) -> None:
-        if not seat.tokens or self._spill_bytes <= 0:
-            return
-        state = self._context.save(seat.number)
-        if len(state) > self._spill_bytes:
-            return
-        self._spilled[seat.name] = _Spilled(seat.lora, list(seat.tokens), state)
-        self.spilled_bytes += len(state)
-        while self.spilled_bytes > self._spill_bytes:
-            self._forget(next(iter(self._spilled)))
-
-    def _forget(self, name: str) -> _Spilled:
-        spilled = self._spilled.pop(name)
-        self.spilled_bytes -= len(spilled.state)
-        return spilled
-
-    def _back(self, name: str, lora: Path | None) -> Seat | None:
-        """A spilled sequence, warm again; None when there is none that can be used."""
-        if name not in self._spilled:
-            return None
-        spilled = self._forget(name)
-        if spilled.lora != lora:
-            return None
-        seat = self._new(name, lora)
-        if seat is None:
-            return None
-        while not self._context.restore(seat.number, spilled.state):
-            seat.busy = True  # it must not be evicted to make room for itself
-            room = self.evict()
-            seat.busy = False
-            if not room:
-                self._context.keep(seat.number, 0)
-                return seat
-        seat.tokens = spilled.tokens
-        return seat
 
 
 def common(held: Sequence[int], wanted: Sequence[int]) -> int:

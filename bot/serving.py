@@ -19,6 +19,7 @@ from bot.loras import Loras
 from bot.persona import sha256
 from bot.prompt import ChatFormat, Piece, encode
 from bot.seats import Seats
+from bot.spill import Spill
 
 
 class LlamaEngine:
@@ -28,12 +29,15 @@ class LlamaEngine:
         base: the base GGUF.
         settings: `[engine]`.
         base_sha256: the base's hash if known already; computed otherwise (about a second for 250 MB).
+        spill: folder for `spill_disk_mb`, of this process alone; None: scenes are spilled to memory only.
 
     Raises:
         EngineError: the base cannot be loaded.
     """
 
-    def __init__(self, base: Path, settings: config.Engine, base_sha256: str | None = None) -> None:
+    def __init__(
+        self, base: Path, settings: config.Engine, base_sha256: str | None = None, spill: Path | None = None
+    ) -> None:
         self._settings = settings
         self._model = Model(base, settings.n_gpu_layers, load_mode=settings.load_mode)
         self._context = Context(
@@ -42,7 +46,8 @@ class LlamaEngine:
             type_v=settings.type_v,
         )  # fmt: skip
         self.base_sha256 = base_sha256 or sha256(base)
-        self._seats = Seats(self._context, settings.n_seq_max, settings.spill_mb * 1_000_000)
+        self._spill = Spill(settings.spill_mb * 1_000_000, settings.spill_disk_mb * 1_000_000, spill)
+        self._seats = Seats(self._context, settings.n_seq_max, self._spill)
         self._loras = Loras(self._model, self._context, self.base_sha256, settings.lora_mb * 1_000_000)
         self._batcher = Batcher(
             self._model, self._context, self._seats, self._loras, settings.n_parallel, settings.deadline_s
@@ -95,6 +100,7 @@ class LlamaEngine:
     async def close(self) -> None:
         """Stop what runs and free everything."""
         await asyncio.to_thread(self._batcher.close)
+        self._spill.close()
         self._loras.close()
         self._context.close()
         self._model.close()

@@ -76,7 +76,7 @@ class Twin:
     @classmethod
     def assemble(
         cls, settings: Settings, root: Path, transport: Transport, *, only_record: bool = False,
-        engine: ReplyEngine | None = None,
+        engine: ReplyEngine | None = None, spill: Path | None = None,
     ) -> "Twin":  # fmt: skip
         """Open the archive, load the base, find the personas.
 
@@ -86,6 +86,7 @@ class Twin:
             transport: how bubbles leave.
             only_record: without a base or persona go on all the same: record, and tell the owner.
             engine: in place of the one the settings name.
+            spill: folder for `[engine] spill_disk_mb`; only the daemon, which is alone, has one.
 
         Raises:
             ArchiveError, EngineError, PersonaError: what cannot start, and the remedy.
@@ -93,7 +94,7 @@ class Twin:
         install_shipped(settings.data / "personas")
         archive = Archive(settings.archive_url)
         try:
-            engine = engine or start_engine(settings, root)
+            engine = engine or start_engine(settings, root, spill)
         except EngineError as e:
             if not only_record:
                 archive.close()
@@ -257,13 +258,13 @@ class Twin:
             logger.error("{}", text)
 
 
-def start_engine(settings: Settings, root: Path) -> ReplyEngine:
-    """The engine bot.toml names; relative paths count from `root`. Raises EngineError."""
+def start_engine(settings: Settings, root: Path, spill: Path | None = None) -> ReplyEngine:
+    """The engine bot.toml names; relative paths count from `root`, `spill` is LlamaEngine's. Raises EngineError."""
     path = base_file.resolve(settings.engine.base, settings.data, root) if settings.engine.reads_base else None
     if settings.engine.backend == "remote":
         return RemoteEngine(settings.engine, path, base_file.digest(path) if path else "")
     assert path is not None
-    return LlamaEngine(path, settings.engine, base_file.digest(path))
+    return LlamaEngine(path, settings.engine, base_file.digest(path), spill)
 
 
 def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:

@@ -71,6 +71,12 @@ def test_empty_parts_are_left_out_of_the_system_prompt() -> None:
     assert Spec(display_name="小满").system_prompt == "你是小满。"
 
 
+@pytest.mark.parametrize("bias", [{"": 1.0}, {"哈": 101.0}, {"哈": float("nan")}, {"哈": "much"}])
+def test_a_logit_bias_is_a_word_and_a_number_in_range(bias: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="logit_bias"):
+        Sampling.model_validate({"logit_bias": bias})
+
+
 def test_sampling_defaults_are_the_issues() -> None:
     assert (Sampling().temperature, Sampling().top_p, Sampling().max_tokens) == (0.7, 0.9, 512)
 

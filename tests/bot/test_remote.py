@@ -19,6 +19,7 @@ import peer
 import pytest
 import tinymodel
 from daemon import free_port
+from loguru import logger
 
 from bot import config, doctor
 from bot.engine import Request, Voice
@@ -301,6 +302,30 @@ async def test_the_first_word_is_a_word(base: Path, vocabulary: Model) -> None:
         bias = other.asked[-2]["logit_bias"]
         assert bias == {str(i): -100.0 for i in sorted(vocabulary.ends)}
         assert other.asked[-1]["max_tokens"] == GREEDY.max_tokens - 1
+
+
+async def test_biases_go_by_token_where_the_vocabulary_is_known(base: Path, vocabulary: Model) -> None:
+    asked = request("在吗", sampling=GREEDY.model_copy(update={"logit_bias": {"好": -100.0, "嗯": 2.0}}))
+    ids = {str(vocabulary.tokens(word, control=False)[0]): bias for word, bias in asked.sampling.logit_bias.items()}
+
+    def answer(body: dict[str, Any]) -> peer.Answer:
+        if body.get("stream"):
+            return peer.streamed() if len(other.asked) < 4 else peer.streamed("呢")
+        return peer.whole("的", prompt_tokens=None if isinstance(body["prompt"], str) else counted(body, vocabulary))
+
+    async with peer.serving(answer) as other:
+        await said(connect(settings(other.url), base), asked)
+        first, word, rest = other.asked[-3:]
+        assert first["logit_bias"] == rest["logit_bias"] == ids
+        assert word["logit_bias"] == {**ids, **{str(i): -100.0 for i in vocabulary.ends}}
+        told: list[str] = []
+        number = logger.add(told.append, level="WARNING", format="{message}")
+        blind = connect(settings(other.url, remote_format="gemma"), None)
+        for _ in range(2):
+            await said(blind, asked)
+        logger.remove(number)
+        assert "logit_bias" not in other.asked[-1]
+        assert len([line for line in told if "logit_bias" in line]) == 1
 
 
 async def test_nothing_said_twice_is_told_where_nothing_can_be_banned() -> None:

@@ -1,8 +1,10 @@
 """bot/serving.py on a tiny model: what was read stays read, and nothing of one scene leaks into another."""
 
 import asyncio
+import os
 import random
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import tinylora
 import tinymodel
+from loguru import logger
 
 from bot import config
 from bot.batching import looping
@@ -18,7 +21,7 @@ from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import Context, Model
 from bot.persona import Sampling
-from bot.prompt import FORMATS, Piece, encode
+from bot.prompt import FORMATS, ChatFormat, Piece, encode
 from bot.serving import LlamaEngine
 
 GEMMA = FORMATS["gemma"]
@@ -27,20 +30,20 @@ SAMPLING = Sampling(max_tokens=24, temperature=1.0, repeat_penalty=1.0)
 SETTINGS = config.Engine(n_ctx=512, kv_tokens=1024, n_seq_max=4, n_batch=32, n_threads=1)
 
 
-def prompt(*turns: str) -> list[Piece]:
+def prompt(*turns: str, fmt: ChatFormat = GEMMA) -> list[Piece]:
     """User, assistant, user, …; ends with the open assistant header."""
-    pieces = [Piece(GEMMA.system_open, True), Piece("你是小满。"), Piece(GEMMA.system_close, True)]
+    pieces = [Piece(fmt.system_open, True), Piece("你是小满。"), Piece(fmt.system_close, True)]
     for number, text in enumerate(turns):
         if number % 2:
-            pieces += [Piece(text), Piece(GEMMA.end, True), Piece(GEMMA.after, True)]
+            pieces += [Piece(text), Piece(fmt.end, True), Piece(fmt.after, True)]
         else:
-            pieces += [*([Piece(GEMMA.user_open, True)] if number else []), Piece(text)]
-            pieces += [Piece(GEMMA.user_close, True), Piece(GEMMA.assistant_open, True)]
-    return pieces
+            pieces += [Piece(fmt.user_open if number else fmt.first_user_open, True), Piece(text)]
+            pieces += [Piece(fmt.user_close, True), Piece(fmt.assistant_open, True)]
+    return [piece for piece in pieces if piece.text]
 
 
 def request(seat: str, *turns: str, voice: Voice = BARE, seed: int = 7, sampling: Sampling = SAMPLING) -> Request:
-    return Request(seat, voice, prompt(*turns), sampling, seed)
+    return Request(seat, voice, prompt(*turns, fmt=voice.format), sampling, seed)
 
 
 GREEDY = Sampling(max_tokens=24, temperature=0, repeat_penalty=1.0)
@@ -67,6 +70,10 @@ def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path
         model.free_lora(handle)
     model.close()
     return max(gaps, default=0.0)
+
+
+FORGETFUL = ["mamba", "lfm2", "swa"]
+"""Of conftest: models whose cache cannot be cut everywhere."""
 
 
 async def said(engine: LlamaEngine, asked: Request) -> list[str]:
@@ -127,28 +134,39 @@ async def test_many_chats_at_once_are_each_answered_as_alone(
             assert worst(tinies["gemma3"].gguf, engine, s, turns[number]) < EPSILON
 
 
-async def test_no_interleaving_leaves_a_trace(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
-    """Appends, rewinds, cancels, switches of LoRA, evictions and spills, as they come."""
-    base, rng, checked = tinies["gemma3"].gguf, random.Random(5), 0
-    engine = start(tinies, SETTINGS.model_copy(update={"n_seq_max": 3, "n_parallel": 3, "kv_tokens": 600}))
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3", *FORGETFUL])
+async def test_no_interleaving_leaves_a_trace(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], tmp_path: Path, kind: str
+) -> None:
+    """Appends, rewinds, growing bursts, looks, cancels, switches of LoRA, evictions and spills, as they come."""
+    base, rng, checked, spills = {**tinies, **forgetful}[kind].gguf, random.Random(5), 0, tmp_path / "spill"
+    changed = {"n_seq_max": 3, "n_parallel": 3, "kv_tokens": 600, "spill_mb": 0, "spill_disk_mb": 64}
+    engine = LlamaEngine(base, SETTINGS.model_copy(update=changed), spill=spills)
     loras = [None, *(tinylora.write(tmp_path / f"{i}.gguf", base, seed=i) for i in range(2))]
+    lora_of = {f"s{i}": rng.choice(loras) for i in range(6)}
     turns: dict[str, list[str]] = {}
-    for _ in range(60):
-        seats = rng.sample([f"s{i}" for i in range(6)], 2)
+    for _ in range(80):
+        seats = rng.sample(sorted(lora_of), 2)
         chosen: dict[str, Request] = {}
         for seat in seats:
             said_there = turns.setdefault(seat, ["在吗"])
-            match rng.choice(["append", "append", "rewind", "reword"]):
+            match rng.choice(["append", "append", "grow", "rewind", "reword", "switch"]):
                 case "append":
                     said_there += ["嗯", rng.choice(["吃饭没", "昨晚又熬夜了，困死我了" * 3, "好"])]
+                case "grow":
+                    said_there[-1] += "\n还有呢"
                 case "rewind":
                     del said_there[1:]
                 case "reword":
                     said_there[-1] = rng.choice(["说错了", "不是", "那个"])
+                case "switch":
+                    lora_of[seat] = rng.choice(loras)
             if len(said_there) > 7:
                 del said_there[1:]
-            lora = rng.choice(loras)
-            chosen[seat] = request(seat, *said_there, voice=Voice("v", lora, GEMMA), sampling=GREEDY)
+            voice = Voice("v", lora_of[seat], engine.format)
+            chosen[seat] = request(seat, *said_there, voice=voice, sampling=GREEDY)
+        if rng.random() < 0.5:
+            await asyncio.gather(*(engine.p_silent(r) for r in chosen.values()))
         answers = [asyncio.create_task(said(engine, r)) for r in chosen.values()]
         if rng.random() < 0.3:
             await asyncio.sleep(rng.random() * 0.01)
@@ -159,14 +177,67 @@ async def test_no_interleaving_leaves_a_trace(tinies: dict[str, tinymodel.Tiny],
             if seat in engine._seats:
                 checked += 1
                 assert worst(base, engine, seat, asked, asked.voice.lora) < EPSILON
-    assert checked > 60
+    assert checked > 80
     await engine.close()
 
 
-async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
-    tinies: dict[str, tinymodel.Tiny],
+@pytest.mark.parametrize("kind", FORGETFUL)
+async def test_what_cannot_be_cut_is_not_read_twice_either(
+    forgetful: dict[str, tinymodel.Tiny], tmp_path: Path, kind: str
 ) -> None:
-    engine = start(tinies, SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2}))
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2})
+    engine = LlamaEngine(forgetful[kind].gguf, settings, spill=tmp_path)
+    voice, words = Voice("bare", None, engine.format), "昨晚又熬夜了，困死我了哈哈哈，今天吃什么？" * 20
+
+    async def reads(ask: Awaitable[object]) -> int:
+        before = engine._batcher.evaluated
+        await ask
+        return engine._batcher.evaluated - before
+
+    def of(seat: str, *turns: str) -> Request:
+        return request(seat, *turns, voice=voice, sampling=GREEDY)
+
+    first = of("a", words)
+    whole = await reads(engine.p_silent(first))
+    assert whole > 80, "more than a window"
+    assert await reads(said(engine, first)) <= 16 + GREEDY.max_tokens, "a look, then an answer"
+    grown = of("a", f"{words}\n还有呢")
+    assert await reads(engine.p_silent(grown)) < whole / 2, "the burst goes on"
+    for seat in ("b", "c"):
+        await engine.p_silent(of(seat, "在吗"))
+    assert "a" not in engine._seats
+    assert await reads(engine.p_silent(grown)) <= 16, "it comes back"
+    assert await reads(said(engine, grown)) <= 16 + GREEDY.max_tokens
+    assert worst(forgetful[kind].gguf, engine, "a", grown) < EPSILON
+    await engine.close()
+
+
+async def test_what_slid_out_of_a_window_is_not_taken_for_there(forgetful: dict[str, tinymodel.Tiny]) -> None:
+    """llama.cpp gives cells that slid out to others before it uses free ones, with a full-size cache too."""
+    model = Model(forgetful["swa"].gguf, 0)
+    context = Context(model, 512, 3, 64, 1)
+    for seq, at, n in ((1, 0, 10), (0, 0, 64), (0, 64, 64)):
+        context.decode([(300 + i, seq, at + i, False) for i in range(n)])
+    assert context.reaches(0, 40)
+    context.keep(1, 0)
+    context.decode([(300 + i, 2, i, False) for i in range(60)])
+    assert not context.reaches(0, 40), "the window before the 40th token is not whole"
+    assert context.reaches(0, 128)
+    saved = context.save(0)
+    assert context.keep(0, 40) == 0
+    assert context.restore(0, saved)
+    assert context.reaches(0, 128)
+    assert context.keep(0, 120) == 0, "a saved state holds one window"
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("changed", [{}, {"spill_mb": 0, "spill_disk_mb": 64}])
+async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path, changed: dict[str, int]
+) -> None:
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2, **changed})
+    engine = LlamaEngine(tinies["gemma3"].gguf, settings, spill=tmp_path)
     words = "昨晚又熬夜了，困死我了哈哈哈" * 6
     for seat in ("a", "b", "c"):
         await engine.p_silent(request(seat, f"{seat}{words}"))
@@ -177,6 +248,19 @@ async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
     count = engine.count(again.pieces)
     assert engine._batcher.evaluated - read < count / 2
     assert worst(tinies["gemma3"].gguf, engine, "a", again) < EPSILON
+    assert len(os.listdir(tmp_path)) == (1 if changed else 0)
+    await engine.close()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_scene_whose_file_is_gone_is_read_again(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "n_parallel": 2, "spill_mb": 0, "spill_disk_mb": 64})
+    engine = LlamaEngine(tinies["gemma3"].gguf, settings, spill=tmp_path)
+    first = await engine.p_silent(request("a", "在吗"))
+    for seat in ("b", "c"):
+        await engine.p_silent(request(seat, f"{seat}在吗"))
+    shutil.rmtree(tmp_path)
+    assert await engine.p_silent(request("a", "在吗")) == pytest.approx(first, rel=1e-3)
     await engine.close()
 
 
@@ -373,6 +457,41 @@ async def test_dry_makes_saying_the_same_again_unlikely(engine: LlamaEngine) -> 
         made[multiplier] = again(engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :])
     assert made[0.0] > 5
     assert made[5.0] < made[0.0] / 2
+
+
+async def test_a_banned_word_is_never_said_and_a_favoured_one_is(engine: LlamaEngine) -> None:
+    model, wide = engine._model, Sampling(max_tokens=24, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+
+    async def drawn(**bias: float) -> list[int]:
+        made = []
+        for seed in range(20):
+            asked = request("a", "在吗", seed=seed, sampling=wide.model_copy(update={"logit_bias": bias}))
+            await said(engine, asked)
+            made += engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :]
+        return made
+
+    free = await drawn()
+    banned = next(
+        t for t in free if free.count(t) > 1 and model.tokens(model.piece(t).decode("utf-8", "ignore"), False) == [t]
+    )
+    assert banned not in await drawn(**{model.piece(banned).decode(): -100.0})
+    (wanted,) = model.tokens("好", control=False)
+    assert free.count(wanted) < 5
+    assert (await drawn(好=12.0)).count(wanted) > 100
+
+
+async def test_a_bias_is_of_the_first_token_and_of_no_part_of_a_character(engine: LlamaEngine) -> None:
+    model, told = engine._model, list[str]()
+    number = logger.add(told.append, level="WARNING", format="{message}")
+    first = model.tokens("好", control=False)[0]
+    longer = next(w for w in ("好龘", "好好好好好好好") if model.tokens(w, control=False)[0] == first)
+    for _ in range(2):
+        assert model.biases({"好": 1.0, longer: 2.0, "龘": 3.0, " ": 4.0, GEMMA.end: 0.5}) == {
+            first: 3.0, model.tokens(GEMMA.end, control=False)[0]: 0.5,
+        }  # fmt: skip
+    logger.remove(number)
+    assert len(told) == 2, "once for each"
+    assert model.end_id not in model.biases({GEMMA.end: 0.5}), "what people write names no control token"
 
 
 async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:

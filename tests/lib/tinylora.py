@@ -11,7 +11,7 @@ from bot.llama import BASE_KEY
 
 
 def write(path: Path, base: Path, *, seed: int = 0, names_base: str | None = None, strength: float = 4.0) -> Path:
-    """Adapt the query projection of every layer.
+    """Adapt one or two projections of every layer.
 
     Args:
         path: where it is written.
@@ -29,7 +29,7 @@ def write(path: Path, base: Path, *, seed: int = 0, names_base: str | None = Non
     if names_base is not None:
         writer.add_string(BASE_KEY, names_base)
     for tensor in reader.tensors:
-        if tensor.name.endswith(("attn_q.weight", "ffn_down.weight")):
+        if tensor.name.endswith(("attn_q.weight", "ffn_down.weight", "ssm_out.weight")):
             rows_in, rows_out = (int(n) for n in tensor.shape)
             writer.add_tensor(f"{tensor.name}.lora_a", rng.normal(0, 0.3, (rank, rows_in)).astype(np.float32))
             writer.add_tensor(f"{tensor.name}.lora_b", rng.normal(0, 0.3, (rows_out, rank)).astype(np.float32))

@@ -6,7 +6,8 @@ numbers), and the GGUF is written by llama.cpp's own converter with the vocabula
 same token ids for any text, control tokens parsed or not.
 
 Architectures: gemma3 (SentencePiece-like, byte fallback, `<start_of_turn>`, BOS), qwen3 and llama (byte-level BPE with
-Qwen2's regex, `<|im_start|>`, no BOS). End of turn is an end-of-generation token of the GGUF in each. And
+Qwen2's regex, `<|im_start|>`, no BOS); with the latter's tokenizer also mamba (recurrent) and lfm2 (convolutions and
+attention). End of turn is an end-of-generation token of the GGUF in each. And
 transformers reads the GGUF back as the same weights and ids.
 
 What learns by heart: gemma3, hidden=128, layers=2, no pretraining; LoRA r=32, lora_alpha=64 on all linear layers, AdamW
@@ -32,15 +33,19 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 from transformers.utils import logging as transformers_logging
 
-Architecture = Literal["gemma3", "qwen3", "llama"]
+Architecture = Literal["gemma3", "qwen3", "llama", "mamba", "lfm2"]
 
 _QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -83,6 +88,7 @@ def build(
     layers: int = 2,
     vocabulary: int = 1000,
     f32: bool = False,
+    window: int = 512,
 ) -> Tiny:
     """A new model.
 
@@ -95,13 +101,14 @@ def build(
         layers: decoder layers.
         vocabulary: tokens at most (gemma3: besides specials and bytes).
         f32: write the GGUF in F32 instead of F16.
+        window: gemma3's sliding window; every sixth layer has none.
     """
     transformers_logging.disable_progress_bar()
     hf = folder / "hf"
     hf.mkdir(parents=True, exist_ok=True)
     tokenizer = _spm_like(texts, vocabulary) if architecture == "gemma3" else _byte_level(texts, vocabulary)
     tokenizer.save_pretrained(hf)
-    model = _model(architecture, tokenizer, hidden, layers)
+    model = _model(architecture, tokenizer, hidden, layers, window)
     _draw(model, seed, architecture)
     model.save_pretrained(hf)
     return Tiny(hf, write_gguf(hf, folder / "model.gguf", f32))
@@ -180,9 +187,17 @@ def _learned_pieces(texts: Sequence[str], size: int) -> list[str]:
     return [piece for piece, _ in found]
 
 
-def _model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Any:
+def _model(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, window: int
+) -> Any:
     # Loading a GGUF, transformers takes the real models' head width for granted in gemma3 and qwen3.
-    head_dim = {"gemma3": 256, "qwen3": 128, "llama": 32}[architecture]
+    head_dim = {"gemma3": 256, "qwen3": 128, "lfm2": hidden // 2}.get(architecture, 32)
+    if architecture == "mamba":
+        return MambaForCausalLM(
+            MambaConfig(
+                vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, tie_word_embeddings=True
+            )
+        )
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": hidden * 5 // 2 // 32 * 32,
         "num_hidden_layers": layers, "num_attention_heads": 4 if architecture == "llama" else 2,
@@ -191,9 +206,12 @@ def _model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast, hidde
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     if architecture == "gemma3":
-        return Gemma3ForCausalLM(Gemma3TextConfig(query_pre_attn_scalar=256, sliding_window=512, **shape))
+        return Gemma3ForCausalLM(Gemma3TextConfig(query_pre_attn_scalar=256, sliding_window=window, **shape))
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape))
+    if architecture == "lfm2":
+        kinds = ["full_attention" if layer % 2 else "conv" for layer in range(layers)]
+        return Lfm2ForCausalLM(Lfm2Config(block_auto_adjust_ff_dim=False, layer_types=kinds, **shape))
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 
@@ -201,6 +219,8 @@ def _draw(model: Any, seed: int, architecture: Architecture) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if "A_log" in name or name.endswith((".D", "dt_proj.bias")):
+                continue  # of mamba: how it forgets is not random
             if "norm" in name:
                 weight.normal_(0.0 if architecture == "gemma3" else 1.0, 0.1, generator=generator)
             else:

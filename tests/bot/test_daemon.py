@@ -1,0 +1,45 @@
+"""bot/daemon.py as a process: it serves without anything that trains."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import daemon
+import tinymodel
+
+HEAVY = {
+    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "gguf", "sklearn", "matplotlib",
+    "training", "export",
+}  # fmt: skip
+"""What trains and exports."""
+SERVE = """
+import os, socket, sys, threading, time
+from pathlib import Path
+from bot import config, daemon
+
+def tell(port):
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    print(*sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
+    os._exit(0)
+
+path = Path(sys.argv[1])
+settings = config.load(path)
+threading.Thread(target=tell, args=(settings.onebot.port,), daemon=True).start()
+daemon.serve(settings, path)
+"""
+
+
+def test_the_running_daemon_has_imported_nothing_that_trains(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    installed = daemon.Daemon(tmp_path, daemon.settings(tinies["gemma3"].gguf))
+    told = subprocess.run(
+        [sys.executable, "-c", SERVE, str(installed.config)],
+        cwd=daemon.ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    modules = set(told.stdout.split())
+    assert {"llama_cpp", "nonebot", "sqlalchemy", "bot", "plugins"} <= modules, told.stderr
+    assert modules & HEAVY == set()
