@@ -230,7 +230,9 @@ async def test_token_ids_are_sent_and_markers_people_type_stay_text(base: Path, 
         assert answer["prompt"].count(vocabulary.end_id) == 1, "ours alone"
         for secret in ("我很笨", "小满。"):
             assert secret not in json.dumps([text, ids], ensure_ascii=False), "to make acquaintance nothing is told"
-        assert (answer["stop"], answer["min_tokens"], answer["stream"]) == ([GEMMA.end], 1, True)
+        assert (answer["stop"], answer["min_tokens"], answer["stream"]) == (
+            ["<end_of_turn>", "<start_of_turn>"], 1, True,
+        )  # fmt: skip
         assert set(answer["stop_token_ids"]) == vocabulary.ends
         assert (look["max_tokens"], look["temperature"], look["logprob_token_ids"]) == (1, 0, [vocabulary.end_id])
 
@@ -262,7 +264,7 @@ async def test_a_model_whose_gguf_is_not_here_gets_text(vocabulary: Model) -> No
         assert await said(remote, request("在吗")) == ["好呀", "走"]
         assert other.asked[0]["prompt"].count(GEMMA.end) == 1
         assert "<\u200bend_of_turn>" in other.asked[0]["prompt"]
-        assert "logit_bias" not in other.asked[1]
+        assert other.asked[1]["logit_bias"] == {}, "nothing can be banned without a vocabulary"
         assert remote.count([Piece("今天吃什么"), Piece("ok")]) == 6
 
 
@@ -274,8 +276,8 @@ async def test_personas_are_models_or_loras(base: Path, vocabulary: Model) -> No
         assert "lora" not in other.asked[-1]
         by_lora = connect(settings(other.url, remote_model="base", remote_loras=["xiaoman", "me"]), base)
         for voice, lora in [
-            (Voice("me/v1", Path("me.gguf"), GEMMA), [{"id": 1, "scale": 1.0}]),
-            (Voice("me/base", None, GEMMA), []),
+            (Voice("me/v1", Path("me.gguf"), GEMMA), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]),
+            (Voice("me/base", None, GEMMA), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]),
         ]:
             await said(by_lora, request(voice=voice))
             assert (other.asked[-1]["model"], other.asked[-1]["lora"]) == ("base", lora)
@@ -299,7 +301,8 @@ async def test_the_first_word_is_a_word(base: Path, vocabulary: Model) -> None:
         remote = connect(settings(other.url), base)
         assert await said(remote, request("在吗")) == ["好的呢"]
         bias = other.asked[-2]["logit_bias"]
-        assert bias == {str(i): -100.0 for i in sorted(vocabulary.ends)}
+        [opens] = vocabulary.tokens("<start_of_turn>", control=True)
+        assert bias == {str(i): -100.0 for i in {*vocabulary.ends, *vocabulary.no_first_word, opens}}
         assert other.asked[-1]["max_tokens"] == GREEDY.max_tokens - 1
 
 
