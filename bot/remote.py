@@ -330,13 +330,13 @@ class RemoteEngine:
         async with aclosing(self._server.stream(body)) as stream:
             async for part in stream:
                 parts.append(part)
+                if looping(parts):
+                    return
                 text, *cut = marker.split(text + part, maxsplit=1)
                 *lines, text = text.split("\n")
                 for line in filter(None, map(str.strip, lines)):
                     said = True
                     yield line
-                if looping(parts):
-                    return
                 if cut:
                     break
         if text.strip():
