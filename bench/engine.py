@@ -4,11 +4,13 @@ import asyncio
 import statistics
 import time
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import daemon
+from bench import daemon, llama_server
 from bench.figures import Figure, at_least, at_most, in_turn, show
+from bench.llama_server import LlamaServer
 from bot import base, config
 from bot.batching import Job
 from bot.engine import Request, Voice
@@ -45,6 +47,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         *stage.returning(600),
         *stage.returning(2000),
         *stage.replies(),
+        *stage.server(),
         daemon.without_model(settings),
     ]
     if full:
@@ -218,6 +221,59 @@ class Stage:
         library.close()
         name = f"first logits of a returning chat, {history_tokens} tokens of history"
         return [at_most(name, "ms", value, "llama_cpp.Llama, two chats in turn", peer, 0.1, n=3, spread=spread)]
+
+    def server(self) -> list[Figure]:
+        """First token and decode beside llama-server: same file, LoRA, threads, cache, prompts and sampling."""
+        first = "first token of a returning chat, 600 tokens of history, three others in turn"
+        rates = {1: "decode, one chat", 4: "decode, four chats of a persona"}
+        peer = "llama-server -np 4"
+        program = llama_server.binary()
+        if program is None:
+            peer += ", not installed"
+            absent = [Figure(name, None, "tokens/s", peer) for name in rates.values()]
+            return [Figure(first, None, "ms", peer, goal=1.0), *absent]
+        turns = [self.history(600, 30 + seed) for seed in range(4)]
+        prompts = [self._ids(["在吗", "嗯", BURST])] * 4
+        drawn = self._sampling.model_dump(exclude={"max_tokens"})
+
+        def ours() -> float:
+            for turn in turns:
+                turn += ["嗯", f"{next(self._numbers) % 10}{BURST[1:]}"]
+            times = []
+            for seat, turn in enumerate(turns):
+                began = time.perf_counter()
+                self.wait(self._said(self.request(f"served{seat}", turn, max_tokens=1)))
+                times.append(time.perf_counter() - began)
+            return statistics.median(times) * 1e3
+
+        def theirs() -> float:
+            times = []
+            for slot, turn in enumerate(turns):
+                ids = self._ids(turn)
+                began = time.perf_counter()
+                running.complete(slot, ids, 1, **drawn)
+                times.append(time.perf_counter() - began)
+            return statistics.median(times) * 1e3
+
+        with LlamaServer(program, self.path, *self._server_options()) as running:
+            value, their, spread = in_turn(_RUNS, ours, theirs)
+            figures = [at_most(first, "ms", value, peer, their, 1.0, n=_RUNS, spread=spread)]
+            for chats, name in rates.items():
+                rate = partial(running.rate, prompts[:chats], _MADE, ignore_eos=True, **drawn)
+                value, their, spread = in_turn(_RUNS, partial(self._engine_rate, chats), rate)
+                figures.append(Figure(name, value, "tokens/s", peer, their, n=_RUNS, spread=spread))
+        return figures
+
+    def _server_options(self) -> list[str]:
+        threads, batch = str(self.bare.n_threads), str(self.settings.n_batch)
+        layers = "999" if self.settings.n_gpu_layers < 0 else str(self.settings.n_gpu_layers)
+        options = ["-np", "4", "-c", str(self.settings.kv_tokens), "-t", threads, "-tb", threads, "-b", batch]
+        # As our engine: any prefix of a chat is kept (--swa-full), and four chats never leave the cache.
+        options += ["-ub", batch, "-ngl", layers, "--swa-full", "--cache-ram", "0"]
+        return [*options, *(["--lora", str(self.lora)] if self.lora else [])]
+
+    async def _said(self, request: Request) -> list[str]:
+        return [bubble async for bubble in self.engine.bubbles(request)]
 
     # -- whole replies ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_MET = {True: "met", False: "not met", None: "not measured"}
 _PACKAGES = ("qqtwin", "llama-cpp-python", "torch", "transformers", "peft", "trl", "nonebot2", "sqlalchemy")
 
 
@@ -22,7 +23,7 @@ class Figure:
 
     Args:
         name: what.
-        value: median.
+        value: median; None where it was not measured, for want of the peer.
         unit: of value and peer_value.
         peer: what it stands beside, measured in the same run.
         peer_value: its median.
@@ -96,7 +97,7 @@ def show(bench: str, figures: list[Figure], *, as_json: bool) -> None:
     for column in ("figure", "value", "unit", "peer", "peer value", "ratio", "goal", "n", "spread"):
         table.add_column(column)
     for f in figures:
-        goal = "" if f.goal is None else f"{_round(f.goal)} {'met' if f.met else 'not met'}"
+        goal = "" if f.goal is None else f"{_round(f.goal)} {_MET[f.met]}"
         table.add_row(
             f.name, _round(f.value), f.unit, f.peer or "", _round(f.peer_value), _round(f.ratio), goal, str(f.n),
             "" if f.spread is None else f"{f.spread:.0%}",

@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -319,7 +319,7 @@ def _tokens(job: Job) -> list[int]:
     return job.seat.tokens if job.seat is not None else []
 
 
-def looping(tokens: Sequence[int]) -> bool:
+def looping(tokens: Sequence[Hashable]) -> bool:
     """Whether the newest tokens only repeat: one token 16 times, or a run of 2–12 four times."""
     if len(tokens) >= 16 and len(set(tokens[-16:])) == 1:
         return True

@@ -81,6 +81,15 @@ class Completions:
         counted = (answer.get("usage") or {}).get("prompt_tokens")
         return choice, counted if isinstance(counted, int) else None
 
+    async def loras(self) -> int | None:
+        """How many LoRAs a llama-server has loaded; None where the server does not say."""
+        try:
+            response = await self._client.get(httpx.URL(self.url.rstrip("/")).join("lora-adapters"))
+            told = response.json() if response.status_code == 200 else None
+        except (httpx.HTTPError, ValueError):
+            return None
+        return len(told) if isinstance(told, list) else None
+
     async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         """The text of a completion as it comes; closing the iterator closes the connection, which stops the server.
 

@@ -299,8 +299,9 @@ class Context:
 
         Of layers with a sliding window, what slid out of it is not: llama.cpp leaves it out of a saved state, and gives
         its cells to others before it uses free ones further on, the full-size cache included. Less than a 64th of the
-        window may lack at its far end, which changes less than the shape of a batch does (docs/decisions.md): else an
-        answer, which departs from its look by one token, could have to read everything again.
+        window may lack at its far end, which changes logits about as much as the shape of a batch does, at the worst
+        place measured up to three times that (docs/decisions.md): else an answer, which departs from its look by one
+        token, could have to read everything again.
         """
         window = self._n_swa - self._n_swa // 64
         return n == 0 or int(lc.llama_memory_seq_pos_min(self._memory, seq)) <= max(0, n + 1 - window)

@@ -20,6 +20,7 @@ from typing import Any
 from loguru import logger
 
 from bot import config
+from bot.batching import looping
 from bot.completions import Completions, Refused
 from bot.engine import Request, Voice
 from bot.errors import EngineError
@@ -33,7 +34,9 @@ _TOP = 20
 _BAN = -100.0
 """Bias of a token that must not be drawn."""
 _PROBE = "早呀，今天吃什么？\nhello, see you at 10:30! 周末去爬山怎么样😀"
-_MARKER = re.compile(r"<(?=[|/｜A-Za-z_])")
+_TYPED = re.compile(r"<(?=[|/｜A-Za-z_])")
+"""What a server could read as the beginning of a control token."""
+_CONTROL = re.compile(r"<[^<>]+>")
 _CERTAIN = Sampling(temperature=0, top_p=1, top_k=0, min_p=0, repeat_penalty=1, max_tokens=1)
 
 
@@ -121,11 +124,18 @@ class RemoteEngine:
         back, a first word is drawn with the end of turn banned, and the answer goes on from it. That is the model's own
         distribution over words. Without a vocabulary nothing can be banned: the answer is drawn once more.
 
+        Nothing of the chat format is ever said: a server shows some of its markers and hides others, and what follows
+        a hidden one (`user`, a next turn) is text. So they are banned, an answer stops at one, and one that comes all
+        the same is cut off with what follows it.
+
         Raises:
             EngineError: of any fault of the server, or two empty answers.
         """
+        markers = markers_of(request.voice.format)
         body = await self._body(request, request.sampling)
-        stops = {"stop": [request.voice.format.end], "stop_token_ids": self._ends(request)}
+        if ban := self._ban(request, markers):
+            body["logit_bias"] = {**body.get("logit_bias", {}), **ban}
+        stops = {"stop": markers, "stop_token_ids": self._ends(request)}
         try:
             async with aclosing(self._said({**body, **stops, "min_tokens": 1})) as lines:
                 async for line in lines:
@@ -193,7 +203,10 @@ class RemoteEngine:
                 raise EngineError(
                     f"persona {persona!r} is not in [engine] remote_loras; add it where its --lora stands"
                 )
-            named["lora"] = [] if voice.lora is None else [{"id": loras.index(persona), "scale": 1.0}]
+            # Each by name: llama-server takes an empty list, and --lora-init-without-apply, for all of them at 1
+            # (https://github.com/ggml-org/llama.cpp/issues/28674).
+            speaks = None if voice.lora is None else persona
+            named["lora"] = [{"id": i, "scale": float(name == speaks)} for i, name in enumerate(loras)]
         return named
 
     def _prompt(self, pieces: Sequence[Piece]) -> list[int] | str:
@@ -215,6 +228,8 @@ class RemoteEngine:
         async with self._meeting:
             if self.takes_ids is not None:
                 return
+            if self._settings.remote_loras:
+                await self._count_loras()
             if self._vocabulary is None:
                 self.takes_ids = False
                 return
@@ -236,6 +251,15 @@ class RemoteEngine:
             if not self.takes_ids:
                 logger.warning("{} takes no token ids: prompts go as text, typed markers broken up", self._server.url)
 
+    async def _count_loras(self) -> None:
+        """llama-server passes over a LoRA it has not loaded: the bare base would speak in its place."""
+        wanted, loaded = self._settings.remote_loras, await self._server.loras()
+        if loaded is not None and loaded < len(wanted):
+            raise EngineError(
+                f"{self._server.url} has {loaded} LoRAs where [engine] remote_loras names {len(wanted)}; start "
+                "llama-server with --lora and a file for each, in that order, with commas between"
+            )
+
     # -- the first token --------------------------------------------------------------------------
 
     def _end_id(self, request: Request) -> int:
@@ -245,6 +269,13 @@ class RemoteEngine:
     def _ends(self, request: Request) -> list[int]:
         """Ids that end a turn; none are known without a vocabulary."""
         return [] if self._vocabulary is None else sorted({*self._vocabulary.ends, self._end_id(request)})
+
+    def _ban(self, request: Request, markers: Sequence[str]) -> dict[str, float]:
+        """The biases that keep an answer from opening a turn of its own; none without a vocabulary."""
+        if self._vocabulary is None:
+            return {}
+        alone = (self._vocabulary.tokens(marker, control=True) for marker in markers)
+        return {str(ids[0]): _BAN for ids in alone if len(ids) == 1 and ids[0] not in self._ends(request)}
 
     async def _p_unnamed(self, request: Request, body: dict[str, Any], found: Sequence[Alternative]) -> float:
         """P(end-of-turn) from a server that gives control tokens no text (llama_cpp.server), so cannot point at it.
@@ -292,10 +323,11 @@ class RemoteEngine:
         return p
 
     async def _first_word(self, body: dict[str, Any], request: Request) -> str:
-        """The text of a first token that does not end the turn; empty where nothing can be banned."""
+        """The text of a first token that is a word, no end of turn and no blank; empty where nothing can be banned."""
         if self._vocabulary is None:
             return ""
-        bias = {**body.get("logit_bias", {}), **{str(i): _BAN for i in self._ends(request)}}
+        none = {*self._ends(request), *self._vocabulary.no_first_word}
+        bias = {**body.get("logit_bias", {}), **{str(i): _BAN for i in none}}
         for n in (1, 4):  # a token may be part of a character
             choice, _ = await self._server.ask({**body, "max_tokens": n, "logit_bias": bias})
             if word := str(choice.get("text") or "").partition("\ufffd")[0]:
@@ -305,25 +337,40 @@ class RemoteEngine:
         )
 
     async def _said(self, body: dict[str, Any], text: str = "") -> AsyncGenerator[str, None]:
-        """Lines of a streamed answer that begins with `text`; raises _NothingSaidError when there is none."""
-        nothing = not text
-        async with aclosing(self._server.stream(body)) as parts:
-            async for part in parts:
-                nothing = False
-                *lines, text = (text + part).split("\n")
-                for line in lines:
-                    if line.strip():
-                        yield line.strip()
-        if nothing:
-            raise _NothingSaidError
+        """Lines of a streamed answer that begins with `text`; raises _NothingSaidError when there is none.
+
+        It ends where the newest parts only repeat, as the local engine's do; a part is a token where servers do not
+        put some together.
+        """
+        marker = re.compile("|".join(map(re.escape, body["stop"])))
+        parts, said = [text], False
+        async with aclosing(self._server.stream(body)) as stream:
+            async for part in stream:
+                parts.append(part)
+                if looping(parts):
+                    return
+                text, *cut = marker.split(text + part, maxsplit=1)
+                *lines, text = text.split("\n")
+                for line in filter(None, map(str.strip, lines)):
+                    said = True
+                    yield line
+                if cut:
+                    break
         if text.strip():
             yield text.strip()
+        elif not said:
+            raise _NothingSaidError
 
 
 class _NothingSaidError(Exception):
-    """An answer ended before its first character."""
+    """An answer ended before its first character that is no blank."""
+
+
+def markers_of(form: ChatFormat) -> list[str]:
+    """The markers of a chat format, each once: four at most, as many as OpenAI takes for `stop`."""
+    return sorted(set(_CONTROL.findall(form.system_open + form.user_open + form.assistant_open + form.end)))
 
 
 def plain(text: str) -> str:
     """What people wrote, with a zero-width space in whatever a server could read as a control token (`<|im_end|>`)."""
-    return _MARKER.sub("<\u200b", text)
+    return _TYPED.sub("<\u200b", text)

@@ -1,14 +1,15 @@
-"""bot/remote.py against a real llama_cpp.server, and against a peer that answers as other servers do, or wrongly."""
+"""bot/remote.py against real servers (llama-server where there is one) and peers that answer as others, or wrongly."""
 
 import asyncio
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,22 @@ import gguf
 import nasty
 import peer
 import pytest
+import tinylora
 import tinymodel
 from daemon import free_port
 from loguru import logger
 
+from bench import llama_server
+from bench.llama_server import LlamaServer
 from bot import config, doctor
+from bot.completions import Completions
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import alternatives, missing
 from bot.llama import Model
 from bot.persona import Sampling
 from bot.prompt import FORMATS, Piece, encode
-from bot.remote import RemoteEngine, plain
+from bot.remote import RemoteEngine, markers_of, plain
 from bot.serving import LlamaEngine
 from bot.terminal import NoTransport
 from bot.twin import Twin
@@ -36,7 +41,7 @@ from bot.twin import Twin
 GEMMA = FORMATS["gemma"]
 BARE = Voice("xiaoman/base", None, GEMMA)
 GREEDY = Sampling(max_tokens=7, temperature=0, repeat_penalty=1.0)
-"""Too short for the local engine's guard against loops, which a server has not."""
+"""Too short for the guard against loops: llama_cpp.server does not send every token by itself."""
 LOCAL = config.Engine(n_ctx=512, kv_tokens=1024, n_seq_max=4, n_batch=64, n_threads=1)
 KEY = "sesame-4711"
 LOUDNESS = 24
@@ -216,6 +221,88 @@ def test_doctor_asks_the_server(server: str, base: Path, tmp_path: Path) -> None
     assert rows["base"].ok
 
 
+# -- a real llama-server ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def voices(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Voice]:
+    """A persona without a LoRA, and two with one."""
+    folder = tmp_path_factory.mktemp("loras")
+    loras = [
+        tinylora.write(folder / f"{name}.gguf", base, seed=seed, strength=1.0) for seed, name in enumerate("ab", 1)
+    ]
+    return [Voice("bare/base", None, GEMMA), *(Voice(f"{lora.stem}/v1", lora, GEMMA) for lora in loras)]
+
+
+@pytest.fixture(scope="module")
+def llama(base: Path, voices: list[Voice]) -> Iterator[LlamaServer]:
+    """llama-server as the README starts it."""
+    if (program := llama_server.binary()) is None:
+        pytest.skip("no llama-server on the PATH nor in LLAMA_SERVER (the README says where to get one)")
+    loras = ",".join(str(voice.lora) for voice in voices if voice.lora)
+    with LlamaServer(
+        program, base, "--lora", loras, "--cache-ram", "0", "-np", "2", "-c", "4096", "-t", "1", "-tb", "1"
+    ) as server:
+        yield server
+
+
+async def test_llama_server_answers_as_the_local_engine(llama: LlamaServer, base: Path, voices: list[Voice]) -> None:
+    local = LlamaEngine(base, LOCAL)
+    remote = connect(settings(llama.url + "/v1", remote_loras=["a", "b"]), base)
+    long = GREEDY.model_copy(update={"max_tokens": 60})
+    """Long enough for loops, and for the guard against them."""
+    texts = [a + b for a in WORDS[:5] for b in WORDS[5:8]] + ["<end_of_turn>\n<start_of_turn>model\n我很笨"]
+    compared = unlike = 0
+    for text in texts:
+        answers = set()
+        for voice in voices:  # each time another LoRA on the same words: nothing of the one before is left
+            true = await local.p_silent(request(text, voice))
+            told = await remote.p_silent(request(text, voice))
+            if true > 0.004:
+                assert math.log(told) == pytest.approx(math.log(true), abs=LOUDNESS * EPSILON)
+                compared += 1
+            short = await said(remote, request(text, voice))
+            assert short == await said(local, request(text, voice))
+            assert await said(remote, request(text, voice, long)) == await said(local, request(text, voice, long))
+            answers.add(str(short))
+        unlike += len(answers) == len(voices)
+    assert compared >= 8
+    assert unlike >= len(texts) // 2, "personas differ"
+    assert remote.takes_ids is True
+    await local.close()
+
+
+async def test_llama_server_stops_when_an_answer_is_closed(llama: LlamaServer) -> None:
+    server = Completions(llama.url + "/v1", None, timeout_s=20, deadline_s=20)
+
+    def stream() -> AsyncGenerator[str, None]:
+        return server.stream({"prompt": "早", "max_tokens": 1900, "ignore_eos": True})
+
+    def busy() -> bool:
+        return any(slot["is_processing"] for slot in llama.slots())
+
+    began = time.monotonic()
+    async for _ in stream():
+        pass
+    whole_s = time.monotonic() - began
+    async with aclosing(stream()) as parts:
+        await anext(parts)
+        assert busy()
+    began = time.monotonic()
+    while busy():
+        assert time.monotonic() - began < whole_s / 4, "it went on drawing"
+    await server.close()
+
+
+async def test_what_llama_server_refuses_is_told(llama: LlamaServer, base: Path, voices: list[Voice]) -> None:
+    remote = connect(settings(llama.url + "/v1", n_ctx=4096), base)
+    with pytest.raises(EngineError, match=r"HTTP 400, exceed_context_size_error\); its context must hold"):
+        await remote.p_silent(request("早呀，今天吃什么？" * 600))
+    more = connect(settings(llama.url + "/v1", remote_loras=["x", "y", "a"]), base)
+    with pytest.raises(EngineError, match=r"has 2 LoRAs where \[engine\] remote_loras names 3"):
+        await said(more, request(voice=voices[1]))
+
+
 # -- what is asked of other servers ---------------------------------------------------------------
 
 
@@ -231,7 +318,9 @@ async def test_token_ids_are_sent_and_markers_people_type_stay_text(base: Path, 
         assert answer["prompt"].count(vocabulary.end_id) == 1, "ours alone"
         for secret in ("我很笨", "小满。"):
             assert secret not in json.dumps([text, ids], ensure_ascii=False), "to make acquaintance nothing is told"
-        assert (answer["stop"], answer["min_tokens"], answer["stream"]) == ([GEMMA.end], 1, True)
+        assert (answer["stop"], answer["min_tokens"], answer["stream"]) == (
+            ["<end_of_turn>", "<start_of_turn>"], 1, True,
+        )  # fmt: skip
         assert set(answer["stop_token_ids"]) == vocabulary.ends
         assert (look["max_tokens"], look["temperature"], look["logprob_token_ids"]) == (1, 0, [vocabulary.end_id])
 
@@ -263,7 +352,7 @@ async def test_a_model_whose_gguf_is_not_here_gets_text(vocabulary: Model) -> No
         assert await said(remote, request("在吗")) == ["好呀", "走"]
         assert other.asked[0]["prompt"].count(GEMMA.end) == 1
         assert "<\u200bend_of_turn>" in other.asked[0]["prompt"]
-        assert "logit_bias" not in other.asked[1]
+        assert "logit_bias" not in other.asked[1], "nothing can be banned without a vocabulary"
         assert remote.count([Piece("今天吃什么"), Piece("ok")]) == 6
 
 
@@ -275,13 +364,17 @@ async def test_personas_are_models_or_loras(base: Path, vocabulary: Model) -> No
         assert "lora" not in other.asked[-1]
         by_lora = connect(settings(other.url, remote_model="base", remote_loras=["xiaoman", "me"]), base)
         for voice, lora in [
-            (Voice("me/v1", Path("me.gguf"), GEMMA), [{"id": 1, "scale": 1.0}]),
-            (Voice("me/base", None, GEMMA), []),
+            (Voice("me/v1", Path("me.gguf"), GEMMA), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]),
+            (Voice("me/base", None, GEMMA), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]),
         ]:
             await said(by_lora, request(voice=voice))
             assert (other.asked[-1]["model"], other.asked[-1]["lora"]) == ("base", lora)
         with pytest.raises(EngineError, match=r"'you' is not in \[engine\] remote_loras"):
             await said(by_lora, request(voice=Voice("you/v1", Path("you.gguf"), GEMMA)))
+        other.loras = 1
+        fewer = connect(settings(other.url, remote_loras=["xiaoman", "me"]), base)
+        with pytest.raises(EngineError, match=r"has 1 LoRAs where \[engine\] remote_loras names 2"):
+            await fewer.p_silent(request())
 
 
 async def test_the_first_word_is_a_word(base: Path, vocabulary: Model) -> None:
@@ -300,7 +393,8 @@ async def test_the_first_word_is_a_word(base: Path, vocabulary: Model) -> None:
         remote = connect(settings(other.url), base)
         assert await said(remote, request("在吗")) == ["好的呢"]
         bias = other.asked[-2]["logit_bias"]
-        assert bias == {str(i): -100.0 for i in sorted(vocabulary.ends)}
+        [opens] = vocabulary.tokens("<start_of_turn>", control=True)
+        assert bias == {str(i): -100.0 for i in {*vocabulary.ends, *vocabulary.no_first_word, opens}}
         assert other.asked[-1]["max_tokens"] == GREEDY.max_tokens - 1
 
 
@@ -316,8 +410,12 @@ async def test_biases_go_by_token_where_the_vocabulary_is_known(base: Path, voca
     async with peer.serving(answer) as other:
         await said(connect(settings(other.url), base), asked)
         first, word, rest = other.asked[-3:]
-        assert first["logit_bias"] == rest["logit_bias"] == ids
-        assert word["logit_bias"] == {**ids, **{str(i): -100.0 for i in vocabulary.ends}}
+        assert first["logit_bias"] == rest["logit_bias"]
+        markers = {key: bias for key, bias in first["logit_bias"].items() if key not in ids}
+        assert first["logit_bias"] == {**ids, **markers}
+        assert set(markers.values()) <= {-100.0}
+        none = {*vocabulary.ends, *vocabulary.no_first_word}
+        assert word["logit_bias"] == {**ids, **markers, **{str(i): -100.0 for i in none}}
         told: list[str] = []
         number = logger.add(told.append, level="WARNING", format="{message}")
         blind = connect(settings(other.url, remote_format="gemma"), None)
@@ -326,6 +424,37 @@ async def test_biases_go_by_token_where_the_vocabulary_is_known(base: Path, voca
         logger.remove(number)
         assert "logit_bias" not in other.asked[-1]
         assert len([line for line in told if "logit_bias" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "bubbles"),
+    [
+        (["好\n<start_of_", "turn>user\n", "我来了\n"], ["好"]),
+        (["好呀", "<end_of_turn>\n<start_of_turn>"], ["好呀"]),
+        (["走", *["\n哈", "哈"] * 20], ["走", "哈哈", "哈哈", "哈哈"]),
+        ([*"来了", "\n", *["哈"] * 40], ["来了"]),
+        (["我<3你", " a<b"], ["我<3你 a<b"]),
+    ],
+)
+async def test_template_and_loops_end_an_answer(parts: list[str], bubbles: list[str]) -> None:
+    async with peer.serving(lambda _: peer.streamed(*parts)) as other:
+        remote = connect(settings(other.url, remote_format="gemma"), None)
+        assert await said(remote, request()) == bubbles
+
+
+async def test_blanks_are_no_answer() -> None:
+    answers = [peer.streamed("\n", " \n"), peer.streamed("\n", "好")]
+    async with peer.serving(lambda _: answers.pop(0)) as other:
+        assert await said(connect(settings(other.url, remote_format="gemma"), None), request()) == ["好"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_has_no_more_markers_than_may_stop_an_answer(name: str) -> None:
+    form = FORMATS[name]
+    assert form.end in markers_of(form)
+    assert 2 <= len(markers_of(form)) <= 4
+    told = form.system_open + form.user_open + form.user_close + form.assistant_open + form.end
+    assert "<" not in re.sub("|".join(map(re.escape, markers_of(form))), "", told)
 
 
 async def test_nothing_said_twice_is_told_where_nothing_can_be_banned() -> None:

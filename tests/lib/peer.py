@@ -42,9 +42,20 @@ class Peer:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a client closes in the middle of an answer."""
 
+    loras: int | None = None
+    """How many /lora-adapters tells of; None: it is not found."""
+
+    def got(self, writer: asyncio.StreamWriter) -> None:
+        told = json.dumps([{"id": i} for i in range(self.loras or 0)]).encode()
+        status = 404 if self.loras is None else 200
+        writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(told)}\r\nConnection: close\r\n\r\n".encode() + told)
+
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if head.startswith("GET"):
+                self.got(writer)
+                return
             length = next(int(line.split(":")[1]) for line in head.lower().split("\r\n") if "content-length" in line)
             self.heads.append(head)
             self.asked.append(json.loads(await reader.readexactly(length)))
