@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import daemon
 from bench.figures import Figure, at_least, at_most, in_turn, show
-from bot import base, config
+from bot import base, checksum, config
 from bot.batching import Job
 from bot.engine import Request, Voice
 from bot.llama import Context, Model, Sampler
@@ -35,7 +35,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     persona = Personas(settings.data / "personas", digest).find(settings.chat.persona)
     lora = persona.version.lora if persona.version else None
     chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})

@@ -10,7 +10,7 @@ import psutil
 
 from bench.engine import Stage
 from bench.figures import Figure, at_most, in_turn, medians, show
-from bot import base, config
+from bot import base, checksum, config
 from bot.persona import Personas
 from bot.twin import install_shipped
 
@@ -28,7 +28,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
     if version is None:
         raise SystemExit("the persona of [chat] persona has no version to measure with")

@@ -10,7 +10,7 @@ import psutil
 
 from bench.engine import BURST, Stage
 from bench.figures import Figure, show
-from bot import base, config
+from bot import base, checksum, config
 from bot.persona import Personas
 from bot.twin import install_shipped
 
@@ -29,7 +29,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
     stage = Stage(path, settings.engine, digest, version.lora if version else None)
     trace = _Trace(stage, 10 * _MINUTE_S if full else _MINUTE_S)

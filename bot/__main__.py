@@ -397,7 +397,7 @@ def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.
 def _night(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":
-    from bot import base, doctor, log
+    from bot import base, checksum, doctor, log
     from bot.twin import install_shipped
 
     doctor.require_training()
@@ -409,7 +409,7 @@ def _night(
 
     base_path = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
     name = persona or settings.chat.persona
-    return Night(settings, name, base_path, base.digest(base_path), progress or doctor.plain_progress(), run)
+    return Night(settings, name, base_path, checksum.digest(base_path), progress or doctor.plain_progress(), run)
 
 
 def main() -> None:

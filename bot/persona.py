@@ -6,7 +6,6 @@ version or the new one, never half of one.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bot.checksum import sha256
 from bot.errors import PersonaError
 
 LORA_FILE = "lora.gguf"
@@ -396,12 +396,6 @@ class Personas:
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, file)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bot import config
 from bot.batching import Batcher, Job
+from bot.checksum import sha256
 from bot.engine import Request
 from bot.errors import EngineError
 from bot.llama import Context, Model
 from bot.loras import Loras
-from bot.persona import sha256
 from bot.prompt import ChatFormat, Piece, encode
 from bot.seats import Seats
 from bot.spill import Spill

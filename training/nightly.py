@@ -23,10 +23,11 @@ from loguru import logger
 from pydantic import ValidationError
 
 from bot.archive import Archive
+from bot.checksum import sha256
 from bot.config import Settings
 from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
-from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, sha256
+from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity
 from training import answers, base, corpus, evaluate, gate, qlora, report, samples, watch

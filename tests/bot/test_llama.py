@@ -8,9 +8,9 @@ import tinylora
 import tinymodel
 from nasty import TEXTS
 
+from bot.checksum import sha256
 from bot.errors import EngineError
 from bot.llama import Context, Model, Scorer, log_probs
-from bot.persona import sha256
 from bot.prompt import clean
 
 ARCHITECTURES = ["gemma3", "qwen3"]

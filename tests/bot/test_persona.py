@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from bot.checksum import sha256
 from bot.errors import PersonaError
-from bot.persona import Calibration, Pacing, Personas, Sampling, Spec, sha256
+from bot.persona import Calibration, Pacing, Personas, Sampling, Spec
 
 BASE = "b" * 64
 TOML = """

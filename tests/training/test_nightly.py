@@ -14,11 +14,12 @@ import pytest
 import tinymodel
 
 from bot.archive import Archive
+from bot.checksum import sha256
 from bot.config import Paths, Retrain, Settings
 from bot.errors import TrainingError
 from bot.llama import Model
 from bot.message import Message, Scene
-from bot.persona import Base, Manifest, Personas, sha256
+from bot.persona import Base, Manifest, Personas
 from training.nightly import ATTEMPTS_MAX, Night
 
 ME, SCENE = "10001", Scene("private", "20001")
