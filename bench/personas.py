@@ -30,8 +30,8 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     install_shipped(settings.data / "personas")
     digest = checksum.digest(path)
     version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
-    if version is None:
-        raise SystemExit("the persona of [chat] persona has no version to measure with")
+    if version is None or version.lora is None:
+        raise SystemExit("the persona of [chat] persona has no LoRA to measure with")
     chosen = settings.engine.model_copy(
         update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0, "lora_mb": 10_000}
     )
