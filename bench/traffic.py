@@ -89,5 +89,5 @@ class _Trace:
             Figure(f"requests lost of {self._asked} in {self._seconds:.0f} s", lost, "", goal=0, met=not lost),
             Figure("wait for the first logits, p99", p99, "ms", "median", p50, n=len(waits)),
             Figure("memory gained after the first third", growth, "MB", "memory", warm[0]),
-            Figure("scenes spilled at the end", self._stage.engine._spill.kept_bytes / 1e6, "MB"),
+            Figure("scenes spilled at the end", self._stage.engine.base.spill.kept_bytes / 1e6, "MB"),
         ]

@@ -58,7 +58,7 @@ class Twin:
         self.engine = engine
         self.personas = personas
         self.commands = Commands(settings.onebot.command_prefix, settings.onebot.superusers)
-        self.memory = Memory(archive, settings, engine.count)
+        self.memory = Memory(archive, settings)
         self.replier = Replier(settings, self.memory, engine)
         self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
         self.started = now()
