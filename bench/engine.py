@@ -11,7 +11,7 @@ from typing import Any
 from bench import daemon, llama_server
 from bench.figures import Figure, at_least, at_most, in_turn, show
 from bench.llama_server import LlamaServer
-from bot import base, config
+from bot import base, checksum, config
 from bot.batching import Job
 from bot.engine import Request, Voice
 from bot.llama import Context, Model, Sampler
@@ -37,7 +37,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     persona = Personas(settings.data / "personas", digest).find(settings.chat.persona)
     lora = persona.version.lora if persona.version else None
     chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})
@@ -104,13 +104,13 @@ class Stage:
 
     def draw(self, asked: Sequence[Request]) -> list[Job]:
         """The answers drawn to their limit by the engine's own thread."""
-        ends = self.engine._model.ends
-        self.engine._model.ends = frozenset()  # an end of turn would end the measurement: every token counts
+        ends = self.engine.base.model.ends
+        self.engine.base.model.ends = frozenset()  # an end of turn would end the measurement: every token counts
         try:
             jobs: list[Job] = self.wait(self._drawn(asked))
             return jobs
         finally:
-            self.engine._model.ends = ends
+            self.engine.base.model.ends = ends
 
     async def _drawn(self, asked: Sequence[Request]) -> list[Job]:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
@@ -125,10 +125,10 @@ class Stage:
 
         jobs = []
         for request in asked:
-            ids, _ = encode(request.pieces, self.engine._model)
+            ids, _ = encode(request.pieces, self.engine.base.model)
             jobs.append(Job(request, ids, lambda _: None, ended))
         for job in jobs:
-            self.engine._batcher.submit(job)
+            self.engine.base.batcher.submit(job)
         while not all(job.made for job in jobs):  # noqa: ASYNC110 - the thread tells of lines, not of tokens
             await asyncio.sleep(0.0005)
         began, ahead = time.perf_counter(), sum(len(job.made) for job in jobs) - len(jobs)
@@ -318,10 +318,14 @@ class Stage:
                 pieces += [Piece(fmt.user_close, True), Piece(fmt.assistant_open, True)]
         return [p for p in pieces if p.text]
 
-    def request(self, seat: str, turns: Sequence[str], max_tokens: int = _MADE, lora: Path | None = None) -> Request:
-        """A look at a scene of these turns, in the persona's voice or another LoRA's."""
+    def request(
+        self, seat: str, turns: Sequence[str], max_tokens: int = _MADE, lora: Path | None = None,
+        voice: Voice | None = None,
+    ) -> Request:  # fmt: skip
+        """A look at a scene of these turns, in the persona's voice, another LoRA's or any other."""
         sampling = self._sampling.model_copy(update={"max_tokens": max_tokens})
-        return Request(seat, Voice("bench", lora or self.lora, self.format), self._pieces(turns), sampling, seed=1)
+        spoken = voice or Voice("bench", lora or self.lora, self.format)
+        return Request(seat, spoken, self._pieces(turns), sampling, seed=1)
 
     def _ids(self, turns: Sequence[str]) -> list[int]:
         return encode(self._pieces(turns), self.model)[0]

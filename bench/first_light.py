@@ -7,7 +7,7 @@ from typing import Any
 from bench import daemon, night
 from bench.figures import Figure, medians, seconds, show
 from bench.history import family
-from bot import base, config
+from bot import base, checksum, config
 from bot.llama import Context, Model, Sampler
 from bot.persona import Manifest, Personas, Sampling
 from bot.twin import install_shipped
@@ -28,7 +28,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    persona = Personas(settings.data / "personas", base.digest(path)).find(settings.chat.persona)
+    persona = Personas(settings.data / "personas", checksum.digest(path)).find(settings.chat.persona)
     figures = [*_install(root), *_start(settings)]
     model = Model(path)
     lora = persona.version.lora if persona.version else None

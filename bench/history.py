@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bot import base, config, doctor
+from bot import checksum, config, doctor
 from bot.archive import Archive
 from bot.persona import Manifest, Personas, new_persona
 from training import history
@@ -20,7 +20,7 @@ def family(settings: config.Settings, base_path: Path) -> list[Manifest]:
         num_train_epochs=2, learning_rate=5e-4, lora_dropout=0.0, per_device_train_batch_size=1, model_max_length=1024
     )
     inner = settings.model_copy(update={"paths": config.Paths(data=work), "training": training})
-    personas = Personas(work / "personas", base.digest(base_path))
+    personas = Personas(work / "personas", checksum.digest(base_path))
     if "family" not in personas.names():
         archive = Archive(inner.archive_url)
         result = history.load(FAMILY, archive)
@@ -28,6 +28,6 @@ def family(settings: config.Settings, base_path: Path) -> list[Manifest]:
         ((me, _),) = result.reading.owners.most_common(1)
         new_persona(personas.root, "family", result.reading.names[me], (me,))
     if personas.load("family").version is None:
-        Night(inner, "family", base_path, base.digest(base_path), doctor.plain_progress(), None).run(force=True)
+        Night(inner, "family", base_path, checksum.digest(base_path), doctor.plain_progress(), None).run(force=True)
     version = personas.load("family").version
     return [version.manifest] if version else []

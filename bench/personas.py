@@ -1,4 +1,4 @@
-"""Many personas on one base: first use, memory, what a switch costs, and how often four busy ones pay for it."""
+"""Many personas on one base: first use, memory, what a switch costs, how often busy ones pay for it; a merged one."""
 
 import asyncio
 import shutil
@@ -10,7 +10,8 @@ import psutil
 
 from bench.engine import Stage
 from bench.figures import Figure, at_most, in_turn, medians, show
-from bot import base, config
+from bot import base, checksum, config
+from bot.engine import Request, Voice
 from bot.persona import Personas
 from bot.twin import install_shipped
 
@@ -28,10 +29,10 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
-    if version is None:
-        raise SystemExit("the persona of [chat] persona has no version to measure with")
+    if version is None or version.lora is None:
+        raise SystemExit("the persona of [chat] persona has no LoRA to measure with")
     chosen = settings.engine.model_copy(
         update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0, "lora_mb": 10_000}
     )
@@ -39,6 +40,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     with tempfile.TemporaryDirectory() as folder:
         copies = [Path(shutil.copy2(version.lora, Path(folder) / f"{i}.gguf")) for i in range(_PERSONAS)]
         figures = [*_first_use(stage, copies), _switch(stage, copies), _busy(stage, copies[:_BUSY])]
+        figures += _merged(stage, Path(shutil.copy2(path, Path(folder) / "model.gguf")), figures[1])
     stage.close()
     show("personas", figures, as_json=as_json)
 
@@ -100,6 +102,47 @@ def _switch(stage: Stage, copies: list[Path]) -> Figure:
     return Figure("a decode after a switch of persona", value, "ms", "without a switch", peer, n=_RUNS, spread=spread)
 
 
+def _merged(stage: Stage, copy: Path, lora_memory: Figure) -> list[Figure]:
+    """A persona that is a model of its own: first use, memory beside a LoRA's, a switch to it while both are loaded.
+
+    A copy of the base stands for it: merging changes the numbers in a file, not their count.
+    """
+    turns = ["在吗", "嗯", "讲个故事"]
+    own = stage.request("own", turns, voice=Voice("merged/copy", None, stage.format, copy))
+    bare = stage.request("bare", turns, voice=Voice("bare/base", None, stage.format))
+    process = psutil.Process()
+    before, began = process.memory_info().rss, time.perf_counter()
+    stage.wait(stage.engine.p_silent(own))
+    first = (time.perf_counter() - began) * 1e3
+    resident = (process.memory_info().rss - before) / 1e6
+
+    def look(request: Request) -> float:
+        """The last token of a warm scene, evaluated again."""
+        began = time.perf_counter()
+        stage.wait(stage.engine.p_silent(request))
+        return (time.perf_counter() - began) * 1e3
+
+    def switched() -> float:
+        look(bare)
+        return look(own)
+
+    look(own)
+    value, peer, spread = in_turn(_RUNS, switched, lambda: look(own))
+    counted = stage.wait(_counted(stage, own.voice)) / 1e6
+    return [
+        Figure("first use of a merged persona, its prompt read", first, "ms"),
+        Figure("memory of a merged persona", resident, "MB", "of a LoRA persona", lora_memory.value),
+        Figure("memory of a merged persona", resident, "MB", "its file and cache, as models_mb counts", counted),
+        Figure("a look after a switch from the base to a merged persona", value, "ms", "without a switch", peer,
+               n=_RUNS, spread=spread),
+    ]  # fmt: skip
+
+
+async def _counted(stage: Stage, voice: Voice) -> int:
+    async with stage.engine.models.using(voice) as served:
+        return served.n_bytes
+
+
 def _busy(stage: Stage, loras: list[Path]) -> Figure:
     """Four personas answering at once: the share of decodes that pay for a switch."""
     asked = [stage.request(f"busy{i}", ["在吗", "嗯", "讲个故事"], lora=lora) for i, lora in enumerate(loras)]
@@ -108,7 +151,7 @@ def _busy(stage: Stage, loras: list[Path]) -> Figure:
         await asyncio.gather(*(stage.engine.p_silent(r) for r in asked))
 
     stage.wait(warm())
-    batcher = stage.engine._batcher
+    batcher = stage.engine.base.batcher
     steps, switches = batcher.steps, batcher.switches
     stage.draw(asked)
     share = (batcher.switches - switches) / (batcher.steps - steps)

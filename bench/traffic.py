@@ -10,7 +10,7 @@ import psutil
 
 from bench.engine import BURST, Stage
 from bench.figures import Figure, show
-from bot import base, config
+from bot import base, checksum, config
 from bot.persona import Personas
 from bot.twin import install_shipped
 
@@ -29,7 +29,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     """
     path = base.resolve(settings.engine.base, settings.data, root)
     install_shipped(settings.data / "personas")
-    digest = base.digest(path)
+    digest = checksum.digest(path)
     version = Personas(settings.data / "personas", digest).find(settings.chat.persona).version
     stage = Stage(path, settings.engine, digest, version.lora if version else None)
     trace = _Trace(stage, 10 * _MINUTE_S if full else _MINUTE_S)
@@ -89,5 +89,5 @@ class _Trace:
             Figure(f"requests lost of {self._asked} in {self._seconds:.0f} s", lost, "", goal=0, met=not lost),
             Figure("wait for the first logits, p99", p99, "ms", "median", p50, n=len(waits)),
             Figure("memory gained after the first third", growth, "MB", "memory", warm[0]),
-            Figure("scenes spilled at the end", self._stage.engine._spill.kept_bytes / 1e6, "MB"),
+            Figure("scenes spilled at the end", self._stage.engine.base.spill.kept_bytes / 1e6, "MB"),
         ]

@@ -14,7 +14,7 @@ from bot.errors import ConfigError, ImportFault, PersonaError, TwinError
 
 if TYPE_CHECKING:
     from bot.engine import ReplyEngine
-    from bot.persona import Personas
+    from bot.persona import Personas, Version
     from training.nightly import Night
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -269,12 +269,14 @@ def night(
 
 @persona_app.command("list")
 def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> None:
-    """All personas with the version that serves."""
+    """All personas with the version that serves and its kind: lora, or merged (a model of its own)."""
     personas = _personas(config.load(config_path))
     rows: dict[str, Any] = {}
     for name in personas.names():
+        current = personas.current(name)
+        kind = _kind(personas, name, current) if current else None
         try:
-            rows[name] = {"display_name": personas.spec(name).display_name, "current": personas.current(name)}
+            rows[name] = {"display_name": personas.spec(name).display_name, "current": current, "kind": kind}
         except PersonaError as e:
             rows[name] = {"refused": str(e)}
     _show(rows, as_json)
@@ -297,11 +299,12 @@ def persona_new(
 
 @persona_app.command("show")
 def persona_show(name: str, config_path: ConfigOption = CONFIG) -> None:
-    """A persona's settings, versions and system prompt, as JSON."""
+    """A persona's settings, versions with their kinds, and system prompt, as JSON."""
     personas = _personas(config.load(config_path))
     loaded = personas.find(name)
     shown = {
-        "name": loaded.name, "spec": loaded.spec.model_dump(), "versions": personas.versions(loaded.name),
+        "name": loaded.name, "spec": loaded.spec.model_dump(),
+        "versions": {v: _kind(personas, loaded.name, v) for v in personas.versions(loaded.name)},
         "current": personas.current(loaded.name), "system_prompt": loaded.system_prompt,
         "metrics": loaded.version.manifest.metrics if loaded.version else {},
     }  # fmt: skip
@@ -315,7 +318,7 @@ def persona_publish(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Copy a finished version in and make it current; a running daemon swaps by itself."""
-    typer.echo(f"current: {_personas(config.load(config_path)).publish(name, result).name}")
+    _tell_current(_personas(config.load(config_path)).publish(name, result))
 
 
 @persona_app.command("rollback")
@@ -325,7 +328,7 @@ def persona_rollback(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Make an older version current."""
-    typer.echo(f"current: {_personas(config.load(config_path)).rollback(name, version).name}")
+    _tell_current(_personas(config.load(config_path)).rollback(name, version))
 
 
 @persona_app.command("verify")
@@ -333,8 +336,8 @@ def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
     """Check every version's files against its manifest."""
     personas = _personas(config.load(config_path))
     for version in personas.versions(name):
-        personas.verify(name, version)
-        typer.echo(f"{version}: ok")
+        verified = personas.verify(name, version, anew=True)
+        typer.echo(f"{version}: ok ({verified.manifest.kind})")
 
 
 @app.command()
@@ -389,6 +392,18 @@ def _personas(settings: config.Settings) -> "Personas":
     return Personas(settings.data / "personas")
 
 
+def _kind(personas: "Personas", name: str, version: str) -> str:
+    """What a version is; its files are not read for it."""
+    try:
+        return personas.manifest(name, version).kind
+    except PersonaError:
+        return "unreadable"
+
+
+def _tell_current(version: "Version") -> None:
+    typer.echo(f"current: {version.name} ({version.manifest.kind})")
+
+
 def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.Settings:
     checked = config.Training.model_validate({**settings.training.model_dump(), **update})
     return settings.model_copy(update={"training": checked})
@@ -397,7 +412,7 @@ def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.
 def _night(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":
-    from bot import base, doctor, log
+    from bot import base, checksum, doctor, log
     from bot.twin import install_shipped
 
     doctor.require_training()
@@ -409,7 +424,7 @@ def _night(
 
     base_path = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
     name = persona or settings.chat.persona
-    return Night(settings, name, base_path, base.digest(base_path), progress or doctor.plain_progress(), run)
+    return Night(settings, name, base_path, checksum.digest(base_path), progress or doctor.plain_progress(), run)
 
 
 def main() -> None:

@@ -1,17 +1,13 @@
-"""Where the base GGUF is: a path, or the embedded default assembled from its PyPI package and checked.
-
-The hash of a base is 250 MB of reading; it is kept beside the models, valid while size and time of the file are.
-"""
+"""Where the base GGUF is: a path, or the embedded default assembled from its PyPI package and checked."""
 
 import importlib
-import json
 import os
 from pathlib import Path
 
 from loguru import logger
 
+from bot.checksum import digest
 from bot.errors import EngineError
-from bot.persona import sha256
 
 EMBEDDED = "embedded"
 EMBEDDED_FILE = "gemma-3-270m-q4_k_m.gguf"
@@ -47,25 +43,6 @@ def resolve(base: str, data: Path, root: Path) -> Path:
         wanted = f"{EMBEDDED_SHA256[:12]}…"
         raise EngineError(f"{path} has sha256 {found[:12]}…, expected {wanted}; delete it and start again")
     return path
-
-
-def digest(path: Path) -> str:
-    """sha256 of a model file, remembered in `<file>.sha256.json` beside it."""
-    stat = path.stat()
-    note = path.with_name(path.name + ".sha256.json")
-    seen = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    try:
-        remembered = json.loads(note.read_text("utf-8"))
-        if all(remembered.get(k) == v for k, v in seen.items()):
-            return str(remembered["sha256"])
-    except (OSError, ValueError, KeyError, AttributeError):
-        pass
-    value = sha256(path)
-    try:
-        note.write_text(json.dumps({**seen, "sha256": value}), "utf-8")
-    except OSError as e:
-        logger.debug("the hash of {} is not remembered: {}", path.name, e.strerror)
-    return value
 
 
 def _assemble(path: Path) -> None:

@@ -3,7 +3,7 @@
 A step is one `llama_decode`: the next token of every answer under way, and of prompts as much as a step has time for,
 so that a long prompt never stalls the chats that are typing. LoRAs take turns of some steps, since setting another one
 costs as much as decoding for a few milliseconds. A request that is stopped is out before the next step; a step all of
-whose requests are stopped is aborted in the middle.
+whose requests are stopped is aborted in the middle. Each loaded model has such a thread.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Batcher:
     """Evaluates jobs; one thread of its own.
 
     Args:
-        model: the base.
+        model: the base, or a merged model.
         context: its cache, used by nobody else.
         seats: the sequences in it.
-        loras: the LoRAs on the base.
+        loras: the LoRAs on it.
         n_parallel: jobs under way at once; the rest wait in the order they came.
         deadline_s: an answer that takes longer from its first step is given up.
     """

@@ -17,6 +17,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bot import base as base_file
+from bot import checksum
 from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
 from bot.engine import Request, Voice
@@ -140,7 +141,7 @@ def _persona_rows(settings: Settings, root: Path) -> str:
     install_shipped(settings.data / "personas")
     digest = None
     if settings.engine.reads_base:
-        digest = base_file.digest(base_file.resolve(settings.engine.base, settings.data, root))
+        digest = checksum.digest(base_file.resolve(settings.engine.base, settings.data, root))
     personas = Personas(settings.data / "personas", digest)
     rows = []
     for name in personas.names():

@@ -1,6 +1,6 @@
 """The port: what a reply engine can do. `bot/serving.py` is the real one; `bot/remote.py` keeps the same promises."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,13 +16,15 @@ class Voice:
 
     Args:
         name: `persona/version`: for logs, and what a remote server's model is named by.
-        lora: the version's LoRA; None speaks with the bare base.
+        lora: the version's LoRA; None speaks with the bare model.
         format: the chat format it was trained with.
+        model: the version's merged GGUF, a model of its own; None is the base.
     """
 
     name: str
     lora: Path | None
     format: ChatFormat
+    model: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,25 @@ class Request:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a prompt for a voice may measure.
+
+    Args:
+        n_ctx: tokens of one window, the reply included.
+        count: tokens of pieces in the vocabulary of the voice's model, without BOS.
+    """
+
+    n_ctx: int
+    count: Callable[[Sequence[Piece]], int]
+
+
 class ReplyEngine(Protocol):
     """What the twin needs of a model. Every method may raise EngineError."""
 
     @property
     def base_sha256(self) -> str:
-        """Hash of the base file; versions of another base are refused."""
+        """Hash of the base file; LoRAs of another base are refused."""
         ...
 
     @property
@@ -57,13 +72,8 @@ class ReplyEngine(Protocol):
         """The chat format of the bare base."""
         ...
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens of one window, the reply included."""
-        ...
-
-    def count(self, pieces: Sequence[Piece]) -> int:
-        """Tokens of pieces, without BOS."""
+    async def measure(self, voice: Voice) -> Measure:
+        """How a voice's prompts are counted, and how long they may be; has its model loaded first."""
         ...
 
     async def p_silent(self, request: Request) -> float:
@@ -92,13 +102,13 @@ class AbsentEngine:
 
     def __init__(self, reason: str, n_ctx: int) -> None:
         self.reason = reason
-        self.n_ctx = n_ctx
+        self._n_ctx = n_ctx
         self.base_sha256 = ""
         self.format = FORMATS["chatml"]
 
-    def count(self, pieces: Sequence[Piece]) -> int:
+    async def measure(self, voice: Voice) -> Measure:
         """Characters: there is no vocabulary to count with."""
-        return sum(len(piece.text) for piece in pieces)
+        return Measure(self._n_ctx, lambda pieces: sum(len(piece.text) for piece in pieces))
 
     async def p_silent(self, request: Request) -> float:
         """Raise EngineError with the reason."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,16 @@ BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
 _PIECES_REMEMBERED = 16_384
 """Texts whose tokens are kept: of 64 scenes with 200 bubbles each, a few megabytes."""
-_LOG: deque[str] = deque(maxlen=50)
+
+
+class _Log(threading.local):
+    """What llama.cpp said last on this thread: a model loads beside others that decode."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=50)
+
+
+_LOG = _Log()
 _ready = False
 _log_callback: Any = None  # llama.cpp keeps the pointer: it must not be collected
 
@@ -43,7 +53,7 @@ def _start_backend() -> None:
 
     def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         if level >= 3:
-            _LOG.append(text.decode("utf-8", "replace").strip())
+            _LOG.lines.append(text.decode("utf-8", "replace").strip())
 
     _log_callback = lc.llama_log_callback(keep)
     lc.llama_log_set(_log_callback, ctypes.c_void_p(0))
@@ -52,7 +62,7 @@ def _start_backend() -> None:
 
 
 def _why() -> str:
-    lines = [line for line in _LOG if line][-3:]
+    lines = [line for line in _LOG.lines if line][-3:]
     return "; ".join(lines) or "llama.cpp gave no reason"
 
 
@@ -83,15 +93,15 @@ class Model:
     ) -> None:
         _start_backend()
         if not path.is_file():
-            raise EngineError(f"base {str(path)!r} does not exist; set [engine] base in bot.toml")
+            raise EngineError(f"model {str(path)!r} does not exist")
         params = lc.llama_model_default_params()
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
         params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
         params.vocab_only = vocab_only
-        _LOG.clear()
+        _LOG.lines.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise EngineError(f"base {path.name!r} cannot be loaded ({_why()}); is the file complete?")
+            raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
@@ -100,11 +110,13 @@ class Model:
         self.n_vocab: int = lc.llama_vocab_n_tokens(self._vocab)
         bos = lc.llama_vocab_bos(self._vocab)
         self.bos: int | None = bos if bos >= 0 and lc.llama_vocab_get_add_bos(self._vocab) else None
+        self.n_ctx_train: int = lc.llama_model_n_ctx_train(self._model)
+        """Tokens of the longest context it was trained with."""
         self.architecture = self.metadata("general.architecture")
         found = format_for(self.architecture, self.is_control)
         if found is None:
             self.close()
-            raise EngineError(f"base {path.name!r} ({self.architecture}) has the markers of no known chat format")
+            raise EngineError(f"model {path.name!r} ({self.architecture}) has the markers of no known chat format")
         self.format: ChatFormat = found
         self.control_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_control(self._vocab, i)]
         self.end_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_eog(self._vocab, i)]
@@ -194,7 +206,7 @@ class Model:
         Raises:
             EngineError: with llama.cpp's reason, or both hashes.
         """
-        _LOG.clear()
+        _LOG.lines.clear()
         lora = lc.llama_adapter_lora_init(self._model, str(path).encode())
         if not lora:
             raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
@@ -245,7 +257,7 @@ class Context:
         *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16",
     ) -> None:  # fmt: skip
         self.model = model
-        self.n_tokens, self.n_batch = n_tokens, n_batch
+        self.n_tokens, self.n_batch, self._n_seq_max = n_tokens, n_batch, n_seq_max
         cores = os.cpu_count() or 1
         threads = self.n_threads = n_threads or (cores if cores <= 4 else cores // 2)
         params = lc.llama_context_default_params()
@@ -257,7 +269,7 @@ class Context:
         params.n_outputs_max = max(n_outputs, n_seq_max)  # less aborts the process
         params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[flash_attn]
         params.type_k, params.type_v = (getattr(lc, f"GGML_TYPE_{name.upper()}") for name in (type_k, type_v))
-        _LOG.clear()
+        _LOG.lines.clear()
         self._context = lc.llama_init_from_model(model.handle, params)
         if not self._context:
             raise EngineError(
@@ -281,6 +293,22 @@ class Context:
             lc.llama_batch_free(self._batch)
             lc.llama_free(self._context)
             self._context = None
+
+    def cache_bytes(self) -> int:
+        """Memory of the cache: a cell is what a second token adds to the state of a sequence, whatever the layout.
+
+        For a context that holds nothing yet.
+
+        Raises:
+            EngineError: not even two tokens can be evaluated.
+        """
+        sizes: list[int] = []
+        for position in range(2):
+            self.decode([(0, 0, position, False)])
+            sizes.append(lc.llama_state_seq_get_size(self._context, 0))
+        self.keep(0, 0)
+        states = sizes[0] * self._n_seq_max if self.recurrent else 0
+        return (sizes[1] - sizes[0]) * self.n_tokens + states
 
     def use(self, lora: Any) -> None:
         """Set the LoRA of the next decode; None is the bare base."""

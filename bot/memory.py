@@ -12,6 +12,7 @@ from typing import Any
 
 from bot.archive import Archive
 from bot.config import Settings
+from bot.engine import Measure
 from bot.errors import ArchiveError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
@@ -60,22 +61,23 @@ class Memory:
     Args:
         archive: the message store.
         settings: gaps, caps and the time zone.
-        count: tokens of pieces, as the engine counts.
     """
 
-    def __init__(self, archive: Archive, settings: Settings, count: Callable[[Sequence[Piece]], int]) -> None:
+    def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
         self._settings = settings
-        self._count = count
         self._starts: dict[tuple[Scene, str], str] = {}
 
-    def window(self, scene: Scene, persona: Persona, format: ChatFormat) -> Window:  # noqa: A002
+    def window(
+        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure  # noqa: A002
+    ) -> Window:  # fmt: skip
         """The window of a scene for a persona, as it stands now.
 
         Args:
             scene: where.
             persona: whose side is the assistant's.
             format: chat format of its version.
+            measure: of the model it answers with.
         """
         rules = self._settings.conversation
         cleared = self._archive.latest(scene, MEMORY_KIND)
@@ -88,7 +90,7 @@ class Memory:
             del found[:1]  # cut in the middle: it would read differently at the next look
         renderer = Renderer(format, self._system(scene, persona, messages), self._settings.zone, not scene.private)
         quoted = self._quotes(scene, messages)
-        kept = self._fit(scene, persona, renderer, found, quoted)
+        kept = self._fit(scene, persona, renderer, found, quoted, measure)
         spoken = [m.time for m in messages if spoken_by(m, people)]
         speakers: dict[str, set[str]] = {}
         for m in messages:
@@ -97,7 +99,7 @@ class Memory:
                 speakers.setdefault(m.sender_name, set()).add(m.sender_id)
         pieces = render(renderer, kept, quoted)
         return Window(
-            kept, found, pieces, self._count(pieces), quoted, spoken[-1] if spoken else None,
+            kept, found, pieces, measure.count(pieces), quoted, spoken[-1] if spoken else None,
             lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 
@@ -141,18 +143,19 @@ class Memory:
         renderer: Renderer,
         found: list[Exchange],
         quoted: Callable[[Message], Message | None],
+        measure: Measure,
     ) -> list[Exchange]:
         """The exchanges that fit, from the scene's remembered start; moves the start when they no longer do."""
         start_id = self._start_of(scene, persona.name)
         start = next((i for i, e in enumerate(found) if e.first.id == start_id), 0)
         kept = found[start:]
-        budget = self._budget(persona)
+        budget = _budget(persona, measure.n_ctx)
 
         def cost(e: Exchange) -> int:
-            return self._count([*renderer.heard(e, quoted, first=False), *renderer.said(e, trained=False)])
+            return measure.count([*renderer.heard(e, quoted, first=False), *renderer.said(e, trained=False)])
 
         costs = [cost(e) for e in kept]
-        fixed = self._count(renderer.opening()) + 2
+        fixed = measure.count(renderer.opening()) + 2
         if fixed + sum(costs) > budget or len(kept) > self._settings.conversation.max_turns:
             room, turns = (budget - fixed) // 2, max(1, self._settings.conversation.max_turns // 2)
             n = _newest(costs, room, turns)
@@ -161,13 +164,6 @@ class Memory:
             if costs[-1] > budget - fixed:
                 kept = [shortened(kept[-1], cost, budget - fixed)]
         return kept
-
-    def _budget(self, persona: Persona) -> int:
-        """Tokens of a prompt at most: what the context holds beside the reply, and no more than was trained."""
-        n_ctx = self._settings.engine.n_ctx
-        budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
-        trained = persona.version.window_tokens if persona.version else None
-        return min(budget, trained or budget)
 
     def _begin_at(self, scene: Scene, persona: str, message: Message) -> None:
         if self._starts.get((scene, persona)) == message.id:
@@ -182,6 +178,13 @@ class Memory:
             noted = self._archive.latest(scene, f"{WINDOW_KIND}:{persona}")
             self._starts[(scene, persona)] = noted[0] if noted else ""
         return self._starts[(scene, persona)]
+
+
+def _budget(persona: Persona, n_ctx: int) -> int:
+    """Tokens of a prompt at most: what the context holds beside the reply, and no more than was trained."""
+    budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
+    trained = persona.version.window_tokens if persona.version else None
+    return min(budget, trained or budget)
 
 
 def shortened(exchange: Exchange, cost: Callable[[Exchange], int], room: int) -> Exchange:

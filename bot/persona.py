@@ -1,12 +1,11 @@
 """Persona folders: load, verify, publish, roll back.
 
-`data/personas/<name>/` holds `persona.toml` (who is imitated and how), `versions/<version>/` (one trained LoRA with
-its manifest) and `current`, one line naming the version that serves, replaced by rename. A reader sees the old
-version or the new one, never half of one.
+`data/personas/<name>/` holds `persona.toml` (who is imitated and how), `versions/<version>/` (one trained LoRA, or a
+model that one was merged into, with its manifest) and `current`, one line naming the version that serves, replaced by
+rename. A reader sees the old version or the new one, never half of one.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,9 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bot.checksum import digest, sha256
 from bot.errors import PersonaError
+from bot.prompt import FORMATS
 
-LORA_FILE = "lora.gguf"
+LORA_FILE, MODEL_FILE = "lora.gguf", "model.gguf"
 MANIFEST_FILE = "manifest.json"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -159,7 +160,7 @@ class Manifest(Part):
     system_prompt: str
     """As trained; the one used to answer."""
     files: dict[str, str]
-    """File name → sha256."""
+    """File name → sha256; `lora.gguf` or `model.gguf` is one of them."""
     corpus: dict[str, Any] = {}
     """Fingerprint, counts, time span."""
     contributors: tuple[str, ...] = ()
@@ -175,6 +176,16 @@ class Manifest(Part):
     calibration: Calibration | None = None
     pacing: Pacing = Pacing()
 
+    @property
+    def merged(self) -> bool:
+        """Whether it is a model of its own, and not a LoRA on the base."""
+        return MODEL_FILE in self.files
+
+    @property
+    def kind(self) -> str:
+        """`merged` or `lora`, for programs."""
+        return "merged" if self.merged else "lora"
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -189,9 +200,14 @@ class Version:
         return self.manifest.version
 
     @property
-    def lora(self) -> Path:
-        """The LoRA's path."""
-        return self.folder / LORA_FILE
+    def lora(self) -> Path | None:
+        """The LoRA's path; None of a merged version."""
+        return None if self.manifest.merged else self.folder / LORA_FILE
+
+    @property
+    def model(self) -> Path | None:
+        """The merged GGUF's path; None of a LoRA on the base."""
+        return self.folder / MODEL_FILE if self.manifest.merged else None
 
     @property
     def window_tokens(self) -> int | None:
@@ -239,7 +255,7 @@ class Personas:
 
     Args:
         root: `data/personas`.
-        base_sha256: hash of the base that serves; versions of another base are refused. None: not checked.
+        base_sha256: hash of the base that serves; LoRAs of another base are refused. None: not checked.
     """
 
     def __init__(self, root: Path, base_sha256: str | None = None) -> None:
@@ -309,36 +325,50 @@ class Personas:
         found = (p.parent.name for p in (self.root / name / "versions").glob(f"*/{MANIFEST_FILE}"))
         return sorted(v for v in found if not v.startswith("."))
 
-    def verify(self, name: str, version: str) -> Version:
-        """A version whose manifest parses, whose files have the recorded hashes, and whose base is ours.
+    def verify(self, name: str, version: str, *, anew: bool = False) -> Version:
+        """A version whose manifest parses, whose files have the recorded hashes, and, of a LoRA, whose base is ours.
+
+        Args:
+            name: the persona.
+            version: the version.
+            anew: read a merged model's gigabytes again even where its hash is remembered.
 
         Raises:
             PersonaError: names the version and what is wrong with it.
         """
-        label = f"version {version!r} of persona {name!r}"
-        return self._check(self.root / name / "versions" / version, version, label)
+        folder = self.root / name / "versions" / version
+        manifest, label = self.manifest(name, version), _label(name, version)
+        self._check(folder, manifest, label, anew=anew)
+        return Version(folder, manifest)
 
-    def _check(self, folder: Path, version: str, label: str) -> Version:
-        try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_text("utf-8"))
-        except FileNotFoundError as e:
-            raise PersonaError(f"{label} has no manifest.json; choose another with `twin persona rollback`") from e
-        except (ValidationError, UnicodeDecodeError) as e:
-            raise PersonaError(f"{label}: manifest.json is not valid ({str(e).splitlines()[0]})") from e
-        if manifest.version != version:
-            raise PersonaError(f"{label}: manifest.json is of version {manifest.version!r}; was the folder renamed?")
+    def manifest(self, name: str, version: str) -> Manifest:
+        """What a version says of itself; its files are not looked at.
+
+        Raises:
+            PersonaError: there is no manifest, or it is not valid.
+        """
+        return _manifest(self.root / name / "versions" / version, version, _label(name, version))
+
+    def _check(self, folder: Path, manifest: Manifest, label: str, *, anew: bool) -> None:
         for file, expected in manifest.files.items():
             path = folder / file
             if not path.is_file():
-                raise PersonaError(f"{label}: {file} is missing")
-            if sha256(path) != expected:
-                raise PersonaError(f"{label}: {file} does not have the sha256 of its manifest (truncated or changed)")
-        if LORA_FILE not in manifest.files:
-            raise PersonaError(f"{label}: its manifest lists no {LORA_FILE}")
-        if self.base_sha256 is not None and manifest.base.sha256 != self.base_sha256:
+                raise PersonaError(f"{label}: {file} is missing; choose another with `twin persona rollback`")
+            # The daemon verifies between two messages: it must not read gigabytes there.
+            found = digest(path) if file == MODEL_FILE and not anew else sha256(path)
+            if found != expected:
+                raise PersonaError(
+                    f"{label}: {file} does not have the sha256 of its manifest (truncated or changed); publish it "
+                    "again, or choose another with `twin persona rollback`"
+                )
+        if len({LORA_FILE, MODEL_FILE} & set(manifest.files)) != 1:
+            raise PersonaError(f"{label}: its manifest must list either {LORA_FILE} or {MODEL_FILE}; export it again")
+        if manifest.format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise PersonaError(f"{label}: manifest.json names the chat format {manifest.format!r}; known are {known}")
+        if not manifest.merged and self.base_sha256 is not None and manifest.base.sha256 != self.base_sha256:
             other = manifest.base.file
             raise PersonaError(f"{label} was trained on another base ({other}); retrain or change the base")
-        return Version(folder, manifest)
 
     def publish(self, name: str, result: Path) -> Version:
         """Copy a finished version in, verify it, and make it current; atomic at every step.
@@ -360,9 +390,11 @@ class Personas:
         if not final.exists():
             beside = final.with_name(f".{version}.tmp")
             shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(result, beside)
+            # A remembered hash that came with the result proves nothing of the copy.
+            shutil.copytree(result, beside, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
+            label = _label(name, version)
             try:
-                self._check(beside, version, f"version {version!r} of persona {name!r}")
+                self._check(beside, _manifest(beside, version, label), label, anew=False)
             except PersonaError:
                 shutil.rmtree(beside)
                 raise
@@ -398,10 +430,20 @@ class Personas:
         os.replace(beside, file)
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def _label(name: str, version: str) -> str:
+    return f"version {version!r} of persona {name!r}"
+
+
+def _manifest(folder: Path, version: str, label: str) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise PersonaError(f"{label} has no manifest.json; choose another with `twin persona rollback`") from e
+    except (ValidationError, UnicodeDecodeError) as e:
+        raise PersonaError(f"{label}: manifest.json is not valid ({str(e).splitlines()[0]})") from e
+    if manifest.version != version:
+        raise PersonaError(f"{label}: manifest.json is of version {manifest.version!r}; was the folder renamed?")
+    return manifest
 
 
 def _sync(folder: Path) -> None:

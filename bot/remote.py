@@ -22,7 +22,7 @@ from loguru import logger
 from bot import config
 from bot.batching import looping
 from bot.completions import Completions, Refused
-from bot.engine import Request, Voice
+from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import Alternative, alternatives, missing
 from bot.llama import Model
@@ -75,6 +75,10 @@ class RemoteEngine:
     def n_ctx(self) -> int:
         """Tokens of one window, the reply included; the server's context must hold as many."""
         return self._settings.n_ctx
+
+    async def measure(self, voice: Voice) -> Measure:
+        """The same for every voice: the server runs one model."""
+        return Measure(self.n_ctx, self.count)
 
     def count(self, pieces: Sequence[Piece]) -> int:
         """Tokens of pieces, without BOS; without a vocabulary a third of the UTF-8 bytes, which is a little too much.
@@ -197,6 +201,11 @@ class RemoteEngine:
     def _speaker(self, voice: Voice) -> dict[str, Any]:
         """Model and LoRA of a voice, in vLLM's way (a model a persona) or llama-server's (a LoRA a request)."""
         persona, loras = voice.name.partition("/")[0], self._settings.remote_loras
+        if voice.model is not None and (loras or self._vocabulary is not None):
+            raise EngineError(
+                f"persona {persona!r} is a merged model of its own, whose vocabulary [engine] base need not have: let "
+                "the server load it under that name and set remote_format, or use backend = 'llama'"
+            )
         named: dict[str, Any] = {"model": self._settings.remote_model.replace("{persona}", persona)}
         if loras:
             if voice.lora is not None and persona not in loras:

@@ -108,7 +108,7 @@ class Replier:
             raise PersonaError(persona.refused)
         started = time.monotonic()
         voice = self.voice(persona)
-        window = self._memory.window(scene, persona, voice.format)
+        window = self._memory.window(scene, persona, voice.format, await self._engine.measure(voice))
         if not window.exchanges or window.exchanges[-1].said or not window.exchanges[-1].heard:
             return None
         draw = draw_of(window.exchanges[-1].first.id)
@@ -126,12 +126,11 @@ class Replier:
         )  # fmt: skip
 
     def voice(self, persona: Persona) -> Voice:
-        """What the engine needs to speak as a persona: its version's LoRA, or the bare base."""
-        if persona.version is None:
+        """What the engine needs to speak as a persona: its version's LoRA or merged model, or the bare base."""
+        version = persona.version
+        if version is None:
             return Voice(f"{persona.name}/base", None, self._engine.format)
-        return Voice(
-            f"{persona.name}/{persona.version.name}", persona.version.lora, FORMATS[persona.version.manifest.format]
-        )
+        return Voice(f"{persona.name}/{version.name}", version.lora, FORMATS[version.manifest.format], version.model)
 
     async def bubbles(self, look: Look) -> AsyncIterator[str]:
         """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.

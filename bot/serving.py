@@ -1,6 +1,7 @@
-"""The llama.cpp reply engine: one base, many LoRAs, one KV sequence per scene and persona, many chats at once.
+"""The llama.cpp reply engine: one base, many LoRAs, merged models, one KV sequence per scene and persona, many chats.
 
-The asyncio side of `bot/batching.py`: requests go to its thread, bubbles come back as soon as their line is complete.
+The asyncio side of `bot/batching.py`: requests go to the thread of their model, bubbles come back as soon as their line
+is complete.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from bot import config
-from bot.batching import Batcher, Job
-from bot.engine import Request
+from bot.batching import Job
+from bot.checksum import sha256
+from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError
-from bot.llama import Context, Model
-from bot.loras import Loras
-from bot.persona import sha256
+from bot.llama import Model
+from bot.models import Models, Served
 from bot.prompt import ChatFormat, Piece, encode
-from bot.seats import Seats
-from bot.spill import Spill
 
 
 class LlamaEngine:
@@ -29,7 +28,7 @@ class LlamaEngine:
         base: the base GGUF.
         settings: `[engine]`.
         base_sha256: the base's hash if known already; computed otherwise (about a second for 250 MB).
-        spill: folder for `spill_disk_mb`, of this process alone; None: scenes are spilled to memory only.
+        spill: folder for `spill_disk_mb`, of this process and its base alone; None: scenes are spilled to memory only.
 
     Raises:
         EngineError: the base cannot be loaded.
@@ -38,39 +37,32 @@ class LlamaEngine:
     def __init__(
         self, base: Path, settings: config.Engine, base_sha256: str | None = None, spill: Path | None = None
     ) -> None:
-        self._settings = settings
-        self._model = Model(base, settings.n_gpu_layers, load_mode=settings.load_mode)
-        self._context = Context(
-            self._model, settings.kv_tokens, settings.n_seq_max, settings.n_batch, settings.n_threads,
-            n_outputs=settings.n_parallel, flash_attn=settings.flash_attn, type_k=settings.type_k,
-            type_v=settings.type_v,
-        )  # fmt: skip
         self.base_sha256 = base_sha256 or sha256(base)
-        self._spill = Spill(settings.spill_mb * 1_000_000, settings.spill_disk_mb * 1_000_000, spill)
-        self._seats = Seats(self._context, settings.n_seq_max, self._spill)
-        self._loras = Loras(self._model, self._context, self.base_sha256, settings.lora_mb * 1_000_000)
-        self._batcher = Batcher(
-            self._model, self._context, self._seats, self._loras, settings.n_parallel, settings.deadline_s
-        )
+        self.models = Models(base, settings, self.base_sha256, spill)
+
+    @property
+    def base(self) -> Served:
+        """The base as it is served."""
+        return self.models.base
 
     @property
     def format(self) -> ChatFormat:
         """Chat format of the bare base."""
-        return self._model.format
-
-    @property
-    def architecture(self) -> str:
-        """GGUF's `general.architecture`."""
-        return self._model.architecture
+        return self.base.model.format
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of one window, the reply included."""
-        return self._settings.n_ctx
+        """Tokens of one window of the base, the reply included."""
+        return self.base.n_ctx
 
     def count(self, pieces: Sequence[Piece]) -> int:
-        """Tokens of pieces, without BOS."""
-        return len(encode(pieces, self._model, bos=False)[0])
+        """Tokens of pieces in the base's vocabulary, without BOS."""
+        return _count(self.base.model, pieces)
+
+    async def measure(self, voice: Voice) -> Measure:
+        """How a voice's prompts are counted, and how long they may be; raises EngineError."""
+        async with self.models.using(voice) as served:
+            return Measure(served.n_ctx, lambda pieces: _count(served.model, pieces))
 
     async def p_silent(self, request: Request) -> float:
         """P(end-of-turn as the first token); raises EngineError."""
@@ -80,35 +72,34 @@ class LlamaEngine:
             if not ended.done():
                 ended.set_result(result)
 
-        job = self._submit(request, None, done)
-        try:
-            return _value(await ended)
-        finally:
-            job.stop.set()
+        async with self.models.using(request.voice) as served:
+            job = self._submit(served, request, None, done)
+            try:
+                return _value(await ended)
+            finally:
+                job.stop.set()
 
     async def bubbles(self, request: Request) -> AsyncIterator[str]:
         """Bubbles of the answer as their lines complete; raises EngineError."""
         lines: asyncio.Queue[str | float | EngineError] = asyncio.Queue()
-        job = self._submit(request, lines.put_nowait, lines.put_nowait)
-        try:
-            while isinstance(line := await lines.get(), str):
-                yield line
-            _value(line)
-        finally:
-            job.stop.set()
+        async with self.models.using(request.voice) as served:
+            job = self._submit(served, request, lines.put_nowait, lines.put_nowait)
+            try:
+                while isinstance(line := await lines.get(), str):
+                    yield line
+                _value(line)
+            finally:
+                job.stop.set()
 
     async def close(self) -> None:
         """Stop what runs and free everything."""
-        await asyncio.to_thread(self._batcher.close)
-        self._spill.close()
-        self._loras.close()
-        self._context.close()
-        self._model.close()
+        await self.models.close()
 
     def _submit(
-        self, request: Request, put: Callable[[str], None] | None, done: Callable[[float | EngineError], None]
-    ) -> Job:
-        """Hand a request to the thread; what it tells arrives on this event loop."""
+        self, served: Served, request: Request, put: Callable[[str], None] | None,
+        done: Callable[[float | EngineError], None],
+    ) -> Job:  # fmt: skip
+        """Hand a request to its model's thread; what it tells arrives on this event loop."""
         loop = asyncio.get_running_loop()
 
         def later(work: Callable[[], None]) -> None:
@@ -116,10 +107,14 @@ class LlamaEngine:
                 loop.call_soon_threadsafe(work)
 
         told = None if put is None else lambda line: later(lambda: put(line))
-        ids, _ = encode(request.pieces, self._model)
+        ids, _ = encode(request.pieces, served.model)
         job = Job(request, ids, told, lambda result: later(lambda: done(result)))
-        self._batcher.submit(job)
+        served.batcher.submit(job)
         return job
+
+
+def _count(model: Model, pieces: Sequence[Piece]) -> int:
+    return len(encode(pieces, model, bos=False)[0])
 
 
 def _value(result: float | EngineError) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loguru import logger
 
 from bot import base as base_file
+from bot import checksum
 from bot.archive import Archive
 from bot.commands import Commands
 from bot.config import Settings
@@ -57,7 +58,7 @@ class Twin:
         self.engine = engine
         self.personas = personas
         self.commands = Commands(settings.onebot.command_prefix, settings.onebot.superusers)
-        self.memory = Memory(archive, settings, engine.count)
+        self.memory = Memory(archive, settings)
         self.replier = Replier(settings, self.memory, engine)
         self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
         self.started = now()
@@ -262,9 +263,9 @@ def start_engine(settings: Settings, root: Path, spill: Path | None = None) -> R
     """The engine bot.toml names; relative paths count from `root`, `spill` is LlamaEngine's. Raises EngineError."""
     path = base_file.resolve(settings.engine.base, settings.data, root) if settings.engine.reads_base else None
     if settings.engine.backend == "remote":
-        return RemoteEngine(settings.engine, path, base_file.digest(path) if path else "")
+        return RemoteEngine(settings.engine, path, checksum.digest(path) if path else "")
     assert path is not None
-    return LlamaEngine(path, settings.engine, base_file.digest(path), spill)
+    return LlamaEngine(path, settings.engine, checksum.digest(path), spill)
 
 
 def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from bot.checksum import sha256
 from bot.errors import TrainingError
-from bot.persona import sha256
 
 _ORIGIN_FILE = "qqtwin_base.json"
 _READING_ERRORS = (

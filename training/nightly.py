@@ -23,10 +23,11 @@ from loguru import logger
 from pydantic import ValidationError
 
 from bot.archive import Archive
+from bot.checksum import digest, sha256
 from bot.config import Settings
 from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
-from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, sha256
+from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity
 from training import answers, base, corpus, evaluate, gate, qlora, report, samples, watch
@@ -130,6 +131,8 @@ class Night:
         given_up = self._begin()
         if given_up is not None:
             return self._done(given_up)
+        if self.persona.version is not None:
+            self._weights(self.persona.version)  # what cannot be compared is told before the hours of training
         self.train()
         self.export()
         proof = self.prove()
@@ -240,16 +243,16 @@ class Night:
     def measure(self) -> "_Figures":
         """Score the held-out moments with the new version, the serving one and the bare base."""
         keep = self.settings.training.silence_keep
-        new = self._scored_once("new", self.export(), self.windows)
+        new = self._scored_once("new", self.base_path, self.export(), self.windows)
         calibration = evaluate.fit_calibration(new, keep)
         serving = None
         if self.persona.version is not None:
             manifest = self.persona.version.manifest
             windows = self.windows_for(manifest.system_prompt)
-            scored = self._scored_once("serving", self.persona.version.lora, windows)
+            scored = self._scored_once("serving", *self._weights(self.persona.version), windows)
             fitted = manifest.calibration
             serving = gate.Candidate(scored, evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0))
-        bare = self._scored_once("base", None, self.windows)
+        bare = self._scored_once("base", self.base_path, None, self.windows)
         return _Figures(
             gate.Candidate(new, evaluate.metrics(new, calibration, keep)), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
@@ -260,31 +263,53 @@ class Night:
         self.snapshot = self._take_snapshot(datetime.now(UTC))
         name = version or self.personas.current(self.persona.name)
         if name is None:
-            scored = self._scored("base", None, self.windows)
+            scored = self._scored("base", self.base_path, None, self.windows)
             return {"version": None, **evaluate.metrics(scored, None).model_dump()}
         chosen = self.personas.verify(self.persona.name, name)
         fitted = chosen.manifest.calibration
-        scored = self._scored("serving", chosen.lora, self.windows_for(chosen.manifest.system_prompt))
+        windows = self.windows_for(chosen.manifest.system_prompt)
+        scored = self._scored("serving", *self._weights(chosen), windows)
         figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
         return {"version": name, **figures.model_dump()}
 
-    def _scored_once(self, whose: str, path: Path | None, windows: Sequence[samples.Window]) -> list[evaluate.Scored]:
+    def _weights(self, version: Version) -> tuple[Path, Path | None]:
+        """The GGUF and LoRA a version answers with.
+
+        Raises:
+            TrainingError: it was merged from another base: loss per token compares within one vocabulary only.
+        """
+        if version.model is None:
+            return self.base_path, version.lora
+        if version.manifest.base.sha256 != self.base_sha256:
+            raise TrainingError(
+                f"version {version.name!r} of persona {self.persona.name!r} was merged from another base "
+                f"({version.manifest.base.file}): it cannot be compared with what is trained on "
+                f"{self.base_path.name!r}; set [engine] base to that base, or learn under a persona of another name"
+            )
+        return version.model, None
+
+    def _scored_once(
+        self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
+    ) -> list[evaluate.Scored]:
         """Scores as an earlier attempt left them, if they are of the same files and labels."""
         file = self.folder / f"scored-{whose}.json"
         read = map(repr, (w for w in windows if _held_out(w)))
-        made_of = _digest([self.base_sha256, sha256(path) if path else "", *read])
+        of_model = self.base_sha256 if model == self.base_path else digest(model)
+        made_of = _digest([of_model, sha256(lora) if lora else "", *read])
         kept = read_state(file) or {}
         if kept.get("made_of") == made_of:
             with suppress(KeyError, TypeError, ValueError):
                 labels = evaluate.held_out(windows)
                 return [evaluate.Scored(x, *row) for x, row in zip(labels, kept["scored"], strict=True)]
-        found = self._scored(whose, path, windows)
+        found = self._scored(whose, model, lora, windows)
         write_state(file, {"made_of": made_of, "scored": [[x.nll, x.tokens, x.p_silent, x.cluster] for x in found]})
         return found
 
-    def _scored(self, whose: str, path: Path | None, windows: Sequence[samples.Window]) -> list[evaluate.Scored]:
+    def _scored(
+        self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
+    ) -> list[evaluate.Scored]:
         self.progress("evaluate", 0, len(windows), whose)
-        scorer = Scorer(self.base_path, path, self._window_max, self.settings.training.threads)
+        scorer = Scorer(model, lora, self._window_max, self.settings.training.threads)
         try:
             return evaluate.score(
                 windows, scorer, scorer.model.end_id,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from bot.batching import Lines, looping
-from bot.engine import Request
+from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, Piece, encode
@@ -69,6 +69,10 @@ class TransformersEngine:
     def format(self) -> ChatFormat:
         """Chat format of the checkpoint."""
         return self._tokenizer.format
+
+    async def measure(self, voice: Voice) -> Measure:
+        """The same for every voice: there is one checkpoint."""
+        return Measure(self.n_ctx, self.count)
 
     def count(self, pieces: Sequence[Piece]) -> int:
         """Tokens of pieces, without BOS."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from bot import base, config, doctor
+from bot import base, checksum, config, doctor
 from bot.archive import Archive
 from bot.errors import TrainingError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Manifest, Personas
@@ -51,7 +51,7 @@ def main() -> None:
     shutil.copy2(DEMO / "personas" / PERSONA / "persona.toml", persona / "persona.toml")
     models = ROOT / "data"
     path = base.resolve(settings.engine.base, models, ROOT)
-    night = Night(settings, PERSONA, path, base.digest(path), doctor.plain_progress(), None)
+    night = Night(settings, PERSONA, path, checksum.digest(path), doctor.plain_progress(), None)
     outcome = night.run(force=True)
     typer.echo(outcome.summary)
     if outcome.kind != "published":

@@ -62,4 +62,7 @@ def _info(twin: Twin, persona: Persona) -> str:
 
 
 def _version(persona: Persona) -> str:
-    return persona.version.name if persona.version else texts.BASE_VERSION
+    if persona.version is None:
+        return texts.BASE_VERSION
+    name = persona.version.name
+    return texts.MERGED_VERSION.format(name=name) if persona.version.manifest.merged else name

@@ -8,9 +8,9 @@ import tinylora
 import tinymodel
 from nasty import TEXTS
 
+from bot.checksum import sha256
 from bot.errors import EngineError
 from bot.llama import Context, Model, Scorer, log_probs
-from bot.persona import sha256
 from bot.prompt import clean
 
 ARCHITECTURES = ["gemma3", "qwen3"]
@@ -53,7 +53,7 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
 def test_a_truncated_base_is_named(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
     half = tmp_path / "half.gguf"
     half.write_bytes(tinies["gemma3"].gguf.read_bytes()[:100_000])
-    with pytest.raises(EngineError, match=r"base 'half\.gguf' cannot be loaded"):
+    with pytest.raises(EngineError, match=r"model 'half\.gguf' cannot be loaded"):
         Model(half)
 
 

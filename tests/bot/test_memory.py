@@ -9,13 +9,14 @@ import pytest
 from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE, at, say
 
 from bot.archive import Archive
-from bot.config import Conversation, Engine, Settings
+from bot.config import Conversation, Settings
+from bot.engine import Measure
 from bot.memory import Memory, Window
 from bot.message import Origin, Scene
 from bot.persona import Base, Manifest, Persona, Spec, Version
 from bot.prompt import FORMATS, Piece
 
-SETTINGS = Settings(engine=Engine(n_ctx=512))
+SETTINGS = Settings()
 PERSONA = Persona("xiaoman", Path(), Spec(display_name="小满", people=(ME,)), None)
 
 
@@ -31,12 +32,18 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
     opened.close()
 
 
+MEASURE = Measure(512, characters)
+ROOMY = Measure(8192, characters)
+
+
 def memory_of(archive: Archive, settings: Settings = SETTINGS) -> Memory:
-    return Memory(archive, settings, characters)
+    return Memory(archive, settings)
 
 
-def look(memory: Memory, scene: Scene = GROUP, persona: Persona = PERSONA) -> Window:
-    return memory.window(scene, persona, FORMATS["gemma"])
+def look(
+    memory: Memory, scene: Scene = GROUP, persona: Persona = PERSONA, measure: Measure = MEASURE
+) -> Window:  # fmt: skip
+    return memory.window(scene, persona, FORMATS["gemma"], measure)
 
 
 def text(window: Window) -> str:
@@ -126,12 +133,12 @@ def test_between_two_overflows_the_prompt_only_grows(archive: Archive) -> None:
 
 
 def test_the_window_holds_max_turns_at_most(archive: Archive) -> None:
-    settings = Settings(engine=Engine(n_ctx=8192), conversation=Conversation(max_turns=10))
+    settings = Settings(conversation=Conversation(max_turns=10))
     memory = memory_of(archive, settings)
     sizes = []
     for i in range(30):
         archive.append(pair(i))
-        sizes.append(len(look(memory).exchanges))
+        sizes.append(len(look(memory, measure=ROOMY).exchanges))
     assert max(sizes) == 10
     assert sizes[9:12] == [10, 5, 6]
 
@@ -213,13 +220,13 @@ def test_after_a_giant_burst_the_scene_goes_on(archive: Archive) -> None:
 
 
 def test_scenes_longer_than_what_is_read_stay_prefix_stable(archive: Archive) -> None:
-    settings = Settings(engine=Engine(n_ctx=8192), conversation=Conversation(max_turns=20))
+    settings = Settings(conversation=Conversation(max_turns=20))
     memory = memory_of(archive, settings)
     archive.append([m for i in range(100) for m in pair(i)])
-    before, grown = text(look(memory)), 0
+    before, grown = text(look(memory, measure=ROOMY)), 0
     for i in range(100, 120):
         archive.append(pair(i)[:1])
-        now = text(look(memory))
+        now = text(look(memory, measure=ROOMY))
         grown += now.startswith(before)
         before = now
         archive.append(pair(i)[1:])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from bot.checksum import digest, sha256
 from bot.errors import PersonaError
-from bot.persona import Calibration, Pacing, Personas, Sampling, Spec, sha256
+from bot.persona import Calibration, Pacing, Personas, Sampling, Spec
 
 BASE = "b" * 64
 TOML = """
@@ -48,6 +50,20 @@ def result(folder: Path, version: str, *, lora: bytes = b"GGUF lora", **changes:
         "version": version, "created": "2026-11-22T04:00:00Z", "format": "gemma", "system_prompt": "你是小满。",
         "base": {"file": "base.gguf", "sha256": BASE, "architecture": "gemma3"},
         "files": {"lora.gguf": sha256(made / "lora.gguf")},
+    }  # fmt: skip
+    (made / "manifest.json").write_text(json.dumps(manifest | changes), "utf-8")
+    return made
+
+
+def merged(folder: Path, version: str, **changes: Any) -> Path:
+    """A finished version that is a model of its own, merged from a base that is not the one serving."""
+    made = result(folder, version)
+    (made / "lora.gguf").unlink()
+    (made / "model.gguf").write_bytes(b"GGUF merged " + version.encode())
+    manifest = json.loads((made / "manifest.json").read_text("utf-8"))
+    manifest |= {
+        "base": {"file": "qwen3.gguf", "sha256": "e" * 64, "architecture": "qwen3"}, "format": "qwen3",
+        "files": {"model.gguf": sha256(made / "model.gguf")},
     }  # fmt: skip
     (made / "manifest.json").write_text(json.dumps(manifest | changes), "utf-8")
     return made
@@ -151,6 +167,7 @@ def damage(made: Path, how: str) -> None:
             changes = {
                 "unknown key": {"colour": 1},
                 "no lora": {"files": {}},
+                "no such format": {"format": "alpaca"},
                 "another base": {"base": {"file": "other.gguf", "sha256": "c" * 64, "architecture": "gemma3"}},
                 "a path": {"version": "../../x"},
                 "hidden": {"version": ".x"},
@@ -165,7 +182,8 @@ REFUSALS = [
     ("no manifest", "holds no readable manifest.json"),
     ("half a manifest", "holds no readable manifest.json"),
     ("unknown key", r"manifest.json is not valid"),
-    ("no lora", "lists no lora.gguf"),
+    ("no lora", "must list either lora.gguf or model.gguf"),
+    ("no such format", "names the chat format 'alpaca'; known are chatml"),
     ("another base", r"was trained on another base \(other.gguf\)"),
     ("a path", "is no folder name"),
     ("hidden", "is no folder name"),
@@ -213,6 +231,78 @@ def test_a_renamed_version_is_refused(personas: Personas, tmp_path: Path) -> Non
     (folder / "20261121-0400").rename(folder / "20261129-0400")
     with pytest.raises(PersonaError, match="is of version '20261121-0400'"):
         personas.verify("xiaoman", "20261129-0400")
+
+
+# -- merged ---------------------------------------------------------------------------------------
+
+
+def test_a_merged_model_serves_whatever_the_base_is(personas: Personas, tmp_path: Path) -> None:
+    lora = personas.publish("xiaoman", result(tmp_path, "20261121-0400"))
+    published = personas.publish("xiaoman", merged(tmp_path, "20261122-0400"))
+    assert personas.load("xiaoman").version == published
+    assert (published.lora, published.model) == (None, published.folder / "model.gguf")
+    assert (lora.lora, lora.model) == (lora.folder / "lora.gguf", None)
+    assert [v.manifest.kind for v in (lora, published)] == ["lora", "merged"]
+    assert personas.rollback("xiaoman") == lora
+    assert personas.rollback("xiaoman", "20261122-0400") == published
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            "truncated",
+            "'20261122-0400' of persona 'xiaoman': model.gguf does not have the sha256 .*twin persona rollback",
+        ),
+        ("missing", "model.gguf is missing.*twin persona rollback"),
+        ("both", "must list either lora.gguf or model.gguf"),
+    ],
+)
+def test_a_damaged_merged_model_is_refused_and_the_last_good_version_serves(
+    personas: Personas, tmp_path: Path, how: str, told: str
+) -> None:
+    personas.publish("xiaoman", merged(tmp_path, "20261121-0400"))
+    made = merged(tmp_path, "20261122-0400")
+
+    def damaged(folder: Path) -> None:
+        if how == "both":
+            (folder / "lora.gguf").write_bytes(b"GGUF")
+            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            manifest["files"]["lora.gguf"] = sha256(folder / "lora.gguf")
+            (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        elif how == "truncated":
+            (folder / "model.gguf").write_bytes(b"GGUF")
+        else:
+            (folder / "model.gguf").unlink()
+
+    published = personas.publish("xiaoman", made)
+    damaged(published.folder)
+    found = personas.load("xiaoman")
+    assert found.version is not None
+    assert found.version.name == "20261121-0400"
+    assert re.search(told, str(found.refused))
+    with pytest.raises(PersonaError, match=told):
+        personas.publish("xiaoman", made)
+
+
+def test_a_merged_models_hash_is_taken_of_the_copy_and_remembered(personas: Personas, tmp_path: Path) -> None:
+    made = merged(tmp_path, "20261122-0400")
+    model = made / "model.gguf"
+    digest(model)
+    stat = model.stat()
+    model.write_bytes(model.read_bytes()[::-1])
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(PersonaError, match="does not have the sha256"):
+        personas.publish("xiaoman", made)
+    model.write_bytes(model.read_bytes()[::-1])
+    version = personas.publish("xiaoman", made)
+    assert version.model is not None
+    note = version.folder / "model.gguf.sha256.json"
+    assert sha256(version.model) in note.read_text("utf-8")
+    note.write_text(note.read_text("utf-8").replace(sha256(version.model), "f" * 64), "utf-8")
+    with pytest.raises(PersonaError, match="does not have the sha256"):
+        personas.verify("xiaoman", version.name)
+    assert personas.verify("xiaoman", version.name, anew=True) == version
 
 
 # -- rollback -------------------------------------------------------------------------------------

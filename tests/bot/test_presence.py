@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -16,13 +16,13 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
 
 from bot.archive import Archive
 from bot.config import Chat, OneBot, PerScene, Settings
-from bot.engine import Request
+from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError, SendError, SendFailure
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Pacing, Persona, ReplyPolicy, Spec, Version
 from bot.presence import Presence
-from bot.prompt import FORMATS, Piece
+from bot.prompt import FORMATS
 from bot.reply import Replier
 
 DEBOUNCE_S = 0.05
@@ -32,7 +32,7 @@ OWNER = Scene("private", ME)
 class Script:
     """A reply engine that says what it is told, and remembers what it was asked."""
 
-    base_sha256, format, n_ctx = "b" * 64, FORMATS["gemma"], 2048
+    base_sha256, format = "b" * 64, FORMATS["gemma"]
 
     def __init__(self) -> None:
         self.lines: list[str] = ["好呀"]
@@ -40,8 +40,8 @@ class Script:
         self.closed = 0
         self.before_line: Callable[[int], Any] | None = None
 
-    def count(self, pieces: Sequence[Piece]) -> int:
-        return sum(len(p.text) for p in pieces)
+    async def measure(self, voice: Voice) -> Measure:
+        return Measure(2048, lambda pieces: sum(len(p.text) for p in pieces))
 
     async def p_silent(self, request: Request) -> float:
         return 0.01
@@ -123,7 +123,7 @@ class Stage:
         self.restart()
 
     def restart(self) -> None:
-        memory = Memory(self.archive, self.settings, self.engine.count)
+        memory = Memory(self.archive, self.settings)
         replier = Replier(self.settings, memory, self.engine)
         self.presence = Presence(
             self.settings, self.archive, replier, lambda _: self.persona, self.wire, self._tell, self.draws
@@ -781,10 +781,10 @@ async def test_a_recall_during_the_pause_after_a_refusal_ends_the_answer(stage: 
 
 
 async def test_a_look_that_fails_leaves_a_decision(stage: Stage) -> None:
-    def broken(pieces: Sequence[Piece]) -> int:
+    async def broken(voice: Voice) -> Measure:
         raise EngineError("the model is gone")
 
-    stage.engine.count = broken  # type: ignore[method-assign]
+    stage.engine.measure = broken  # type: ignore[method-assign]
     stage.restart()
     message = stage.hear("嗨")
     await stage.quiet()

@@ -371,6 +371,14 @@ async def test_personas_are_models_or_loras(base: Path, vocabulary: Model) -> No
             assert (other.asked[-1]["model"], other.asked[-1]["lora"]) == ("base", lora)
         with pytest.raises(EngineError, match=r"'you' is not in \[engine\] remote_loras"):
             await said(by_lora, request(voice=Voice("you/v1", Path("you.gguf"), GEMMA)))
+        merged = Voice("me/v2", None, GEMMA, Path("model.gguf"))
+        for engine in (by_model, by_lora):
+            sent = len(other.asked)
+            with pytest.raises(EngineError, match=r"'me' is a merged model.*remote_format, or use backend = 'llama'"):
+                await said(engine, request(voice=merged))
+            assert len(other.asked) == sent
+        await said(connect(settings(other.url, remote_format="gemma"), None), request(voice=merged))
+        assert other.asked[-1]["model"] == "me"
         other.loras = 1
         fewer = connect(settings(other.url, remote_loras=["xiaoman", "me"]), base)
         with pytest.raises(EngineError, match=r"has 1 LoRAs where \[engine\] remote_loras names 2"):

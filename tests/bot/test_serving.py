@@ -54,7 +54,7 @@ EPSILON = 0.02
 def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path | None = None) -> float:
     """How far below the best any token of a greedy answer lies, in a fresh context that reads it all at once."""
     model = Model(gguf)
-    tokens, prompt = engine._seats[seat].tokens, encode(asked.pieces, model)[0]
+    tokens, prompt = engine.base.seats[seat].tokens, encode(asked.pieces, model)[0]
     assert tokens[: len(prompt)] == prompt
     context = Context(model, len(tokens) + 8, 1, len(tokens) + 8, 1, n_outputs=len(tokens))
     handle = model.load_lora(lora) if lora else None
@@ -174,7 +174,7 @@ async def test_no_interleaving_leaves_a_trace(
             del chosen[seats[0]]
         await asyncio.gather(*answers, return_exceptions=True)
         for seat, asked in chosen.items():
-            if seat in engine._seats:
+            if seat in engine.base.seats:
                 checked += 1
                 assert worst(base, engine, seat, asked, asked.voice.lora) < EPSILON
     assert checked > 80
@@ -190,9 +190,9 @@ async def test_what_cannot_be_cut_is_not_read_twice_either(
     voice, words = Voice("bare", None, engine.format), "昨晚又熬夜了，困死我了哈哈哈，今天吃什么？" * 20
 
     async def reads(ask: Awaitable[object]) -> int:
-        before = engine._batcher.evaluated
+        before = engine.base.batcher.evaluated
         await ask
-        return engine._batcher.evaluated - before
+        return engine.base.batcher.evaluated - before
 
     def of(seat: str, *turns: str) -> Request:
         return request(seat, *turns, voice=voice, sampling=GREEDY)
@@ -205,7 +205,7 @@ async def test_what_cannot_be_cut_is_not_read_twice_either(
     assert await reads(engine.p_silent(grown)) < whole / 2, "the burst goes on"
     for seat in ("b", "c"):
         await engine.p_silent(of(seat, "在吗"))
-    assert "a" not in engine._seats
+    assert "a" not in engine.base.seats
     assert await reads(engine.p_silent(grown)) <= 16, "it comes back"
     assert await reads(said(engine, grown)) <= 16 + GREEDY.max_tokens
     assert worst(forgetful[kind].gguf, engine, "a", grown) < EPSILON
@@ -241,12 +241,12 @@ async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
     words = "昨晚又熬夜了，困死我了哈哈哈" * 6
     for seat in ("a", "b", "c"):
         await engine.p_silent(request(seat, f"{seat}{words}"))
-    assert "a" not in engine._seats
-    read = engine._batcher.evaluated
+    assert "a" not in engine.base.seats
+    read = engine.base.batcher.evaluated
     again = request("a", f"a{words}", "嗯", "还在吗", sampling=GREEDY)
     await said(engine, again)
     count = engine.count(again.pieces)
-    assert engine._batcher.evaluated - read < count / 2
+    assert engine.base.batcher.evaluated - read < count / 2
     assert worst(tinies["gemma3"].gguf, engine, "a", again) < EPSILON
     assert len(os.listdir(tmp_path)) == (1 if changed else 0)
     await engine.close()
@@ -273,10 +273,10 @@ async def test_the_personas_prompt_is_read_once_for_all_its_scenes(tinies: dict[
         return replace(asked, pieces=[asked.pieces[0], long, *asked.pieces[2:]])
 
     await said(engine, ask("a", "在吗"))
-    read = engine._batcher.evaluated
+    read = engine.base.batcher.evaluated
     other = ask("b", "吃饭没")
     await engine.p_silent(other)
-    assert engine._batcher.evaluated - read <= engine.count(other.pieces) - engine.count([long])
+    assert engine.base.batcher.evaluated - read <= engine.count(other.pieces) - engine.count([long])
     await said(engine, other)
     assert worst(tinies["gemma3"].gguf, engine, "b", other) < EPSILON
     await engine.close()
@@ -284,7 +284,7 @@ async def test_the_personas_prompt_is_read_once_for_all_its_scenes(tinies: dict[
 
 async def test_a_long_prompt_does_not_stall_the_chats_that_are_typing(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies, SETTINGS.model_copy(update={"n_batch": 64, "n_ctx": 2048, "kv_tokens": 4096}))
-    engine._batcher._prompt_rate = 320  # as on a slow machine: 32 tokens of prompt in a step
+    engine.base.batcher._prompt_rate = 320  # as on a slow machine: 32 tokens of prompt in a step
     long, first = Sampling(max_tokens=400, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0), []
 
     async def type_on() -> None:
@@ -293,11 +293,11 @@ async def test_a_long_prompt_does_not_stall_the_chats_that_are_typing(tinies: di
 
     typing = asyncio.create_task(type_on())
     async with asyncio.timeout(10):
-        while not engine._batcher._active or not engine._batcher._active[0].made:  # noqa: ASYNC110
+        while not engine.base.batcher._active or not engine.base.batcher._active[0].made:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-    before = len(engine._batcher._active[0].made)
+    before = len(engine.base.batcher._active[0].made)
     await engine.p_silent(request("b", "昨晚又熬夜了，困死我了哈哈哈" * 60))
-    made = engine._batcher._active[0].made if engine._batcher._active else [0] * 400
+    made = engine.base.batcher._active[0].made if engine.base.batcher._active else [0] * 400
     assert len(made) - before > 5
     typing.cancel()
     await asyncio.gather(typing, return_exceptions=True)
@@ -310,10 +310,10 @@ async def test_the_first_token_is_never_the_end_of_turn(engine: LlamaEngine) -> 
     made = []
     for seed in range(300):
         await said(engine, request("a", "在吗", seed=seed, sampling=one))
-        made.append(engine._seats["a"].tokens[-1])
-    ends = {*engine._model.end_ids, *engine._model.control_ids}
+        made.append(engine.base.seats["a"].tokens[-1])
+    ends = {*engine.base.model.end_ids, *engine.base.model.control_ids}
     assert not ends & set(made)
-    assert all(engine._model.piece(token).strip() for token in made), "and never blank"
+    assert all(engine.base.model.piece(token).strip() for token in made), "and never blank"
     assert len(set(made)) > 100, "the draws were spread wide enough to have met it"
 
 
@@ -339,8 +339,8 @@ async def test_a_full_cache_drops_the_scene_used_least_recently(tinies: dict[str
     first = await said(engine, request("s0", words))
     for number in range(1, 8):
         await said(engine, request(f"s{number}", f"{number}{words}"))
-    assert "s0" not in engine._seats
-    assert "s7" in engine._seats
+    assert "s0" not in engine.base.seats
+    assert "s7" in engine.base.seats
     assert await said(engine, request("s0", words)) == first
     await engine.close()
 
@@ -349,7 +349,7 @@ async def test_more_scenes_than_sequences_take_turns(tinies: dict[str, tinymodel
     engine = start(tinies, SETTINGS.model_copy(update={"n_seq_max": 2}))
     first = [await engine.p_silent(request(f"s{i}", f"问{i}")) for i in range(5)]
     assert [await engine.p_silent(request(f"s{i}", f"问{i}")) for i in range(5)] == pytest.approx(first, rel=1e-3)
-    assert len(engine._seats) == 2
+    assert len(engine.base.seats) == 2
     await engine.close()
 
 
@@ -454,20 +454,20 @@ async def test_dry_makes_saying_the_same_again_unlikely(engine: LlamaEngine) -> 
             "a", "在吗", sampling=GREEDY.model_copy(update={"max_tokens": 60, "dry_multiplier": multiplier})
         )
         await said(engine, asked)
-        made[multiplier] = again(engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :])
+        made[multiplier] = again(engine.base.seats["a"].tokens[engine.count(asked.pieces) + 1 :])
     assert made[0.0] > 5
     assert made[5.0] < made[0.0] / 2
 
 
 async def test_a_banned_word_is_never_said_and_a_favoured_one_is(engine: LlamaEngine) -> None:
-    model, wide = engine._model, Sampling(max_tokens=24, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+    model, wide = engine.base.model, Sampling(max_tokens=24, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
 
     async def drawn(**bias: float) -> list[int]:
         made = []
         for seed in range(20):
             asked = request("a", "在吗", seed=seed, sampling=wide.model_copy(update={"logit_bias": bias}))
             await said(engine, asked)
-            made += engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :]
+            made += engine.base.seats["a"].tokens[engine.count(asked.pieces) + 1 :]
         return made
 
     free = await drawn()
@@ -481,7 +481,7 @@ async def test_a_banned_word_is_never_said_and_a_favoured_one_is(engine: LlamaEn
 
 
 async def test_a_bias_is_of_the_first_token_and_of_no_part_of_a_character(engine: LlamaEngine) -> None:
-    model, told = engine._model, list[str]()
+    model, told = engine.base.model, list[str]()
     number = logger.add(told.append, level="WARNING", format="{message}")
     first = model.tokens("好", control=False)[0]
     longer = next(w for w in ("好龘", "好好好好好好好") if model.tokens(w, control=False)[0] == first)
@@ -499,6 +499,6 @@ async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
     asked = request("a", "在吗", sampling=greedy)
     await said(engine, asked)
     # BOS counts for one; the token that closed the loop is not kept.
-    made = engine._seats["a"].tokens[engine.count(asked.pieces) + 1 :]
+    made = engine.base.seats["a"].tokens[engine.count(asked.pieces) + 1 :]
     assert len(made) < 200
     assert any(looping([*made, made[-period]]) for period in range(1, 13))

@@ -1,17 +1,24 @@
+import math
 import random
+import shutil
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import tinylora
 import tinymodel
+from chats import FRIEND, ME, PRIVATE, say
 from rich.console import Console
 
 from bot import config
 from bot.byhand import ByHand
+from bot.checksum import sha256
 from bot.errors import ConfigError, EngineError, PersonaError
+from bot.llama import Model, Scorer
 from bot.message import Origin
-from bot.prompt import Piece
+from bot.persona import Base, Calibration, Manifest
+from bot.prompt import Piece, encode
+from bot.reply import Look
 from bot.terminal import SCENE, NoTransport, Terminal, choose
 from bot.twin import Twin
 
@@ -128,4 +135,49 @@ async def test_a_lora_a_prompt_and_settings_can_be_given_by_hand(
         ByHand(temperature=9.0).persona(persona, "gemma", tmp_path)
     with pytest.raises(PersonaError, match="is no file"):
         ByHand(lora=tmp_path).persona(persona, "gemma", tmp_path)
+    await twin.close()
+
+
+async def test_a_merged_version_answers_and_the_next_one_takes_over(
+    twin: Twin, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    """Its own vocabulary counts, its own format renders, and a published version is taken up at the next look."""
+    other = tinymodel.build(tmp_path / "other", "qwen3", seed=9)
+
+    def publish(version: str, gguf: Path) -> Path:
+        result = tmp_path / version
+        result.mkdir()
+        model = Path(shutil.copy2(gguf, result / "model.gguf"))
+        base = Base(file="qwen.gguf", sha256="f" * 64, architecture="qwen3")
+        calibration = Calibration(intercept=0.0, weights={"log_odds": 1.0})
+        manifest = Manifest(
+            version=version, created="", base=base, format="qwen3", system_prompt="你是阿满。",
+            files={"model.gguf": sha256(model)}, calibration=calibration,
+        )  # fmt: skip
+        (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+        found = twin.personas.publish("me", result).model
+        assert found is not None
+        return found
+
+    async def look() -> Look:
+        twin.archive.append([say(len(looks) * 100, FRIEND, "在吗", PRIVATE)])
+        found = await twin.replier.look(PRIVATE, twin.persona_of(PRIVATE), ME, lambda _: 0.5)
+        assert found is not None
+        return found
+
+    looks: list[Look] = []
+    paths = [publish("20260101-0400", tinies["qwen3"].gguf)]
+    looks.append(await look())
+    paths.append(publish("20260102-0400", other.gguf))
+    looks.append(await look())
+    assert [found.request.voice.model for found in looks] == paths
+    for found, path in zip(looks, paths, strict=True):
+        model = Model(path, 0)
+        scorer = Scorer(path, None, 1024, 1)
+        ids = encode(found.request.pieces, model)[0]
+        expected = math.exp(scorer.log_probs(ids, [(len(ids), model.end_id)])[0])
+        assert found.moment.p_silent == pytest.approx(expected, rel=0.02)
+        assert [bubble async for bubble in twin.replier.bubbles(found)]
+        scorer.close()
+        model.close()
     await twin.close()

@@ -12,9 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bot.checksum import sha256
 from bot.errors import EngineError, ExportError
 from bot.llama import BASE_KEY, Model, Scorer
-from bot.persona import Base, sha256
+from bot.persona import Base
 from export.lora import export
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.

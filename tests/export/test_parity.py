@@ -8,9 +8,10 @@ import torch
 from nasty import TEXTS
 from transformers import AutoTokenizer
 
+from bot.checksum import sha256
 from bot.errors import ExportError
 from bot.llama import Model, Scorer
-from bot.persona import Base, sha256
+from bot.persona import Base
 from bot.prompt import Piece, clean
 from export.lora import export
 from export.parity import (

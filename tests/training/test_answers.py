@@ -8,8 +8,9 @@ import tinymodel
 from chats import FRIEND, ME, PRIVATE, say
 
 from bot.archive import Archive
+from bot.checksum import sha256
 from bot.config import Conversation, Engine
-from bot.persona import Sampling, sha256
+from bot.persona import Sampling
 from bot.prompt import FORMATS, Piece
 from training import corpus
 from training.answers import Question, answer, questions

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from bot.checksum import sha256
 from bot.errors import TrainingError
 from bot.llama import Model
-from bot.persona import sha256
 from bot.prompt import clean
 from training.base import checkpoint, linear_names, load
 from training.hf import HFTokenizer

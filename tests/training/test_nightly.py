@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import pytest
 import tinymodel
 
 from bot.archive import Archive
+from bot.checksum import sha256
 from bot.config import Paths, Retrain, Settings
 from bot.errors import TrainingError
 from bot.llama import Model
 from bot.message import Message, Scene
-from bot.persona import Base, Manifest, Personas, sha256
+from bot.persona import Base, Manifest, Personas
 from training.nightly import ATTEMPTS_MAX, Night
 
 ME, SCENE = "10001", Scene("private", "20001")
@@ -295,6 +297,36 @@ def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(setti
     assert changed.bare == figures.bare
     made._answers()
     assert steps == ["export", "evaluate", "gate"]
+
+
+def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings: Settings, tmp_path: Path) -> None:
+    base, other = (tinymodel.build(tmp_path / n, seed=s) for s, n in enumerate(("base", "other")))
+
+    def publish(name: str, merged_from: str) -> None:
+        result = tmp_path / name
+        result.mkdir()
+        model = Path(shutil.copy2(other.gguf, result / "model.gguf"))
+        manifest = Manifest(
+            version=name, created="", base=Base(file="their.gguf", sha256=merged_from, architecture="gemma3"),
+            format="gemma", system_prompt="你是小满。", files={"model.gguf": sha256(model)},
+        )  # fmt: skip
+        (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+        Personas(settings.data / "personas").publish("xiaoman", result)
+
+    def made(steps: list[str]) -> Night:
+        return Night(settings, "xiaoman", base.gguf, sha256(base.gguf), lambda step, *_: steps.append(step), None)
+
+    bare = made([]).evaluate_version()
+    publish("20260303-000000", sha256(base.gguf))
+    found = made([]).evaluate_version()
+    assert found["version"] == "20260303-000000"
+    assert found["loss"] != pytest.approx(bare["loss"], abs=1e-4)
+    publish("20260304-000000", "f" * 64)
+    with pytest.raises(TrainingError, match=r"'20260304-000000' .* merged from another base \(their.gguf\)"):
+        made([]).evaluate_version()
+    steps: list[str] = []
+    assert "their.gguf" in made(steps).run(force=True).summary
+    assert steps == [], "told before anything is trained"
 
 
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
