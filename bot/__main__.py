@@ -15,6 +15,7 @@ from bot.errors import ConfigError, ImportFault, PersonaError, TwinError
 if TYPE_CHECKING:
     from bot.engine import ReplyEngine
     from bot.persona import Personas, Version
+    from training.corpus import Corpus
     from training.nightly import Night
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -29,7 +30,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; 
 PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 CONFIG = Path("bot.toml")
-BENCHES = ("first-light", "engine", "personas", "traffic")
+BENCHES = ("first-light", "engine", "personas", "traffic", "pairing")
 
 
 def _version(wanted: bool) -> None:
@@ -189,20 +190,79 @@ def import_(
 
 @corpus_app.command("stats")
 def corpus_stats(
-    persona: PersonaOption = None, as_json: JsonOption = False, config_path: ConfigOption = CONFIG
+    persona: PersonaOption = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for PNGs of hours, months, turns, lengths, delays.")
+    ] = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
 ) -> None:
-    """Counts of what a persona would learn: turns, silences, scenes, span."""
+    """What a persona would learn in numbers: scenes, hours, lengths, delays (seconds), silences, redactions."""
+    from bot import doctor
+    from training import stats
+
+    built = _corpus(config.load(config_path), persona)
+    _show(stats.figures(built), as_json)
+    if plots is not None:
+        doctor.require_training()
+        from training import plots as drawn
+
+        drawn.write(built, plots)
+
+
+@corpus_app.command("preview")
+def corpus_preview(
+    n: Annotated[int, typer.Option("-n", min=1, help="Windows to show.")] = 3,
+    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Windows exactly as the model will see them, trained tokens green or in ⟦ ⟧. Reads the base's vocabulary alone."""
+    from bot import base
+    from bot.llama import Model
+    from training import preview, samples
+
+    settings = config.load(config_path)
+    spec, rules = _personas(settings).find(persona or settings.chat.persona).spec, settings.training
+    built = _corpus(settings, persona)
+    path = base.resolve(settings.engine.base, settings.data, config_path.resolve().parent)
+    model = Model(path, vocab_only=True)
+    how = preview.green if sys.stdout.isatty() else preview.bracketed
+    try:
+        windows = samples.windows(built, model, model.format, spec.system_prompt, rules.model_max_length)
+        for window in preview.chosen(windows, n, seed):
+            typer.echo(f"──── {window.scene}, {len(window.ids)} tokens")
+            typer.echo(preview.text(window, lambda token: model.piece(token, control=True), rules, how) + "\n")
+    finally:
+        model.close()
+
+
+@corpus_app.command("clean")
+def corpus_clean(
+    show: Annotated[int, typer.Option(min=0, help="Examples of each reason: what people wrote.")] = 0,
+    persona: PersonaOption = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Count the answers that [corpus] in bot.toml keeps from being trained, by reason; nothing is changed."""
+    from training import clean, stats
+
+    built = _corpus(config.load(config_path), persona)
+    names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
+    found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
+    _show(found | ({"examples": stats.examples(built, show)} if show else {}), as_json)
+
+
+def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
     from bot.archive import Archive
     from training import corpus
 
-    settings = config.load(config_path)
     spec = _personas(settings).find(persona or settings.chat.persona).spec
     archive = Archive(settings.archive_url)
-    built = corpus.build(archive, spec.people, spec.names, settings.conversation)
-    archive.close()
-    span = [t.astimezone(settings.zone).isoformat() for t in built.span or ()]
-    shown = {"people": sorted(built.people), **built.counts, "span": span, "fingerprint": built.fingerprint}
-    _show(shown, as_json)
+    try:
+        return corpus.build(archive, spec.people, spec.names, settings.conversation, cleaning=settings.corpus)
+    finally:
+        archive.close()
 
 
 @app.command()

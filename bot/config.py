@@ -315,6 +315,43 @@ class Training(Section):
     """CPU threads of a run; unset: all when started by hand, all but one (at least one) in the daemon's night."""
 
 
+class Cleaning(Section):
+    """What of the history is shown to the model, and which answers it learns from. The first four hold live, too."""
+
+    redact: bool = True
+    """Numbers, addresses, passwords and the like become placeholders such as [手机号]: a model keeps no secrets."""
+    strip_mentions: bool = False
+    """Take `@昵称` out of the text, as corpora of the field do. Off: whom somebody speaks to is part of it."""
+    strip_placeholders: bool = False
+    """Take `[图片]`, `[动画表情]` and the like out of the text. Off: that a picture came is often answered."""
+    system_senders: tuple[str, ...] = ("10000", "2854196310")
+    """QQ numbers whose messages are not shown: QQ's own notices and its group manager (Q群管家); add other bots."""
+    merge: Literal["off", "bubbles", "，"] = "off"
+    """Join one speaker's bubbles that others' messages stand between; as bubbles, or one text joined by ，. Off: no
+    such order was ever lived, and an answer comes to stand before what it answers; meant for training sets."""
+    merge_interleaved: int = Field(2, ge=0)
+    """Others' messages that may stand between two bubbles to be merged; more is another turn."""
+    merge_gap_s: int = Field(60, ge=0)
+    """Seconds between two bubbles to be merged at most; the merged ones stand at their mean time."""
+    drop_repeats: bool = True
+    """Do not train an answer that only repeats the message before it (复读): a small model learns to parrot from it.
+    Up to 4 characters (好, 晚安) it is manners, and trained."""
+    drop_media: bool = True
+    """Do not train an answer of nothing but pictures, voices, files or cards: the twin has none to send."""
+    drop_broken: bool = True
+    """Do not train an answer that was decoded wrongly (锟斤拷) or is cut off in the middle."""
+    min_chars: int = Field(1, ge=1)
+    """Characters of an answer to be trained at least. 1: a short answer is an answer."""
+    max_chars: int = Field(400, ge=1)
+    """Characters of an answer to be trained at most: longer ones are pasted, not typed."""
+    blocked_words: tuple[str, ...] = ()
+    """An answer with one of these is not trained; upper and lower case are the same."""
+    duplicate_cap: int = Field(3, ge=1)
+    """Answers that read nearly alike are trained so often and no more, the first ones."""
+    duplicate_min_chars: int = Field(16, ge=1)
+    """Shorter answers are never capped: saying 哈哈哈 often is a habit, sending one notice to ten groups is not."""
+
+
 class Retrain(Section):
     """The night."""
 
@@ -346,6 +383,7 @@ class Settings(Section):
     onebot: OneBot = OneBot()
     engine: Engine = Engine()
     conversation: Conversation = Conversation()
+    corpus: Cleaning = Cleaning()
     chat: Chat = Chat()
     training: Training = Training()
     retrain: Retrain = Retrain()

@@ -190,10 +190,10 @@ class Model:
             found[first] = found.get(first, 0.0) + bias
         return found
 
-    def piece(self, token: int) -> bytes:
-        """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing."""
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing, or their names."""
         buffer = ctypes.create_string_buffer(256)
-        n = lc.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        n = lc.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, control)
         return buffer.raw[:n] if n > 0 else b""
 
     def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:

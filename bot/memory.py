@@ -18,6 +18,7 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
 from bot.segments import Sticker, market_face
+from bot.shown import shown
 
 MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
@@ -83,7 +84,7 @@ class Memory:
         cleared = self._archive.latest(scene, MEMORY_KIND)
         limit = rules.max_turns * _MESSAGES_PER_TURN
         stored = self._archive.window(scene, limit, cleared[1] if cleared else None)
-        messages = [m for m in stored if m.text.strip()]
+        messages = list(shown(stored, self._settings.corpus))
         people = frozenset(persona.spec.people)
         found = exchanges(messages, people, rules)
         if len(stored) == limit:
@@ -129,10 +130,9 @@ class Memory:
             if message.reply_to is None:
                 return None
             if message.reply_to not in by_id and (stored := self._archive.get(scene, message.reply_to)):
-                by_id[message.reply_to] = stored
-            target = by_id.get(message.reply_to)
-            seen = target is not None and not target.recalled and target.origin is not Origin.SYSTEM
-            return target if seen else None
+                visible = not stored.recalled and stored.origin is not Origin.SYSTEM
+                by_id.update({m.id: m for m in shown([stored] if visible else [], self._settings.corpus)})
+            return by_id.get(message.reply_to)
 
         return quoted
 

@@ -179,7 +179,7 @@ def exchanges(messages: Iterable[Message], people: frozenset[str], rules: Conver
     for message in messages:
         ours = spoken_by(message, people)
         gap = message.time - previous.time if previous else None
-        if _opens(message, previous, ours, people, rules):
+        if opens(message, previous, people, rules):
             found.append(Exchange(opened=message.time, gap=gap))
         current = found[-1]
         if ours:
@@ -195,13 +195,15 @@ def exchanges(messages: Iterable[Message], people: frozenset[str], rules: Conver
     return found
 
 
-def _opens(message: Message, previous: Message | None, ours: bool, people: frozenset[str], rules: Conversation) -> bool:
+def opens(message: Message, previous: Message | None, people: frozenset[str], rules: Conversation) -> bool:
+    """Whether a message begins a conversation, given the one before it in the scene (None: there is none)."""
     if previous is None:
         return True
     gap_s = (message.time - previous.time).total_seconds()
-    if message.scene.private and ours and not spoken_by(previous, people):
-        return gap_s > max(rules.answer_within_s, rules.conversation_gap_s)
-    return gap_s > rules.conversation_gap_s
+    if gap_s <= rules.conversation_gap_s:
+        return False
+    late_answer = message.scene.private and spoken_by(message, people) and not spoken_by(previous, people)
+    return not late_answer or gap_s > rules.answer_within_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,23 +4,28 @@ Where the twin answers, the person need not: their quiet there means nothing. So
 the twin was off in that scene and the person was around. Their words count everywhere, the twin's own nowhere; without
 both rules every night would make the twin a little more mute and a little more like itself.
 
-What was taken back, or has no words, is never rendered. But it was said: it is no silence, and it keeps its place in
-the conversation, so that taking a message back moves nothing to another split.
+What was taken back, has no words or is hidden, is never rendered. But it was said: it is no silence, and it keeps its
+place in the conversation, so that taking a message back moves nothing to another split. What is rendered is what
+`bot.shown` lets the live twin see, too; answers that are not worth learning from (`training.clean`) are only masked.
 """
 
+import gc
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
 from bot.archive import Archive
-from bot.config import Conversation
+from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
-from bot.prompt import Exchange, exchanges, spoken_by
+from bot.prompt import Exchange, exchanges, opens, spoken_by
+from bot.shown import shown
+from training import clean
 
 Timeline: TypeAlias = Sequence[tuple[datetime, str]]
 """What the twin was doing in a scene: (since when, `on` | `off` | `held`), oldest first."""
@@ -39,6 +44,8 @@ class SceneCorpus:
         last_spoke: when the person or the twin last spoke before the exchange was decided.
         conversation: id of the first message of the exchange's conversation, be it taken back or not.
         quotes: quoted messages by id.
+        masked: exchanges whose answer stands in the context and is not trained, by place, and why.
+        hidden: messages that were said and are not shown: by a system sender, or nothing is left of them.
     """
 
     scene: Scene
@@ -49,6 +56,8 @@ class SceneCorpus:
     last_spoke: list[datetime | None]
     conversation: list[str]
     quotes: dict[str, Message]
+    masked: Mapping[int, clean.Reason] = field(default_factory=dict)
+    hidden: int = 0
 
     def quoted(self, message: Message) -> Message | None:
         """The message another one quotes, or None."""
@@ -68,7 +77,7 @@ class Corpus:
         zone: where the person lives.
         fingerprint: sha256 of the ids and texts of all messages used, in order.
         counts: `messages`, `turns` and `bubbles` of the person, `silences` that count and `silences_unlabelled`,
-            `twin_turns`, `conversations`, `scenes`, and what was left out.
+            `twin_turns`, `conversations`, `scenes`, what was left out, and `masked_<reason>` answers.
         contributors: QQ numbers whose words are labels.
         span: times of the first and last message used; None without any.
     """
@@ -91,6 +100,7 @@ def build(
     names: Sequence[str],
     rules: Conversation,
     until: datetime | None = None,
+    cleaning: Cleaning = Cleaning(),  # noqa: B008 - frozen
 ) -> Corpus:
     """What an archive can teach of a person.
 
@@ -100,11 +110,35 @@ def build(
         names: names they listen to.
         rules: gaps and caps.
         until: messages after this are not seen, as if training ran at that moment; None: all.
+        cleaning: what is shown, and which answers are worth learning from.
 
     Raises:
         ArchiveError: the store cannot be read.
     """
-    who = frozenset(people)
+    with _uncollected():
+        return _built(archive, frozenset(people), tuple(names), rules, until, cleaning)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage collection: it walks through all messages again and again, and none of them is garbage."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _built(
+    archive: Archive,
+    who: frozenset[str],
+    names: tuple[str, ...],
+    rules: Conversation,
+    until: datetime | None,
+    cleaning: Cleaning,
+) -> Corpus:
     summaries = archive.scenes()
     known_until = until or max((s.last for s in summaries), default=None)
     counts: Counter[str] = Counter()
@@ -119,8 +153,9 @@ def build(
         if known_until is None or not any(_by_person(m, who) for m in stored if _worded(m)):
             counts["scenes_without_person"] += 1
             continue
-        scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until))
-    return _assembled(scenes, who, tuple(names), rules, counts)
+        scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until, cleaning))
+    scenes = _without_duplicates(scenes, cleaning)
+    return _assembled(scenes, who, names, rules, counts)
 
 
 def twin_was_off(timeline: Timeline, start: datetime, stop: datetime) -> bool:
@@ -147,8 +182,10 @@ def _scene(
     people: frozenset[str],
     rules: Conversation,
     known_until: datetime,
+    cleaning: Cleaning,
 ) -> SceneCorpus:
-    messages = [m for m in stored if _worded(m)]
+    visible = list(shown((m for m in stored if _worded(m)), cleaning))
+    messages, moved = clean.merged(visible, cleaning)
     cut = exchanges(messages, people, rules)
     by_id = {m.id: m for m in messages}
     spoke = [m.time for m in messages if spoken_by(m, people)]
@@ -157,7 +194,7 @@ def _scene(
     # What an exchange is a label of decides: the answer, else the burst's end.
     conversation = [conversations[(e.said[0] if e.said else e.heard[-1]).id] for e in cut]
     place = {m.id: number for number, m in enumerate(stored)}
-    unseen = [n for n, m in enumerate(stored) if spoken_by(m, people) and not _worded(m)]
+    unseen = [n for n, m in enumerate(stored) if spoken_by(m, people) and (m.id not in by_id or m.id in moved)]
     wait = timedelta(seconds=max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0))
     counted: list[bool] = []
     off: list[bool] = []
@@ -181,16 +218,58 @@ def _scene(
         )
     quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
     last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
-    return SceneCorpus(scene, _name(scene, messages), cut, counted, off, last_spoke, conversation, quotes)
+    hidden = sum(map(_worded, stored)) - len(visible)
+    return SceneCorpus(
+        scene,
+        _name(scene, messages),
+        cut,
+        counted,
+        off,
+        last_spoke,
+        conversation,
+        quotes,
+        _masked(cut, cleaning),
+        hidden,
+    )
+
+
+def _masked(cut: Sequence[Exchange], cleaning: Cleaning) -> dict[int, clean.Reason]:
+    found = {}
+    for place, exchange in enumerate(cut):
+        said = [m.text for m in exchange.said if m.origin is Origin.HUMAN]
+        heard = exchange.heard[-1].text if exchange.heard else None
+        if said and (reason := clean.masked(said, heard, cleaning)) is not None:
+            found[place] = reason
+    return found
+
+
+def _without_duplicates(scenes: Sequence[SceneCorpus], cleaning: Cleaning) -> list[SceneCorpus]:
+    """The same with answers masked that were given often enough, in whatever scene, oldest first."""
+    answers = sorted(_answers(scenes, cleaning))
+    over = clean.duplicates([text for *_, text in answers], cleaning)
+    more: dict[int, dict[int, clean.Reason]] = {}
+    for number in over:
+        _, part, place, _ = answers[number]
+        more.setdefault(part, {})[place] = clean.Reason.DUPLICATE
+    return [replace(p, masked={**p.masked, **more[n]}) if n in more else p for n, p in enumerate(scenes)]
+
+
+def _answers(scenes: Sequence[SceneCorpus], cleaning: Cleaning) -> Iterator[tuple[datetime, int, int, str]]:
+    """Trained answers that are long enough to be compared: when, which scene, which exchange, the words."""
+    for number, part in enumerate(scenes):
+        for place, exchange in enumerate(part.exchanges):
+            text = "\n".join(m.text for m in exchange.said if m.origin is Origin.HUMAN)
+            if len(text) >= cleaning.duplicate_min_chars and place not in part.masked:
+                yield exchange.said[0].time, number, place, text
 
 
 def _conversations(stored: list[Message], people: frozenset[str], rules: Conversation) -> dict[str, str]:
     """The id of its conversation's first message, by message id."""
     found: dict[str, str] = {}
-    first = ""
-    for exchange in exchanges(stored, people, rules):
-        first = exchange.first.id if exchange.opened is not None else first
-        found |= dict.fromkeys((m.id for m in (*exchange.heard, *exchange.said)), first)
+    first, previous = "", None
+    for message in stored:
+        first = message.id if opens(message, previous, people, rules) else first
+        found[message.id], previous = first, message
     return found
 
 
@@ -226,6 +305,8 @@ def _assembled(
         counts["conversations"] += len(set(part.conversation))
         counts["silences"] += sum(part.counted_silence)
         counts["silences_unlabelled"] += sum(not e.said for e in part.exchanges) - sum(part.counted_silence)
+        counts.update(f"masked_{reason}" for reason in part.masked.values())
+        counts["hidden"] += part.hidden
         for exchange in part.exchanges:
             human = [m for m in exchange.said if m.origin is Origin.HUMAN]
             contributors |= {m.sender_id for m in human}

@@ -381,7 +381,9 @@ class Night:
         archive = Archive(self.settings.archive_url)
         try:
             spec = self.persona.spec
-            return corpus.build(archive, spec.people, spec.names, self.settings.conversation, until)
+            return corpus.build(
+                archive, spec.people, spec.names, self.settings.conversation, until, self.settings.corpus
+            )
         finally:
             archive.close()
 

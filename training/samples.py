@@ -39,7 +39,8 @@ class Label:
     Args:
         start: index in `ids` of the first token after the assistant header: the first word said, or end-of-turn.
         stop: one past the end-of-turn token.
-        trained: indices in `ids` of tokens that are labels; human tokens only, end-of-turn included.
+        trained: indices in `ids` of tokens that are labels; human tokens only, end-of-turn included. None where the
+            answer is masked.
         silence: nothing was said.
         decision: whether it tells when they speak: a silence that counts, or an answer while the twin was off.
         split: what its conversation is for.
@@ -188,7 +189,7 @@ class _Packer:
 
     def _rendered(self, index: int, exchange: Exchange, *, first: bool) -> _Turn:
         heard, _ = encode(self.renderer.heard(exchange, self.part.quoted, first=first), self.tokenizer, bos=False)
-        counts = bool(exchange.said) or self.part.counted_silence[index]
+        counts = index not in self.part.masked if exchange.said else self.part.counted_silence[index]
         said, trained = encode(self.renderer.said(exchange, trained=counts), self.tokenizer, bos=False)
         return _Turn(heard, said, trained)
 

@@ -1,5 +1,6 @@
 """The `twin` command line as a process: what a person reads, and the exit status a program reads."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,10 @@ def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
     assert "xiaoman: " in done.stdout
     assert "me: " in done.stdout
     assert "persona.toml is not readable as TOML" in done.stdout
+
+
+def test_what_would_be_learned_is_told_as_json(bot_toml: Path) -> None:
+    told = json.loads(twin("corpus", "stats", "--json", config=bot_toml).stdout)
+    assert (told["turns"], told["redaction_on_test_table"]["marked"]) == (0, 217)
+    masks = json.loads(twin("corpus", "clean", "--json", "--show", "1", config=bot_toml).stdout)
+    assert (masks["masked_repeat"], masks["examples"]) == (0, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bot.archive import Archive
-from bot.config import Conversation
+from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
 from training.corpus import Corpus, build
 
@@ -235,3 +235,45 @@ def test_the_fingerprint_follows_the_words_alone(archive: Archive, tmp_path: Pat
 def test_an_empty_archive_gives_an_empty_corpus(archive: Archive) -> None:
     found = build(archive, [ME], [], RULES)
     assert (found.scenes, found.span, found.counts["turns"]) == ([], None, 0)
+
+
+def test_a_masked_answer_stays_in_the_context_and_makes_no_silence(archive: Archive) -> None:
+    said = [
+        say(0, ME, "在"),
+        say(60, FRIEND, "大家都来投票啊"),
+        say(65, ME, "大家都来投票啊"),
+        say(120, OTHER, "好"),
+        LATER,
+    ]
+    found = corpus(archive, said)
+    (part,) = found.scenes
+    assert [[m.text for m in e.said] for e in part.exchanges] == [["在"], ["大家都来投票啊"], []]
+    assert dict(part.masked) == {1: "repeat"}
+    assert part.counted_silence == [False, False, True]
+    assert (found.counts["masked_repeat"], found.counts["turns"]) == (1, 2)
+
+
+def test_the_same_notice_in_many_scenes_is_trained_so_often_and_no_more(archive: Archive) -> None:
+    notice = "各位好，明天晚上八点在老地方集合，收到请回复"
+    groups = [Scene("group", str(910 + i)) for i in range(5)]
+    said = [say(60 * i, ME, f"{notice}{'！' * i}", g) for i, g in enumerate(groups)]
+    found = corpus(archive, [*said, LATER])
+    assert found.counts["masked_duplicate"] == 2
+    assert {str(p.scene) for p in found.scenes if p.masked} == {str(groups[3]), str(groups[4])}
+
+
+@pytest.mark.parametrize("rules", [{"strip_placeholders": True}, {"merge": "bubbles"}], ids=["stripped", "merged"])
+def test_an_answer_that_is_not_shown_where_it_was_given_is_no_silence(
+    archive: Archive, rules: dict[str, object]
+) -> None:
+    archive.append([say(0, ME, "在"), say(30, FRIEND, "看到没"), say(50, ME, "[图片]"), say(120, OTHER, "哦"), LATER])
+    found = build(archive, [ME], [], RULES, cleaning=Cleaning(**rules))  # type: ignore[arg-type]
+    (part,) = found.scenes
+    counted = [(e.heard[0].text, c) for e, c in zip(part.exchanges, part.counted_silence, strict=True) if not e.said]
+    assert ("看到没", True) not in counted
+    assert ("哦", True) in counted
+
+
+def test_nobody_learns_a_number(archive: Archive) -> None:
+    found = corpus(archive, [say(0, FRIEND, "电话？", sender_name="张13800001111"), say(5, ME, "13900002222"), LATER])
+    assert "13" not in "".join(m.text + m.sender_name for e in found.scenes[0].exchanges for m in (*e.heard, *e.said))

@@ -270,3 +270,17 @@ def _labels(found: Sequence[Window]) -> list[Label]:
 
 
 _ZONE = ZoneInfo(RULES.timezone)
+
+
+def test_a_masked_answer_is_rendered_as_ever_and_trains_nothing_but_stays_a_decision(archive: Archive) -> None:
+    said = [
+        say(0, ME, "早"),
+        say(60, FRIEND, "大家都来投票"),
+        say(65, ME, "大家都来投票"),
+        say(120, FRIEND, "谢谢"),
+        say(125, ME, "嗯"),
+    ]
+    found, tokenizer = made(archive, said)
+    assert learned(found, tokenizer) == ["早⏹", "", "嗯⏹"]
+    assert "model\n大家都来投票⏹" in tokenizer.text(found[0].ids).replace("<start_of_turn>", "")
+    assert [(x.silence, x.decision) for x in found[0].labels] == [(False, False), (False, True), (False, True)]
