@@ -157,16 +157,30 @@ def import_(
     format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
     me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
+    persona: Annotated[str | None, typer.Option(help="Training sets: who learns from them.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="RoleBench: a role to take; once or more.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="RoleBench: answers taken of each question.")] = 1,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench: its desc.json, for the roles' prompts.")] = None,
+    keep_prompts: Annotated[
+        bool, typer.Option("--keep-prompts", help="Training sets: train their own system prompts, not the persona's.")
+    ] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """History → archive. Idempotent: a second import adds nothing twice."""
+    """History → archive, training sets → a persona. Idempotent: a second import adds nothing twice."""
     from bot import doctor
     from bot.archive import Archive
     from training import history
     from training.importers.source import Told
 
     settings = config.load(config_path)
+    if persona is not None:
+        options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
+        paths = _import_sets(settings, paths, persona, options, dry_run=dry_run, as_json=as_json)
+        if not paths:
+            return
+    elif role or profiles or keep_prompts:
+        raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
     told = Told(me=me, zone=settings.zone)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
@@ -187,19 +201,51 @@ def import_(
         )
 
 
+def _import_sets(
+    settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
+) -> list[Path]:
+    """Store the training sets among some files; gives the others."""
+    from bot import doctor
+    from training import setimport, sets
+    from training.importers import rolebench
+    from training.importers.sets import recognised
+    from training.importers.source import head
+
+    folder = _personas(settings).find(persona).folder / sets.FOLDER
+    profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
+    others = []
+    for path in paths:
+        head(path)  # says what is wrong with a file that is not there
+        title = recognised(path)
+        if title is None:
+            others.append(path)
+            continue
+        choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
+        with doctor.progress_bar(f"import {path.name}") as progress:
+            taken = setimport.take(
+                path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
+            )
+        shown = setimport.summary(taken)
+        words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
+        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+    return others
+
+
 @corpus_app.command("stats")
 def corpus_stats(
     persona: PersonaOption = None, as_json: JsonOption = False, config_path: ConfigOption = CONFIG
 ) -> None:
     """Counts of what a persona would learn: turns, silences, scenes, span."""
     from bot.archive import Archive
-    from training import corpus
+    from training import corpus, sets
 
     settings = config.load(config_path)
-    spec = _personas(settings).find(persona or settings.chat.persona).spec
+    found = _personas(settings).find(persona or settings.chat.persona)
+    spec, folder = found.spec, found.folder / sets.FOLDER
     archive = Archive(settings.archive_url)
     built = corpus.build(archive, spec.people, spec.names, settings.conversation)
     archive.close()
+    built = sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues)
     span = [t.astimezone(settings.zone).isoformat() for t in built.span or ()]
     shown = {"people": sorted(built.people), **built.counts, "span": span, "fingerprint": built.fingerprint}
     _show(shown, as_json)
@@ -285,16 +331,32 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
 @persona_app.command("new")
 def persona_new(
     name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
-    people: Annotated[str, typer.Option(help="QQ numbers of the person, comma-separated.")],
+    people: Annotated[
+        str, typer.Option(help="QQ numbers of the person, comma-separated; none: it learns from training sets alone.")
+    ] = "",
     display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
+    role: Annotated[str | None, typer.Option(help="A role of RoleBench to play; with --profiles.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench's desc.json, which describes the role.")] = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Make a persona folder with a commented persona.toml to fill in."""
     from bot.persona import new_persona
 
+    identity = ""
+    if role is not None and profiles is not None:
+        from training.importers import rolebench
+
+        described = rolebench.profiles(profiles)
+        if role not in described:
+            raise PersonaError(f"{profiles.name!r} describes no {role!r}; it has {'、'.join(described)}")
+        identity = rolebench.identity(described[role])
+    elif role is not None or profiles is not None:
+        raise PersonaError("--role and --profiles go together: the role's name, and the desc.json that describes it")
     numbers = tuple(p.strip() for p in people.split(",") if p.strip())
-    file = new_persona(_personas(config.load(config_path)).root, name, display_name or name, numbers)
-    typer.echo(f"made {file}; describe the person in it, then: twin night --persona {name}")
+    root = _personas(config.load(config_path)).root
+    file = new_persona(root, name, display_name or role or name, numbers, identity)
+    to_do = f"twin night --persona {name}" if numbers else f"twin import SET --persona {name}"
+    typer.echo(f"made {file}; describe the person in it, then: {to_do}")
 
 
 @persona_app.command("show")

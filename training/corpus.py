@@ -39,6 +39,8 @@ class SceneCorpus:
         last_spoke: when the person or the twin last spoke before the exchange was decided.
         conversation: id of the first message of the exchange's conversation, be it taken back or not.
         quotes: quoted messages by id.
+        of_set: whether it is a dialogue of a training set: its times are no times.
+        system: a system prompt in place of the persona's and the scene's line; None: those.
     """
 
     scene: Scene
@@ -49,6 +51,8 @@ class SceneCorpus:
     last_spoke: list[datetime | None]
     conversation: list[str]
     quotes: dict[str, Message]
+    of_set: bool = False
+    system: str | None = None
 
     def quoted(self, message: Message) -> Message | None:
         """The message another one quotes, or None."""
