@@ -251,6 +251,48 @@ def corpus_stats(
     _show(shown, as_json)
 
 
+@corpus_app.command("export")
+def corpus_export(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="sharegpt, openai or alpaca: samples; chatlab: every message, a file a scene."),
+    ] = "sharegpt",
+    split: Annotated[str, typer.Option(help="Samples: train, tune, test or all.")] = "train",
+    silences: Annotated[bool, typer.Option("--silences", help="Samples: keep silences, as empty answers.")] = False,
+    persona: PersonaOption = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Archive → files that other trainers, or ChatLab, read. They hold what people wrote."""
+    from datetime import UTC, datetime
+
+    from bot.archive import Archive
+    from training import chatlab, corpus, sharing
+    from training.samples import Split
+
+    if form not in (*sharing.FORMS, "chatlab"):
+        raise TwinError(f"--format {form!r}: must be {', '.join(sharing.FORMS)} or chatlab")
+    if split not in (*Split, "all"):
+        raise TwinError(f"--split {split!r}: must be {', '.join(Split)} or all")
+    settings = config.load(config_path)
+    found = _personas(settings).find(persona or settings.chat.persona)
+    archive = Archive(settings.archive_url)
+    try:
+        if form == "chatlab":
+            files = chatlab.export(archive, found.spec.people, out, datetime.now(UTC))
+            shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
+        else:
+            built = corpus.build(archive, found.spec.people, found.spec.names, settings.conversation)
+            splits = tuple(Split) if split == "all" else (Split(split),)
+            talks = sharing.talks(built, found.spec.system_prompt, splits, silences=silences)
+            file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")
+            shown = {"file": str(file), "samples": samples, "answers": answers}
+    finally:
+        archive.close()
+    _show(shown, as_json)
+
+
 @app.command()
 def train(
     persona: PersonaOption = None,

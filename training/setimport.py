@@ -96,7 +96,7 @@ def take(
                 os.fsync(f.fileno())
         name = f"{_stem(path)}-{digest.hexdigest()[:8]}"
         there = _same(folder, name)
-        new = there is None or header_of(folder / f"{there}.jsonl") != header
+        new = there is None or header_of(folder / f"{there}.jsonl").get("own_prompts") is not own_prompts
         if new and not dry_run:
             os.replace(beside, folder / f"{there or name}.jsonl")
     except OSError as e:

@@ -32,6 +32,7 @@ def bot_toml(tmp_path: Path) -> Path:
         (["import", "nowhere.jsonl"], "history file 'nowhere.jsonl' does not exist"),
         (["import", "nowhere.jsonl", "--persona", "xiaoman"], "history file 'nowhere.jsonl' does not exist"),
         (["import", "nowhere.jsonl", "--role", "李白"], "are of training sets: add --persona NAME"),
+        (["corpus", "export", "--out", "x", "--format", "xml"], "--format 'xml': must be sharegpt, openai, alpaca"),
         (["persona", "new", "libai", "--role", "李白"], "--role and --profiles go together"),
     ],
 )

@@ -92,6 +92,9 @@ def test_a_set_is_stored_once_whatever_its_file_is_called(tmp_path: Path) -> Non
     again = take(a_set(tmp_path), folder)
     renamed = take(a_set(tmp_path, name="other.jsonl"), folder)
     assert (again.new, renamed.new, again.name, renamed.name) == (False, False, first.name, first.name)
+    rows = [{"prompt": asked(n)["instruction"], "response": asked(n)["output"]} for n in range(40)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    assert not take(tmp_path / "pairs.json", folder).new, "in another format, too"
     assert [p.name for p in folder.iterdir()] == [f"{first.name}.jsonl"]
     assert (folder / f"{first.name}.jsonl").read_bytes() == before
     assert take(a_set(tmp_path, 41), folder).name != first.name
