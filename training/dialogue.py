@@ -109,19 +109,23 @@ def _lines(raw: str) -> str:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SENTENCE = re.compile(r"[^。！？!?\n]*?(?:[。！？!?\n]+|\.(?=\s)|$)")
-_FORBIDS = re.compile(
-    r"不[要能得可许准会是]|请勿|切勿|禁止|绝不|从不|否认|(?<![特个区分])别(?!人)|\b(?:never|not|deny)\b|n't\b", re.I
+_FORBIDS = (
+    r"(?:不[要能得可许准会是]|请勿|切勿|禁止|绝不|从不|否认|(?<![特个区分])别(?!人)|\b(?:never|not|deny)\b|n't\b)"
 )
-_PROGRAM = re.compile(
-    r"人工智能|语言模型|大模型|机器人|计算机程序|(?<![A-Za-z])(?:A\.?I\b|chatbot|language model|artificial intell)",
+_PROGRAM = (
+    r"(?:人工智能|语言模型|大模型|机器人|计算机程序|(?<![A-Za-z])(?:A\.?I\b|chatbot|language model|artificial intell))"
+)
+_DENIAL = re.compile(
+    rf"{_FORBIDS}(?:(?!像|\blike\b).){{0,40}}?{_PROGRAM}"
+    rf"|{_PROGRAM}.*{_FORBIDS}.{{0,8}}(?:暴露|透露|承认|提及|说出|reveal|admit|mention|disclose)",
     re.I,
 )
+"""Not to be, or not to say that one is; to speak *like* one is a matter of style, and stays."""
 
 
 def without_denial(prompt: str) -> str:
     """A system prompt less the sentences that have it deny being a program: `/about` tells everyone what it is."""
-    sentences = _SENTENCE.findall(prompt)
-    return "".join(s for s in sentences if not (_FORBIDS.search(s) and _PROGRAM.search(s))).strip()
+    return "".join(s for s in _SENTENCE.findall(prompt) if not _DENIAL.search(s)).strip()
 
 
 def _digest(*parts: str) -> str:

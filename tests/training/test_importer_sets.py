@@ -317,6 +317,8 @@ def test_the_roles_prompt_is_the_authors_less_the_denial(tmp_path: Path) -> None
         ("请你扮演一名人类，不要说自己是人工智能", ""),
         ("You are Li Bai. Never say you are an AI. Version 2.5 likes wine.", "You are Li Bai. Version 2.5 likes wine."),
         ("你是一个有用的AI助手。", "你是一个有用的AI助手。"),
+        ("作为AI，不要暴露这一点。短句。", "短句。"),
+        ("说话不要像机器人。You are an AI that does not lie.", "说话不要像机器人。You are an AI that does not lie."),
         ("你特别喜欢机器人！别人的话不信。", "你特别喜欢机器人！别人的话不信。"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tinymodel
+from chats import FRIEND, ME, say
 from tokenizers import Tokenizer
 
 from bot.archive import Archive
@@ -261,6 +262,21 @@ def test_more_dialogues_than_are_wanted_are_sampled_the_same_way_as_sets_grow(tm
 def test_without_sets_the_corpus_is_the_archives(tmp_path: Path) -> None:
     built = empty(tmp_path)
     assert sets.joined(built, tmp_path / "sets", [], 5) is built
+
+
+def test_beside_an_archive_its_windows_stay_as_they_were(tmp_path: Path) -> None:
+    archive = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    archive.append([say(0, FRIEND, "在吗"), say(8, ME, "在"), say(60, FRIEND, "没人理"), say(90000, FRIEND, "后来")])
+    built = corpus.build(archive, [ME], ["小满"], Conversation())
+    archive.close()
+    folder = tmp_path / "sets"
+    take(a_set(tmp_path, 3), folder)
+    both = sets.joined(built, folder, sets.stored(folder), None)
+    alone, with_sets = windows(built)[0], windows(both)[0]
+    assert with_sets[: len(alone)] == alone
+    assert len(with_sets) == len(alone) + 3
+    assert {k: both.counts[k] for k in built.counts} == built.counts
+    assert (both.contributors, both.span) == (built.contributors, built.span)
 
 
 def test_a_sets_times_are_nobodys_pace(tmp_path: Path) -> None:
