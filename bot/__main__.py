@@ -158,16 +158,30 @@ def import_(
     format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
     me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
+    persona: Annotated[str | None, typer.Option(help="Training sets: who learns from them.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="RoleBench: a role to take; once or more.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="RoleBench: answers taken of each question.")] = 1,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench: its desc.json, for the roles' prompts.")] = None,
+    keep_prompts: Annotated[
+        bool, typer.Option("--keep-prompts", help="Training sets: train their own system prompts, not the persona's.")
+    ] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """History → archive. Idempotent: a second import adds nothing twice."""
+    """History → archive, training sets → a persona. Idempotent: a second import adds nothing twice."""
     from bot import doctor
     from bot.archive import Archive
     from training import history
     from training.importers.source import Told
 
     settings = config.load(config_path)
+    if persona is not None:
+        options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
+        paths = _import_sets(settings, paths, persona, options, dry_run=dry_run, as_json=as_json)
+        if not paths:
+            return
+    elif role or profiles or keep_prompts:
+        raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
     told = Told(me=me, zone=settings.zone)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
@@ -188,6 +202,36 @@ def import_(
         )
 
 
+def _import_sets(
+    settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
+) -> list[Path]:
+    """Store the training sets among some files; gives the others."""
+    from bot import doctor
+    from training import setimport, sets
+    from training.importers import rolebench
+    from training.importers.sets import recognised
+    from training.importers.source import head
+
+    folder = _personas(settings).find(persona).folder / sets.FOLDER
+    profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
+    others = []
+    for path in paths:
+        head(path)  # says what is wrong with a file that is not there
+        title = recognised(path)
+        if title is None:
+            others.append(path)
+            continue
+        choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
+        with doctor.progress_bar(f"import {path.name}") as progress:
+            taken = setimport.take(
+                path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
+            )
+        shown = setimport.summary(taken)
+        words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
+        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+    return others
+
+
 @corpus_app.command("stats")
 def corpus_stats(
     persona: PersonaOption = None,
@@ -201,7 +245,7 @@ def corpus_stats(
     from bot import doctor
     from training import stats
 
-    built = _corpus(config.load(config_path), persona)
+    built = _corpus(config.load(config_path), persona).of_logs()
     _show(stats.figures(built), as_json)
     if plots is not None:
         doctor.require_training()
@@ -255,14 +299,62 @@ def corpus_clean(
 
 def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
     from bot.archive import Archive
-    from training import corpus
+    from training import corpus, sets
 
-    spec = _personas(settings).find(persona or settings.chat.persona).spec
+    found = _personas(settings).find(persona or settings.chat.persona)
     archive = Archive(settings.archive_url)
     try:
-        return corpus.build(archive, spec.people, spec.names, settings.conversation, cleaning=settings.corpus)
+        built = corpus.build(
+            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
+        )
     finally:
         archive.close()
+    folder = found.folder / sets.FOLDER
+    return sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues)
+
+
+@corpus_app.command("export")
+def corpus_export(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="sharegpt, openai or alpaca: samples; chatlab: every message, a file a scene."),
+    ] = "sharegpt",
+    split: Annotated[str, typer.Option(help="Samples: train, tune, test or all.")] = "train",
+    silences: Annotated[bool, typer.Option("--silences", help="Samples: keep silences, as empty answers.")] = False,
+    persona: PersonaOption = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Archive → files that other trainers, or ChatLab, read. They hold what people wrote."""
+    from datetime import UTC, datetime
+
+    from bot.archive import Archive
+    from training import chatlab, corpus, sharing
+    from training.samples import Split
+
+    if form not in (*sharing.FORMS, "chatlab"):
+        raise TwinError(f"--format {form!r}: must be {', '.join(sharing.FORMS)} or chatlab")
+    if split not in (*Split, "all"):
+        raise TwinError(f"--split {split!r}: must be {', '.join(Split)} or all")
+    settings = config.load(config_path)
+    found = _personas(settings).find(persona or settings.chat.persona)
+    archive = Archive(settings.archive_url)
+    try:
+        if form == "chatlab":
+            files = chatlab.export(archive, found.spec.people, out, datetime.now(UTC))
+            shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
+        else:
+            built = corpus.build(
+                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
+            )
+            splits = tuple(Split) if split == "all" else (Split(split),)
+            talks = sharing.talks(built, found.spec.system_prompt, splits, silences=silences)
+            file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")
+            shown = {"file": str(file), "samples": samples, "answers": answers}
+    finally:
+        archive.close()
+    _show(shown, as_json)
 
 
 @app.command()
@@ -345,16 +437,32 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
 @persona_app.command("new")
 def persona_new(
     name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
-    people: Annotated[str, typer.Option(help="QQ numbers of the person, comma-separated.")],
+    people: Annotated[
+        str, typer.Option(help="QQ numbers of the person, comma-separated; none: it learns from training sets alone.")
+    ] = "",
     display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
+    role: Annotated[str | None, typer.Option(help="A role of RoleBench to play; with --profiles.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench's desc.json, which describes the role.")] = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Make a persona folder with a commented persona.toml to fill in."""
     from bot.persona import new_persona
 
+    identity = ""
+    if role is not None and profiles is not None:
+        from training.importers import rolebench
+
+        described = rolebench.profiles(profiles)
+        if role not in described:
+            raise PersonaError(f"{profiles.name!r} describes no {role!r}; it has {'、'.join(described)}")
+        identity = rolebench.identity(described[role])
+    elif role is not None or profiles is not None:
+        raise PersonaError("--role and --profiles go together: the role's name, and the desc.json that describes it")
     numbers = tuple(p.strip() for p in people.split(",") if p.strip())
-    file = new_persona(_personas(config.load(config_path)).root, name, display_name or name, numbers)
-    typer.echo(f"made {file}; describe the person in it, then: twin night --persona {name}")
+    root = _personas(config.load(config_path)).root
+    file = new_persona(root, name, display_name or role or name, numbers, identity)
+    to_do = f"twin night --persona {name}" if numbers else f"twin import SET --persona {name}"
+    typer.echo(f"made {file}; describe the person in it, then: {to_do}")
 
 
 @persona_app.command("show")

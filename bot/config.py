@@ -307,6 +307,8 @@ class Training(Section):
     """Tokens of a training window; longer histories are read in several windows."""
     silence_keep: float = Field(1.0, gt=0, le=1)
     """Part of the silences that are trained; the probability is corrected by it when used."""
+    max_set_dialogues: int | None = Field(5000, ge=1)
+    """Dialogues of training sets trained on, chosen by a hash; 5,000 short ones are some hours on two cores."""
     seed: int = 42
     """Seed of everything random in a run."""
     logging_steps: int = Field(5, ge=1)

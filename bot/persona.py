@@ -95,7 +95,7 @@ class Spec(Part):
     nicknames: tuple[str, ...] = ()
     """Further names it listens to."""
     people: tuple[str, ...] = ()
-    """QQ numbers of the imitated person: their messages are what is learned."""
+    """QQ numbers of the imitated person: their messages are what is learned. None: from training sets alone."""
     who: Who = Who()
     speech: Speech = Speech()
     leaning: Leaning = Leaning()
@@ -465,7 +465,7 @@ people = {people}
 
 [who]
 # Who it is: one or two sentences.【在读研究生，住在学校旁边，养一只猫】
-identity = ""
+identity = {identity}
 # What it never says or does.【不透露住址和单位，不谈借钱】
 limits = ""
 
@@ -492,20 +492,27 @@ bias = 0.0
 """
 
 
-def new_persona(root: Path, name: str, display_name: str, people: tuple[str, ...]) -> Path:
+def new_persona(root: Path, name: str, display_name: str, people: tuple[str, ...], identity: str = "") -> Path:
     """Make a persona folder with a commented persona.toml; gives the file.
 
+    Args:
+        root: `data/personas`.
+        name: of the folder.
+        display_name: the name people see.
+        people: QQ numbers of the imitated person; none: it learns from training sets alone.
+        identity: who it is, where that is known.
+
     Raises:
-        PersonaError: the name is no folder name, is taken, or nobody is imitated.
+        PersonaError: the name is no folder name or is taken, or a number is none.
     """
     if not name.isidentifier() and not name.replace("-", "_").isalnum():
         raise PersonaError(f"persona name {name!r} must be letters, digits, - or _")
-    if not people or not all(p.isdigit() for p in people):
+    if not all(p.isdigit() for p in people):
         raise PersonaError("give the person's QQ numbers, digits only, such as --people 123456789")
     file = root / name / "persona.toml"
     if file.exists():
         raise PersonaError(f"persona {name!r} exists already: {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    quoted = json.dumps(display_name, ensure_ascii=False)
-    file.write_text(TEMPLATE.format(display_name=quoted, people=json.dumps(list(people))), "utf-8")
+    quoted, who = (json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") for text in (display_name, identity))
+    file.write_text(TEMPLATE.format(display_name=quoted, people=json.dumps(list(people)), identity=who), "utf-8")
     return file

@@ -46,6 +46,8 @@ class SceneCorpus:
         quotes: quoted messages by id.
         masked: exchanges whose answer stands in the context and is not trained, by place, and why.
         hidden: messages that were said and are not shown: by a system sender, or nothing is left of them.
+        of_set: whether it is a dialogue of a training set: its times are no times.
+        system: a system prompt in place of the persona's and the scene's line; None: those.
     """
 
     scene: Scene
@@ -58,6 +60,8 @@ class SceneCorpus:
     quotes: dict[str, Message]
     masked: Mapping[int, clean.Reason] = field(default_factory=dict)
     hidden: int = 0
+    of_set: bool = False
+    system: str | None = None
 
     def quoted(self, message: Message) -> Message | None:
         """The message another one quotes, or None."""
@@ -92,6 +96,10 @@ class Corpus:
     counts: dict[str, int] = field(default_factory=dict)
     contributors: tuple[str, ...] = ()
     span: tuple[datetime, datetime] | None = None
+
+    def of_logs(self) -> "Corpus":
+        """The same without the dialogues of training sets, which have no times; they still stand in the counts."""
+        return replace(self, scenes=[part for part in self.scenes if not part.of_set])
 
 
 def build(

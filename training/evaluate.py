@@ -330,6 +330,8 @@ def pacing(corpus: Corpus) -> Pacing:
     delays: dict[bool, list[float]] = {True: [], False: []}
     gaps: list[float] = []
     for part in corpus.scenes:
+        if part.of_set:
+            continue
         for exchange in part.exchanges:
             said = exchange.said
             if exchange.heard and said and said[0].origin is Origin.HUMAN:

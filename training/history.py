@@ -12,7 +12,7 @@ from bot.archive import Archive
 from bot.errors import ImportFault
 from bot.events import Recall
 from bot.message import Message, Scene
-from training.importers import onebot
+from training.importers import onebot, sets
 from training.importers.source import Reading, Source, Told, head
 
 SOURCES: tuple[Source, ...] = (onebot.SOURCE,)
@@ -58,7 +58,7 @@ def recognised(path: Path, wanted: str = "auto") -> Source:
         wanted: a format's name, or `auto` to look into the file.
 
     Raises:
-        ImportFault: it cannot be read, is of no known format, or the name is of none.
+        ImportFault: it cannot be read, is of no known format, is a training set, or the name is of none.
     """
     names = ", ".join(s.name for s in SOURCES)
     beginning = head(path)
@@ -70,6 +70,10 @@ def recognised(path: Path, wanted: str = "auto") -> Source:
     for source in SOURCES:
         if source.sniff(path, beginning):
             return source
+    if (title := sets.recognised(path)) is not None:
+        raise ImportFault(
+            f"{str(path)!r} is a training set ({title}), not a chat log: say who learns from it with --persona NAME"
+        )
     known = "; ".join(s.title for s in SOURCES)
     raise ImportFault(f"{str(path)!r} is of no format known here ({known}); name it with --format if it is one of them")
 

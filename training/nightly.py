@@ -30,7 +30,7 @@ from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity
-from training import answers, base, corpus, evaluate, gate, qlora, report, samples, watch
+from training import answers, base, corpus, evaluate, gate, qlora, report, samples, sets, watch
 from training.hf import HFTokenizer
 from training.watch import read_state, write_state
 
@@ -371,21 +371,24 @@ class Night:
     def _take_snapshot(self, now: datetime) -> dict[str, Any]:
         return {
             "until": now.isoformat(), "new_messages": self._new_messages(), "own_messages": self._own_messages(),
-            "base_sha256": self.base_sha256, "night": self._whole,
+            "base_sha256": self.base_sha256, "night": self._whole, "sets": sets.stored(self._sets),
         }  # fmt: skip
 
     @cached_property
     def learned(self) -> corpus.Corpus:
-        """What the archive taught at the snapshot."""
+        """What the archive and the persona's training sets taught at the snapshot."""
         until = datetime.fromisoformat(self.snapshot["until"])
         archive = Archive(self.settings.archive_url)
         try:
             spec = self.persona.spec
-            return corpus.build(
+            built = corpus.build(
                 archive, spec.people, spec.names, self.settings.conversation, until, self.settings.corpus
             )
         finally:
             archive.close()
+        there = set(sets.stored(self._sets))
+        names = [name for name in self.snapshot.get("sets", []) if name in there]
+        return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues)
 
     @cached_property
     def windows(self) -> list[samples.Window]:
@@ -422,6 +425,10 @@ class Night:
         return self.settings.training.model_max_length
 
     @property
+    def _sets(self) -> Path:
+        return self.persona.folder / sets.FOLDER
+
+    @property
     def _runs(self) -> Path:
         return self.settings.data / "runs" / self.persona.name
 
@@ -442,12 +449,14 @@ class Night:
         return None
 
     def _new_messages(self) -> int:
-        """The person's messages that the serving version has not learned from, older ones imported since included."""
+        """The person's messages and training sets' answers that the serving version has not learned from."""
         learned = self.persona.version.manifest.corpus if self.persona.version else {}
+        known_sets = learned.get("set_names", [])
+        in_sets = sets.answers_in(self._sets, [name for name in sets.stored(self._sets) if name not in known_sets])
         until, known = learned.get("until"), learned.get("own_messages")
         later = self._own_messages(datetime.fromisoformat(until) if until else None)
-        # Recalls take from the total, but not from what was said since.
-        return later if known is None else max(later, self._own_messages() - int(known))
+        # Imports of older history add to the total alone; recalls take from it, but not from what was said since.
+        return in_sets + (later if known is None else max(later, self._own_messages() - int(known)))
 
     def _own_messages(self, after: datetime | None = None) -> int:
         archive = Archive(self.settings.archive_url)
@@ -479,7 +488,7 @@ class Night:
             corpus={
                 "fingerprint": self.learned.fingerprint, "until": self.snapshot["until"], "span": span,
                 "new_messages": self.snapshot["new_messages"], "own_messages": self.snapshot.get("own_messages"),
-                **self.learned.counts,
+                "set_names": self.snapshot.get("sets", []), **self.learned.counts,
             },
             contributors=self.learned.contributors,
             settings=record["settings"],

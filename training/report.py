@@ -18,6 +18,8 @@ _COUNTS = {
     "messages": "读到的消息", "conversations": "对话", "scenes": "会话（群和私聊）", "turns": "本人的发言（轮）",
     "bubbles": "本人的发言（条）", "silences": "算数的沉默",
     "silences_unlabelled": "不算数的沉默", "twin_turns": "分身自己的发言（不学）",
+    "set_dialogues": "训练集里的对话", "set_answers": "训练集里的回答（轮）",
+    "set_dialogues_left_out": "训练集里没用上的对话",
 }  # fmt: skip
 _NAMES = {
     "loss": "留出集损失（nats/token，越低越好）", "loss_words": "其中只算说了话的", "auc_text": "沉默 AUC：只看文字",
@@ -85,7 +87,8 @@ def summary(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> s
     counts = _counts(manifest)
     lines = [
         f"版本 {manifest.version} {'训练好了，已经换上' if verdict.passed else f'没有换上，{_stays(serving)}'}",
-        f"学了本人 {_number(counts.get('turns'))} 轮发言、{_number(counts.get('silences'))} 次沉默",
+        f"学了本人 {_number(counts.get('turns'))} 轮发言、{_number(counts.get('silences'))} 次沉默"
+        + (f"，训练集里的 {_number(counts['set_answers'])} 轮回答" if counts.get("set_answers") else ""),
     ]
     loss = next((row for row in verdict.rows if row.name == "loss"), None)
     if loss is not None:

@@ -118,8 +118,8 @@ def windows(corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt
 
 
 def renderer_for(part: SceneCorpus, corpus: Corpus, fmt: ChatFormat, system_prompt: str) -> Renderer:
-    """The renderer of a scene: system prompt and the scene's line, as live."""
-    system = f"{system_prompt}\n{scene_line(part.scene, part.name)}"
+    """The renderer of a scene: system prompt and the scene's line, as live; or a training set's own prompt."""
+    system = f"{system_prompt}\n{scene_line(part.scene, part.name)}" if part.system is None else part.system
     return Renderer(fmt, system, corpus.zone, group=not part.scene.private)
 
 

@@ -31,6 +31,10 @@ def bot_toml(tmp_path: Path) -> Path:
         (["persona", "show", "nobody"], "no persona 'nobody' in"),
         (["persona", "new", "a/b", "--people", "1"], "must be letters, digits"),
         (["import", "nowhere.jsonl"], "history file 'nowhere.jsonl' does not exist"),
+        (["import", "nowhere.jsonl", "--persona", "xiaoman"], "history file 'nowhere.jsonl' does not exist"),
+        (["import", "nowhere.jsonl", "--role", "李白"], "are of training sets: add --persona NAME"),
+        (["corpus", "export", "--out", "x", "--format", "xml"], "--format 'xml': must be sharegpt, openai, alpaca"),
+        (["persona", "new", "libai", "--role", "李白"], "--role and --profiles go together"),
     ],
 )
 def test_a_known_error_is_one_line_and_exit_1(bot_toml: Path, words: list[str], said: str) -> None:
