@@ -16,6 +16,7 @@ CHUNK_BYTES = 1 << 20
 LINE_CHARS = 16 << 20
 """A longer line is read in pieces; no message is that long."""
 _SNIFFED_BYTES = 4 << 20
+_TOLD_LINES = 500
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _WRONG = 20
 """UTF-8 with one broken character in so many is still UTF-8; GB18030 read as UTF-8 is broken nearly everywhere."""
@@ -70,11 +71,12 @@ def lines(path: Path, reading: Reading) -> Iterator[str]:
     try:
         reading.size = path.stat().st_size
         with path.open("rb") as raw, TextIOWrapper(raw, _encoding(path), "replace") as f:
-            number = 0
+            name, number = path.name, 0
             while line := f.readline(LINE_CHARS):
                 number += 1
-                reading.place = f"{path.name}:{number}"
-                reading.done = min(raw.tell(), reading.size)
+                reading.place = f"{name}:{number}"
+                if number % _TOLD_LINES == 0:
+                    reading.done = min(raw.tell(), reading.size)
                 yield line.removesuffix("\n")
     except OSError as e:
         raise unreadable(path, e) from e

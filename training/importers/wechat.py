@@ -38,8 +38,10 @@ def sniff(_: Path, beginning: bytes) -> bool:
 
 
 def _columns(text: str) -> list[str]:
-    head = text.lstrip().partition("\n")[0].strip()
-    return [c.strip() for c in next(csv.reader([head]), [])]
+    try:
+        return [c.strip() for c in next(csv.reader([text.lstrip().partition("\n")[0].strip()]), [])]
+    except csv.Error:
+        return []
 
 
 def items(path: Path, reading: Reading) -> Iterator[Item]:
