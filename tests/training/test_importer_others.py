@@ -6,7 +6,7 @@ from pathlib import Path
 import exports
 import pytest
 
-from bot.message import Message, Scene
+from bot.message import Message, Origin, Scene
 from training import history
 from training.importers.source import Reading
 
@@ -78,6 +78,34 @@ def test_the_owner_of_a_chatlab_group_is_not_me(tmp_path: Path) -> None:
     )
     assert [(m.scene, m.scene_name) for m in found] == [(Scene("group", "900100"), "面包店")]
     assert not reading.owners
+
+
+def test_what_we_exported_ourselves_comes_back_as_it_was(tmp_path: Path) -> None:
+    said = [
+        (0, "1001", "早/微笑\n[[x]]", Origin.HUMAN), (0, "twin:1001", "分身说的", Origin.TWIN),
+        (24, "1002", "[卡片]", Origin.HUMAN),
+        (24, "1002", "[卡片:一首歌]", Origin.HUMAN), (4, "1002", "[文件:账本.xlsx]", Origin.HUMAN),
+        (5, "1002", "[动画表情]", Origin.HUMAN),
+        (22, "1002", "[戳一戳]", Origin.HUMAN),
+    ]  # fmt: skip
+    meta = {"name": "面包店", "platform": "qq", "type": "group", "groupId": "900100", "ownerId": "1001"}
+    found, reading = read(
+        tmp_path / "group-900100.jsonl",
+        exports.rows(
+            {"_type": "header", "chatlab": exports.CHATLAB_MARK | {"generator": "qqtwin 0.1.0"}, "meta": meta},
+            {
+                "_type": "member",
+                "platformId": "twin:1001",
+                "accountName": "小满",
+                "roles": [{"id": "bot", "name": "分身"}],
+            },
+            *(exports.chatlab_row(n, kind, text, who) for n, (kind, who, text, _) in enumerate(said)),
+        ),
+    )
+    assert [(m.sender_id, m.text, m.origin) for m in found] == [
+        (who.removeprefix("twin:"), text.replace("\n", "↵"), origin) for _, who, text, origin in said
+    ]
+    assert reading.owners == {"1001": 1}
 
 
 @pytest.mark.parametrize(
