@@ -13,6 +13,7 @@ from bot import config
 from bot.errors import ConfigError, ImportFault, PersonaError, TwinError
 
 if TYPE_CHECKING:
+    from bot.archive import Archive
     from bot.engine import ReplyEngine
     from bot.persona import Personas, Version
     from training.corpus import Corpus
@@ -154,7 +155,13 @@ def _transformers_engine(
 
 @app.command(name="import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="History files or folders; the format is found by content.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="History files or folders; the format is found by content. Or what a running client still knows: "
+            "onebot://HOST:PORT/group/ID, …/private/ID, or onebot://HOST:PORT for all."
+        ),
+    ],
     format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
     me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
@@ -172,6 +179,7 @@ def import_(
     from bot import doctor
     from bot.archive import Archive
     from training import history
+    from training.importers import onebotlive
     from training.importers.source import Told
 
     settings = config.load(config_path)
@@ -186,6 +194,9 @@ def import_(
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for path in paths:
+            if (url := onebotlive.url_of(path)) is not None:
+                _show(_from_client(url, archive, settings), as_json)
+                continue
             source = history.recognised(path, format)
             with doctor.progress_bar(f"import {path.name}") as progress:
                 result = history.load(path, archive, progress, told=told, source=source)
@@ -230,6 +241,19 @@ def _import_sets(
         words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
         typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     return others
+
+
+def _from_client(url: str, archive: "Archive | None", settings: config.Settings) -> dict[str, Any]:
+    """What a running OneBot client still knows → archive; a summary by scene."""
+    from bot import doctor
+    from training.importers import onebotlive
+
+    if archive is None:
+        raise ImportFault(
+            f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
+        )
+    with doctor.progress_bar(f"import {url}") as progress:
+        return asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))
 
 
 @corpus_app.command("stats")

@@ -12,11 +12,38 @@ from bot.archive import Archive
 from bot.errors import ImportFault
 from bot.events import Recall
 from bot.message import Message, Scene
-from training.importers import onebot, sets
+from training.importers import (
+    chatlab,
+    chatlog,
+    fivecsv,
+    onebot,
+    qce,
+    qcetxt,
+    qqmht,
+    qqtxt,
+    sets,
+    telegram,
+    wechat,
+    weflow,
+    weq,
+)
 from training.importers.source import Reading, Source, Told, head
 
-SOURCES: tuple[Source, ...] = (onebot.SOURCE,)
-"""Every format, the surest signs first."""
+SOURCES: tuple[Source, ...] = (
+    qce.SOURCE,
+    chatlab.SOURCE,
+    weflow.SOURCE,
+    telegram.SOURCE,
+    chatlog.SOURCE,
+    weq.SOURCE,
+    qqmht.SOURCE,
+    qcetxt.SOURCE,
+    qqtxt.SOURCE,
+    wechat.SOURCE,
+    fivecsv.SOURCE,
+    onebot.SOURCE,
+)
+"""Every format, the surest signs first; OneBot last, which looks far into a file with a damaged beginning."""
 BATCH = 2000
 """Messages of one transaction."""
 PATIENCE_S = 10.0

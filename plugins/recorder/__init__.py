@@ -10,11 +10,15 @@ from nonebot.plugin import PluginMetadata
 from bot.events import MalformedEvent, Mute, Recall, read
 from bot.message import Message
 from bot.onebot import raw_event
+from plugins.recorder.backfilling import Backfilling
 from plugins.recorder.recording import Recorder
 
-__plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "nothing to type")
+__plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "/corpus backfill")
 
 recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
+backfilling = Backfilling(get_driver().config.twin)
+backfilling.register()
+get_driver().on_shutdown(backfilling.close)
 on("message_sent", priority=99)
 
 

@@ -335,6 +335,27 @@ def test_a_second_daemon_on_the_port_says_so_in_one_line(daemon: Daemon) -> None
     assert "[onebot] port" in line
 
 
+async def test_corpus_backfill_reads_what_the_client_still_knows_and_tells_the_owner(
+    daemon: Daemon, client: NapCat
+) -> None:
+    event = {
+        "self_id": int(ACCOUNT), "user_id": 10002, "message_type": "group", "group_id": 301,
+        "sender": {"user_id": 10002, "nickname": "阿泽"},
+    }  # fmt: skip
+    client.history["group:301"] = [
+        event | {"time": 1_700_000_000 + n, "message_id": 5000 + n, "message": [napcat.text(f"旧话{n}")]}
+        for n in range(60)
+    ]
+    assert await client.ask("/corpus backfill status", user=OWNER, group=301) == "现在没有在补。"
+    await client.say("/corpus backfill", user=10002, group=301)
+    await client.quiet(0.5)
+    assert (await client.ask("/corpus backfill", user=OWNER, group=301)).startswith("开始补")
+    (report,) = await client.expect(1, within_s=15)
+    assert report.scene == f"private:{OWNER}"
+    assert "group:301 的旧记录补完了：翻了 2 页，60 条里新的 60 条，到 2023-11-15" in report.text
+    assert [m.text for m in daemon.stored("group:301") if m.text.startswith("旧话")] == [f"旧话{n}" for n in range(60)]
+
+
 async def test_a_malformed_event_stops_nothing(daemon: Daemon, client: NapCat) -> None:
     await client.raw("{")
     await client.emit(valid=False, post_type="message", message_type="private", user_id=990, message="在吗")

@@ -104,6 +104,11 @@ class NapCat:
     bubbles: list[Bubble] = field(default_factory=list)
     events: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Message events by message_id, for get_msg."""
+    app_name: str = "NapCat.Onebot"
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What the history actions tell, by `group:ID` or `private:ID`, oldest first."""
+    older_by_default: bool = True
+    """Whether a page after an anchor is older without `reverseOrder`."""
 
     def __post_init__(self) -> None:
         self._socket: ClientConnection | ServerConnection | None = None
@@ -366,10 +371,36 @@ class NapCat:
                 return _failed(1200, "消息不存在")
             case "friend_poke" | "group_poke":
                 return _ok(None)
+            case "get_group_msg_history" | "get_friend_msg_history":
+                return self._page(params)
+            case "get_version_info":
+                return _ok({"app_name": self.app_name, "app_version": "1", "protocol_version": "v11"})
+            case "get_group_list":
+                return _ok([{"group_id": int(p[6:])} for p in self.history if p.startswith("group:")])
+            case "get_friend_list":
+                return _ok([{"user_id": int(p[8:])} for p in self.history if p.startswith("private:")])
             case "get_login_info":
                 return _ok({"user_id": int(self.account), "nickname": "本人"})
             case _:
                 return _failed(1404, f"不支持的Api {action}")
+
+    def _page(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A page of history, by each client's own anchor."""
+        place = f"group:{params['group_id']}" if "group_id" in params else f"private:{params['user_id']}"
+        told, count = self.history.get(place, []), params["count"]
+        if self.app_name.startswith("LLOneBot"):
+            last = params.get("message_seq")
+            return _ok({"messages": [m for m in told if last is None or m["message_seq"] <= last][-count:]})
+        key = "message_id" if self.app_name.startswith("Lagrange") else "message_seq"
+        anchor = str(params.get(key, ""))
+        if not anchor:
+            return _ok({"messages": told[-count:]})
+        ids = [str(m["message_id"]) for m in told]
+        if anchor not in ids:
+            return _failed(1200, f"消息{anchor}不存在")
+        at = ids.index(anchor)
+        older = params.get("reverseOrder", False) != self.older_by_default
+        return _ok({"messages": told[max(0, at + 1 - count) : at + 1] if older else told[at : at + count]})
 
     def _sent(self, params: dict[str, Any], at: float, message_id: int | None) -> None:
         scene = f"group:{params['group_id']}" if "group_id" in params else f"private:{params['user_id']}"

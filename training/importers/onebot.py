@@ -1,24 +1,34 @@
-"""OneBot event JSONL (one event a line, as NapCat writes them) → messages and recalls."""
+"""OneBot events, one a line, and dumps of `get_*_msg_history` answers → messages and recalls.
+
+A dump is the answer itself (`{status, retcode, data: {messages}}`), several of them, or a bare array of its messages.
+"""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bot.events import MalformedEvent, Mute, Recall, read
 from bot.message import Message
-from training.importers.source import Item, Reading, Skipped, Source, unreadable
+from training.importers.jsonscan import members, shapes
+from training.importers.source import Item, Reading, Skipped, Source, head, unreadable
+from training.importers.text import chunks
 
+_OPENED = ("", "messages", "data", "data.messages")
+_ROUTES = ("*", "messages.*", "data.messages.*")
 _SNIFFED_EVENTS, _SNIFFED_BYTES = 20, 64 << 20
 
 
-def sniff(path: Path, _: bytes = b"") -> bool:
-    """Whether a file looks like OneBot event JSONL: one of its first 20 readable lines (of 64 MiB) is an event.
+def sniff(path: Path, beginning: bytes = b"") -> bool:
+    """Whether a file is a dump, or event JSONL: one of its first 20 readable lines (of 64 MiB) is an event.
 
     Raises:
         ImportFault: the file cannot be read.
     """
     if path.is_dir():
         return False
+    if _is_dump(beginning):
+        return True
     objects, left = 0, _SNIFFED_BYTES
     try:
         with path.open("rb") as f:
@@ -31,11 +41,20 @@ def sniff(path: Path, _: bytes = b"") -> bool:
                 if not isinstance(event, dict):
                     continue
                 objects += 1
-                if "post_type" in event or {"message_id", "message", "time"} <= event.keys():
+                if "post_type" in event or event.keys() >= {"message_id", "message", "time"}:
                     return True
     except OSError as e:
         raise unreadable(path, e) from e
     return False
+
+
+def _is_dump(beginning: bytes) -> bool:
+    own = {"message_id", "message", "time"}
+    return any(
+        {f"{prefix}{key}" for key in own} <= s.keys()
+        for s in shapes(beginning)[:1]
+        for prefix in ("*.", "messages.*.", "data.messages.*.")
+    )
 
 
 def items(path: Path, reading: Reading) -> Iterator[Item]:
@@ -44,6 +63,25 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     Raises:
         ImportFault: the file cannot be read.
     """
+    for event in _dumped(path, reading) if _is_dump(head(path)) else _lines(path, reading):
+        try:
+            item = _item(event, reading)
+        except Skipped as why:
+            reading.skip(str(why))
+            continue
+        yield item
+
+
+def _dumped(path: Path, reading: Reading) -> Iterator[Any]:
+    number = 0
+    for route, value in members(chunks(path, reading), _OPENED, reading.skip):
+        if route in _ROUTES:
+            number += 1
+            reading.place = f"{path.name} message {number}"
+            yield value
+
+
+def _lines(path: Path, reading: Reading) -> Iterator[Any]:
     try:
         reading.size = path.stat().st_size
         with path.open("rb") as f:
@@ -52,22 +90,16 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
                 reading.done += len(line)
                 if line.strip():
                     try:
-                        item = _item(line, reading)
-                    except Skipped as why:
-                        reading.skip(str(why))
-                        continue
-                    yield item
+                        yield json.loads(line)
+                    except ValueError:
+                        reading.skip("not JSON")
+                    except RecursionError:
+                        reading.skip("nested too deeply")
     except OSError as e:
         raise unreadable(path, e) from e
 
 
-def _item(line: bytes, reading: Reading) -> Item:
-    try:
-        event = json.loads(line)
-    except ValueError as e:
-        raise Skipped("not JSON") from e
-    except RecursionError as e:
-        raise Skipped("nested too deeply") from e
+def _item(event: Any, reading: Reading) -> Item:
     if not isinstance(event, dict):
         raise Skipped("not an event")
     if "post_type" not in event and "message_id" in event:

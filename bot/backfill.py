@@ -1,0 +1,284 @@
+"""The history a OneBot client can still tell → the archive, page by page towards the past, resumed where it stopped.
+
+`get_group_msg_history` and `get_friend_msg_history` answer a page of messages before an anchor. The clients differ in
+it: NapCat takes the oldest message's id as `message_seq`, its page has that message again, an empty page is an error,
+and in which direction `reverseOrder` looks is not settled [inferred]: it is found out. LLBot takes a running number,
+the last one of the page; Lagrange a `message_id`. So ids decide: a page without a new, older one is the end.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from bot.archive import Archive
+from bot.errors import ImportFault
+from bot.events import MalformedEvent, message
+from bot.message import Message, Origin, Scene
+from bot.scenes import STATE_KIND
+
+KIND = "backfill"
+"""Of the scene's log: how far back the client's history was read."""
+COUNT = 50
+"""Messages asked for at once; NapCat's default is 20."""
+PAUSE_S = 1.0
+"""Between two pages: QQ's servers answer them, and the account is a person's."""
+SOURCE = "backfill"
+_NOTED_PAGES = 20
+_ANSWERING = ("on", "default")
+_END_SIGNS = ("不存在", "not found", "not exist")
+Call = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""Calls an action and gives the whole answer (`status`, `retcode`, `data`, `wording`); ImportFault if none comes."""
+
+
+class Client(StrEnum):
+    """Whose way of paging."""
+
+    NAPCAT = "napcat"
+    LLBOT = "llbot"
+    LAGRANGE = "lagrange"
+
+    @classmethod
+    def named(cls, app_name: str) -> "Client":
+        """By `get_version_info.app_name`; NapCat's way for an unknown one."""
+        name = app_name.lower()
+        if "lagrange" in name:
+            return cls.LAGRANGE
+        return cls.LLBOT if name.startswith(("llonebot", "llbot", "lucky")) else cls.NAPCAT
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a backfill came.
+
+    Args:
+        id: of the oldest message read.
+        seq: its running number.
+        time: its unix seconds.
+        since: unix seconds of the newest message read; between the two nothing is missing.
+        done: whether nothing older is to be had.
+    """
+
+    id: str
+    seq: int | None
+    time: float
+    since: float
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Filled:
+    """What a backfill did in a scene: pages asked for, messages read, new ones, unreadable ones; the oldest time."""
+
+    pages: int = 0
+    messages: int = 0
+    added: int = 0
+    skipped: int = 0
+    oldest: datetime | None = None
+    done: bool = False
+
+
+class Backfill:
+    """Fills scenes from one client.
+
+    Args:
+        call: calls the client.
+        archive: the message store.
+        pause_s: seconds between two pages.
+    """
+
+    def __init__(self, call: Call, archive: Archive, pause_s: float = PAUSE_S) -> None:
+        self._call = call
+        self._archive = archive
+        self._pause_s = pause_s
+
+    async def scenes(self) -> list[Scene]:
+        """Every group and friend of the account.
+
+        Raises:
+            ImportFault: the client does not answer.
+        """
+        groups, friends = await self._ask("get_group_list"), await self._ask("get_friend_list")
+        return [Scene("group", str(g["group_id"])) for g in groups or () if g.get("group_id")] + [
+            Scene("private", str(f["user_id"])) for f in friends or () if f.get("user_id")
+        ]
+
+    async def fill(self, scene: Scene, told: Callable[[Filled], None] = lambda _: None) -> Filled:
+        """Read a scene towards the past until nothing older comes; a later call goes on where this one stopped.
+
+        Args:
+            scene: a group or a friend.
+            told: called after each page.
+
+        Raises:
+            ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
+        """
+        client = Client.named(str((await self._ask("get_version_info") or {}).get("app_name", "")))
+        account = str((await self._ask("get_login_info") or {}).get("user_id", ""))
+        walk = _Walk(self._mark(scene))
+        filled = Filled()
+        try:
+            while (page := await self._page(scene, client, account, walk, filled)) is not None:
+                filled.pages += 1
+                filled.messages += len(page)
+                filled.added += self._stored(page)
+                walk.past(page)
+                filled.oldest = datetime.fromtimestamp(walk.anchor.time, UTC) if walk.anchor else None
+                told(filled)
+                if walk.done:
+                    break
+                if filled.pages % _NOTED_PAGES == 0:
+                    self._note(scene, walk)
+                await asyncio.sleep(self._pause_s)
+            walk.done = filled.done = True
+        finally:
+            self._note(scene, walk)
+        return filled
+
+    async def _page(
+        self, scene: Scene, client: Client, account: str, walk: "_Walk", filled: Filled
+    ) -> list[Message] | None:
+        """The next page's messages that are new and older; None at the end."""
+        while True:
+            answer = await self._call(*_request(scene, client, walk.anchor, walk.reverse))
+            found = _messages(answer)
+            if found is None and walk.back():
+                continue  # The client has forgotten where the last backfill stopped: through what is known, then.
+            if found is None and (walk.anchor is None or not _at_end(answer)):
+                raise ImportFault(
+                    f"the client refuses the history of {scene}: {_words(answer)!r} (retcode {answer.get('retcode')}); "
+                    f"{filled.added} new messages are stored, and the next backfill goes on from there"
+                )
+            page = [m for e in found or () if (m := self._message(e, scene, account, filled)) is not None]
+            fresh = walk.fresh(page)
+            if fresh:
+                return fresh
+            if client is not Client.NAPCAT or walk.anchor is None or walk.turned:
+                return None
+            walk.reverse, walk.turned = not walk.reverse, True
+
+    def _message(self, event: Any, scene: Scene, account: str, filled: Filled) -> Message | None:
+        try:
+            made = message(event, lambda number: self._archive.name_of(number, scene))
+        except (MalformedEvent, AttributeError, RecursionError):
+            filled.skipped += 1
+            return None
+        # Own words of a private chat name the account alone; what the account said while the twin was on may be the
+        # twin's, which must never be learned.
+        twins = made.sender_id == account and any(
+            since <= made.time and state in _ANSWERING for since, state in self._archive.timeline(scene, STATE_KIND)
+        )
+        return replace(made, scene=scene, origin=Origin.TWIN if twins else Origin.HUMAN)
+
+    def _stored(self, page: list[Message]) -> int:
+        added = self._archive.append([m for m in page if m.text], SOURCE)
+        if self._archive.waiting:
+            raise ImportFault(
+                "the archive cannot be written; free disk space or stop what holds it, then backfill again"
+            )
+        return added
+
+    async def _ask(self, action: str) -> Any:
+        return (await self._call(action, {})).get("data")
+
+    # -- how far it came --------------------------------------------------------------------------
+
+    def _mark(self, scene: Scene) -> Mark | None:
+        latest = self._archive.latest(scene, KIND)
+        try:
+            return Mark(**json.loads(latest[0])) if latest else None
+        except (ValueError, TypeError):
+            return None
+
+    def _note(self, scene: Scene, walk: "_Walk") -> None:
+        mark = walk.mark()
+        if mark is not None:
+            told = {"id": mark.id, "seq": mark.seq, "time": mark.time, "since": mark.since, "done": mark.done}
+            self._archive.note(scene, KIND, json.dumps(told), datetime.now(UTC))
+
+
+class _Walk:
+    """Where a backfill is: from the newest message down to what an earlier one read, then on from its end."""
+
+    def __init__(self, earlier: Mark | None) -> None:
+        self.anchor: Mark | None = None
+        """The oldest message read; its page is followed by the one before it."""
+        self.reverse = self.turned = self.done = False
+        self._earlier = earlier
+        self._since = 0.0
+        self._seen: set[str] = set()
+        self._before_jump: Mark | None = None
+
+    def fresh(self, page: list[Message]) -> list[Message]:
+        """What is neither read already nor newer than the anchor."""
+        limit = self.anchor.time if self.anchor else float("inf")
+        return [m for m in page if m.id not in self._seen and m.time.timestamp() <= limit]
+
+    def past(self, page: list[Message]) -> None:
+        """A page was stored: the next anchor is its oldest message, or where the earlier backfill stopped."""
+        self.turned, self._before_jump = False, None
+        self._seen |= {m.id for m in page}
+        oldest = min(page, key=lambda m: (m.time, m.seq or 0))
+        self._since = self._since or max(m.time for m in page).timestamp()
+        self.anchor = Mark(oldest.id, oldest.seq, oldest.time.timestamp(), self._since)
+        if self._earlier is not None and self.anchor.time <= self._earlier.since:
+            earlier, self._earlier = self._earlier, None
+            if earlier.time < self.anchor.time:
+                self._before_jump = self.anchor
+                self.anchor = replace(earlier, since=self._since)
+            self.done = earlier.done
+
+    def back(self) -> bool:
+        """Undo the jump to where the earlier backfill stopped; False when there was none."""
+        if self._before_jump is None:
+            return False
+        self.anchor, self._before_jump = self._before_jump, None
+        return True
+
+    def mark(self) -> Mark | None:
+        """What to remember: nothing while the earlier backfill's end is not reached, for that one still holds."""
+        if self.anchor is None or self._earlier is not None:
+            return None
+        return replace(self.anchor, done=self.done)
+
+
+def _request(scene: Scene, client: Client, anchor: Mark | None, reverse: bool) -> tuple[str, dict[str, Any]]:
+    """Action and parameters of the page before the anchor."""
+    action = "get_friend_msg_history" if scene.private else "get_group_msg_history"
+    params: dict[str, Any] = {"user_id" if scene.private else "group_id": _number(scene.id), "count": COUNT}
+    if anchor is None:
+        return action, params
+    match client:
+        case Client.NAPCAT:
+            params |= {"message_seq": _number(anchor.id), "reverseOrder": reverse}
+        case Client.LLBOT:
+            params["message_seq"] = anchor.seq - 1 if anchor.seq is not None else _number(anchor.id)
+        case Client.LAGRANGE:
+            params["message_id"] = _number(anchor.id)
+    return action, params
+
+
+def _number(value: str) -> int | str:
+    """An id as all clients take it."""
+    return int(value) if value.isascii() and value.isdigit() else value
+
+
+def _messages(answer: Mapping[str, Any]) -> list[Any] | None:
+    """The page's messages; None when the call was refused."""
+    if answer.get("status") == "failed" or answer.get("retcode", 0) != 0:
+        return None
+    data = answer.get("data")
+    found = data.get("messages") if isinstance(data, Mapping) else data
+    return found if isinstance(found, list) else []
+
+
+def _words(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("wording") or answer.get("message") or "")[:120]
+
+
+def _at_end(answer: Mapping[str, Any]) -> bool:
+    words = _words(answer).lower()
+    return any(sign in words for sign in _END_SIGNS)

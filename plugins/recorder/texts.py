@@ -1,0 +1,10 @@
+"""What this plugin says in QQ."""
+
+STARTED = "开始补这里的旧记录，补完告诉你。/corpus backfill status 看进度，cancel 停下。"
+RUNNING = "正在补 {scene}：{progress}"
+PROGRESS = "翻了 {pages} 页，{messages} 条里新的 {added} 条，到 {oldest}"
+DONE = "{scene} 的旧记录补完了：{progress}。"
+STOPPED = "停下了，补到的都留着，下次接着补。"
+IDLE = "现在没有在补。"
+FAILED = "{scene} 的旧记录没补完：{why}"
+USAGE = "用法：/corpus backfill [status|cancel]"

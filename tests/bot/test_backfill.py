@@ -1,0 +1,186 @@
+"""bot/backfill.py and training/importers/onebotlive.py against a websocket server that plays each client."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon import free_port
+from napcat import ACCOUNT, NapCat
+
+from bot.archive import Archive
+from bot.backfill import COUNT
+from bot.errors import ImportFault
+from bot.message import Message, Origin, Scene
+from bot.scenes import STATE_KIND
+from training.importers import onebotlive
+
+GROUP, FRIEND = Scene("group", "20001"), Scene("private", "10001")
+BASE_S = 1_700_000_000
+CLIENTS = ("NapCat.Onebot", "LLOneBot", "Lagrange.OneBot")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    store = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    yield store
+    store.close()
+
+
+def told(number: int, scene: Scene = GROUP, user: int = 10002) -> dict[str, Any]:
+    """A message as a history action tells it; three share a second."""
+    where = {"message_type": "group", "group_id": int(scene.id)} if not scene.private else {"message_type": "private"}
+    return {
+        "self_id": int(ACCOUNT), "user_id": user, "time": BASE_S + number // 3, "message_id": 700_000_000 - number * 7,
+        "message_seq": 1000 + number, "real_seq": str(1000 + number), "sender": {"user_id": user, "nickname": "阿泽"},
+        "message": [{"type": "text", "data": {"text": f"第{number}句"}}], **where,
+    }  # fmt: skip
+
+
+class Phone(NapCat):
+    """A client with a history, and the import from it."""
+
+    async def fill(self, archive: Archive, path: str = "/group/20001", token: str | None = "t") -> dict[str, Any]:
+        port = free_port()
+        self.token = "t"
+        async with self.serving(port):
+            url = f"onebot://127.0.0.1:{port}{path}"
+            return await onebotlive.fill(url, token or "", archive, lambda _done, _size: None, pause_s=0.0)
+
+    @property
+    def pages(self) -> int:
+        return sum(c["action"].endswith("_msg_history") for c in self.calls)
+
+
+def phone(count: int, **more: Any) -> Phone:
+    return Phone("", history={"group:20001": [told(n) for n in range(count)]}, **more)
+
+
+def texts(archive: Archive, scene: Scene = GROUP) -> list[str]:
+    return [m.text for m in archive.history(scene)]
+
+
+@pytest.mark.parametrize("app_name", CLIENTS)
+@pytest.mark.parametrize("count", [1, COUNT, 3 * COUNT + 7])
+async def test_all_of_a_history_comes_in_and_a_second_time_one_page_is_asked(
+    archive: Archive, app_name: str, count: int
+) -> None:
+    client = phone(count, app_name=app_name)
+    first = await client.fill(archive)
+    assert first == {
+        "group:20001": {
+            "messages": count, "added": count, "skipped": 0, "oldest": "2023-11-14T22:13:20+00:00", "complete": True,
+        }
+    }  # fmt: skip
+    assert sorted(texts(archive)) == sorted(f"第{n}句" for n in range(count))
+    client.calls.clear()
+    again = (await client.fill(archive))["group:20001"]
+    assert (again["added"], again["complete"], client.pages) == (0, True, 1)
+
+
+@pytest.mark.parametrize("older_by_default", [True, False])
+async def test_the_direction_of_reverse_order_is_found_out(archive: Archive, older_by_default: bool) -> None:
+    client = phone(3 * COUNT, older_by_default=older_by_default)
+    assert (await client.fill(archive))["group:20001"]["added"] == 3 * COUNT
+
+
+async def test_a_backfill_that_was_cut_off_goes_on_where_it_stopped(archive: Archive) -> None:
+    client = phone(5 * COUNT)
+    whole, client.history["group:20001"] = client.history["group:20001"], client.history["group:20001"][-3 * COUNT :]
+    await client.fill(archive)
+    mark = archive.latest(GROUP, "backfill")
+    assert mark is not None
+    archive.note(GROUP, "backfill", mark[0].replace('"done": true', '"done": false'), datetime.now(UTC))
+    later = [told(n) for n in range(5 * COUNT, 5 * COUNT + 3)]
+    client.history["group:20001"] = whole + later
+    client.calls.clear()
+    result = (await client.fill(archive))["group:20001"]
+    assert (result["added"], result["complete"]) == (2 * COUNT + 3, True)
+    assert len(texts(archive)) == 5 * COUNT + 3
+    assert client.pages <= 6
+
+
+async def test_where_the_client_has_forgotten_the_place_it_walks_through_what_is_known(archive: Archive) -> None:
+    client = phone(4 * COUNT)
+    await client.fill(archive)
+    archive.note(
+        GROUP, "backfill", f'{{"id": "1", "seq": 1, "time": {BASE_S - 5}, "since": {BASE_S + 999}, "done": false}}',
+        datetime.now(UTC),
+    )  # fmt: skip
+    result = (await client.fill(archive))["group:20001"]
+    assert (result["messages"], result["added"], result["complete"]) == (4 * COUNT, 0, True)
+
+
+async def test_a_client_that_goes_in_the_middle_is_a_fault_and_what_came_is_kept(archive: Archive) -> None:
+    client = phone(4 * COUNT)
+    asked = 0
+    page = client._page
+
+    def third_time_lost(params: dict[str, Any]) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            assert client._socket is not None
+            client._socket.transport.abort()
+        return page(params)
+
+    client._page = third_time_lost  # type: ignore[method-assign]
+    with pytest.raises(ImportFault, match="went; what came is kept, import again to go on"):
+        await client.fill(archive)
+    assert len(texts(archive)) == 2 * COUNT - 1
+
+
+@pytest.mark.parametrize("words", ["频率过快", "internal error"])
+async def test_a_refusal_that_is_not_the_end_is_a_fault(archive: Archive, words: str) -> None:
+    client = phone(4 * COUNT)
+    client._page = lambda params: {  # type: ignore[method-assign]
+        "status": "failed", "retcode": 1200, "data": None, "message": words, "wording": words,
+    }  # fmt: skip
+    with pytest.raises(ImportFault, match=f"refuses the history of group:20001: '{words}'"):
+        await client.fill(archive)
+
+
+async def test_own_words_of_a_private_chat_stand_in_that_chat(archive: Archive) -> None:
+    client = Phone("", history={"private:10001": [told(1, FRIEND, 10001), told(2, FRIEND, int(ACCOUNT))]})
+    await client.fill(archive, "")
+    assert [(m.sender_id, m.text) for m in archive.history(FRIEND)] == [("10001", "第1句"), (ACCOUNT, "第2句")]
+
+
+async def test_what_the_account_said_while_the_twin_was_on_is_never_the_persons(archive: Archive) -> None:
+    client = Phone("", history={"group:20001": [told(n, GROUP, int(ACCOUNT)) for n in (3, 30)]})
+    archive.note(GROUP, STATE_KIND, "on", datetime.fromtimestamp(BASE_S + 5, UTC))
+    known = told(30)["message_id"]
+    await client.fill(archive)
+    found = {m.text: m.origin for m in archive.history(GROUP)}
+    assert found == {"第3句": Origin.HUMAN, "第30句": Origin.TWIN}
+    assert archive.get(GROUP, str(known)) is not None
+
+
+async def test_what_the_daemon_recorded_already_is_not_added(archive: Archive) -> None:
+    event = told(1)
+    stamp = datetime.fromtimestamp(event["time"], UTC)
+    archive.append([Message(str(event["message_id"]), GROUP, "10002", "阿泽", stamp, "第1句")])
+    client = phone(3)
+    assert (await client.fill(archive))["group:20001"]["added"] == 2
+
+
+async def test_a_wrong_token_and_nobody_there_are_told_apart(archive: Archive) -> None:
+    with pytest.raises(ImportFault, match="no OneBot client listens on"):
+        await onebotlive.fill(f"onebot://127.0.0.1:{free_port()}/group/1", "", archive, lambda *_: None)
+    with pytest.raises(ImportFault, match="went; what came is kept"):
+        await phone(1).fill(archive, token="wrong")
+
+
+@pytest.mark.parametrize(
+    "url", ["onebot://127.0.0.1", "onebot://127.0.0.1:99999", "onebot://:3001/group/1", "onebot://h:3001/group/x"]
+)
+async def test_a_wrong_address_is_refused_with_the_form_it_has(archive: Archive, url: str) -> None:
+    with pytest.raises(ImportFault, match="is no address of a OneBot client: onebot://HOST:PORT"):
+        await asyncio.wait_for(onebotlive.fill(url, "", archive, lambda *_: None), 5)
+
+
+def test_an_address_survives_being_a_path() -> None:
+    assert onebotlive.url_of(Path("onebot://127.0.0.1:3001/group/1")) == "onebot://127.0.0.1:3001/group/1"
+    assert onebotlive.url_of(Path("onebot.jsonl")) is None

@@ -1,0 +1,125 @@
+"""training/importers/weflow.py, chatlog.py, telegram.py, chatlab.py, and OneBot's dumps."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import exports
+import pytest
+
+from bot.message import Message, Origin, Scene
+from training import history
+from training.importers.source import Reading
+
+
+def read(path: Path, content: bytes) -> tuple[list[Message], Reading]:
+    path.write_bytes(content)
+    reading = Reading()
+    return [m for m in history.recognised(path).read(path, reading) if isinstance(m, Message)], reading
+
+
+def test_weflow(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "h.json", exports.WEFLOW)
+    assert [m.text for m in found] == exports.WEFLOW_TEXTS
+    assert {m.scene for m in found} == {Scene("private", "wxid_aze")}
+    assert [(m.sender_id, m.sender_name) for m in found[:2]] == [("wxid_aze", "阿泽"), ("wxid_me", "小满")]
+    assert (reading.owners, dict(reading.skipped)) == ({"wxid_me": 2}, {"a system row": 1, "a call": 1})
+
+
+def test_echotrace_is_weflow_without_its_mark_and_rooms_are_groups(tmp_path: Path) -> None:
+    content = exports.WEFLOW.replace(b'"weflow"', b'"other"').replace(b'"wxid": "wxid_aze"', b'"wxid": "77@chatroom"')
+    found, _ = read(tmp_path / "h.json", content)
+    assert {m.scene for m in found} == {Scene("group", "77@chatroom")}
+
+
+def test_chatlog(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "h.json", exports.CHATLOG)
+    assert [m.text for m in found] == exports.CHATLOG_TEXTS
+    assert {(m.scene, m.scene_name) for m in found} == {(Scene("group", "77@chatroom"), "面包店")}
+    assert found[1].reply_to == found[0].id
+    assert found[0].time == datetime.fromtimestamp(exports.BASE_S + 1, UTC)
+    assert reading.owners == {"wxid_me": 1}
+    assert dict(reading.skipped) == {"a system row": 2, "a recalled message": 1, "a call": 1}
+
+
+def test_telegram_of_one_chat(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "result.json", exports.TELEGRAM)
+    assert [m.text for m in found] == exports.TELEGRAM_TEXTS
+    assert {m.scene for m in found} == {Scene("private", "20")}
+    assert (found[1].sender_id, found[1].reply_to, found[1].mentions) == ("user10", "2", ("user20",))
+    assert found[0].time == datetime.fromtimestamp(exports.BASE_S + 2, UTC)
+    assert reading.owners == {"user10": 1}
+    assert dict(reading.skipped) == {"a system row": 1, "a call": 1, "an empty message": 1}
+
+
+def test_telegram_of_a_whole_account(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "result.json", exports.TELEGRAM_ALL)
+    assert [m.text for m in found] == [*exports.TELEGRAM_TEXTS, "群里", "在"]
+    assert [(m.scene, m.scene_name) for m in found[-2:]] == [(Scene("group", "77"), "面包店")] * 2
+    assert reading.owners.most_common(1)[0][0] == "user10"
+
+
+@pytest.mark.parametrize("content", [exports.CHATLAB, exports.CHATLAB_JSONL], ids=["json", "jsonl"])
+def test_chatlab(tmp_path: Path, content: bytes) -> None:
+    found, reading = read(tmp_path / "h.json", content)
+    assert [m.text for m in found] == exports.CHATLAB_TEXTS
+    assert {m.scene for m in found} == {Scene("private", "1002")}
+    assert (found[1].sender_id, found[1].sender_name, found[1].reply_to) == ("1001", "小满", "c1")
+    assert reading.owners == {"1001": 1}
+    assert dict(reading.skipped) == {"a call": 1, "a system row": 1, "a recalled message": 1, "an empty message": 1}
+
+
+def test_the_owner_of_a_chatlab_group_is_not_me(tmp_path: Path) -> None:
+    meta = {"name": "面包店", "type": "group", "groupId": "900100", "ownerId": "1002"}
+    found, reading = read(
+        tmp_path / "h.json",
+        exports.document(
+            {"chatlab": exports.CHATLAB_MARK, "meta": meta, "members": [], "messages": exports.CHATLAB_ROWS[:1]}
+        ),
+    )
+    assert [(m.scene, m.scene_name) for m in found] == [(Scene("group", "900100"), "面包店")]
+    assert not reading.owners
+
+
+def test_what_we_exported_ourselves_comes_back_as_it_was(tmp_path: Path) -> None:
+    said = [
+        (0, "1001", "早/微笑\n[[x]]", Origin.HUMAN), (0, "twin:1001", "分身说的", Origin.TWIN),
+        (24, "1002", "[卡片]", Origin.HUMAN),
+        (24, "1002", "[卡片:一首歌]", Origin.HUMAN), (4, "1002", "[文件:账本.xlsx]", Origin.HUMAN),
+        (5, "1002", "[动画表情]", Origin.HUMAN),
+        (22, "1002", "[戳一戳]", Origin.HUMAN),
+    ]  # fmt: skip
+    meta = {"name": "面包店", "platform": "qq", "type": "group", "groupId": "900100", "ownerId": "1001"}
+    found, reading = read(
+        tmp_path / "group-900100.jsonl",
+        exports.rows(
+            {"_type": "header", "chatlab": exports.CHATLAB_MARK | {"generator": "qqtwin 0.1.0"}, "meta": meta},
+            {
+                "_type": "member",
+                "platformId": "twin:1001",
+                "accountName": "小满",
+                "roles": [{"id": "bot", "name": "分身"}],
+            },
+            *(exports.chatlab_row(n, kind, text, who) for n, (kind, who, text, _) in enumerate(said)),
+        ),
+    )
+    assert [(m.sender_id, m.text, m.origin) for m in found] == [
+        (who.removeprefix("twin:"), text.replace("\n", "↵"), origin) for _, who, text, origin in said
+    ]
+    assert reading.owners == {"1001": 1}
+
+
+@pytest.mark.parametrize(
+    "content", [exports.ONEBOT_ANSWER, exports.ONEBOT_ARRAY, exports.ONEBOT], ids=["answer", "array", "lines"]
+)
+def test_onebot_dumps_are_read_as_events_are(tmp_path: Path, content: bytes) -> None:
+    found, reading = read(tmp_path / "h.json", content)
+    assert [(m.id, m.seq, m.text) for m in found] == [(str(n), 5000 + n, f"第{n}句") for n in range(1, 6)]
+    assert {m.scene for m in found} == {Scene("group", "900100")}
+    assert reading.owners == {"1001": 5}
+
+
+def test_of_half_an_answer_what_came_before_is_read_and_the_end_is_named(tmp_path: Path) -> None:
+    content = exports.ONEBOT_ANSWER[: exports.ONEBOT_ANSWER.index("第4句".encode())]
+    found, reading = read(tmp_path / "h.json", content)
+    assert [m.id for m in found] == ["1", "2", "3"]
+    assert reading.places == {"the file ends in the middle": ["h.json message 3"]}

@@ -1,0 +1,121 @@
+"""training/importers/qce.py and qcetxt.py: every kind of message of QQChatExporter as live ones are stored."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import exports
+import pytest
+
+from bot.errors import ImportFault
+from bot.message import Message, Scene
+from training import history
+from training.importers import qce, qcetxt
+from training.importers.source import Reading
+
+GROUP = Scene("group", "900100")
+
+
+def read(path: Path, content: bytes | None = None) -> tuple[list[Message], Reading]:
+    if content is not None:
+        path.write_bytes(content)
+    reading = Reading()
+    return [m for m in history.recognised(path).read(path, reading) if isinstance(m, Message)], reading
+
+
+def test_v6_reads_as_live_messages_do(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "h.json", exports.QCE)
+    assert [m.text for m in found] == exports.QCE_TEXTS
+    assert {m.scene for m in found} == {GROUP}
+    assert dict(reading.skipped) == {"a call": 1, "a recalled message": 1, "a system row": 1, "an empty message": 1}
+    first, second, third = found[:3]
+    assert (first.id, first.seq, first.sender_id, first.sender_name) == ("7630000000000000001", 1001, "1002", "阿泽")
+    assert first.time == datetime.fromtimestamp(exports.BASE_S + 1, UTC)
+    assert (second.sender_id, second.reply_to) == ("1001", first.id)
+    assert (third.mentions, found[10].mentions) == (("1001",), ("all",))
+    assert reading.owners.most_common(1) == [("1001", 2)]
+    assert found[4].segments[0]["data"] == {"summary": "[贴贴]", "emoji_id": "ab", "emoji_package_id": 7, "key": "k"}
+
+
+def test_v5_is_read_from_its_rendered_text(tmp_path: Path) -> None:
+    found, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": exports.QCE_V5_ROWS}))
+    assert [m.text for m in found] == exports.QCE_V5_TEXTS
+    assert (found[3].reply_to, found[4].mentions) == (found[0].id, ("u_me",))
+
+
+def test_v3_is_read_and_a_private_chat_without_a_number_is_named_by_its_peer(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "h.json", exports.QCE_V3)
+    assert [(m.id, m.sender_id, m.text) for m in found] == [
+        ("m1", "1002", "早"), ("m2", "1001", "[图片]"), ("m5", "1002", "[聊天记录]"),
+    ]  # fmt: skip
+    assert {m.scene for m in found} == {Scene("private", "阿泽")}
+    assert reading.owners == {"1001": 1}
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["c000001.jsonl", "chunk_0001.jsonl"])
+def test_a_chunked_export_is_read_from_its_folder_its_manifest_or_a_chunk(tmp_path: Path, newer: bool) -> None:
+    folder = chunked(tmp_path, newer)
+    for path in (folder, folder / "manifest.json"):
+        found, reading = read(path)
+        assert [m.text for m in found] == exports.QCE_TEXTS
+        assert {m.scene for m in found} == {GROUP}
+        missing = "chunks/c000003.jsonl" if newer else "chunk_0003.jsonl"
+        assert reading.places["a chunk that is missing"] == [
+            f"manifest.json: {missing}",
+            "manifest.json: ../../x.jsonl",
+        ]
+    found, _ = read(next(folder.rglob("*1.jsonl")))
+    assert [m.text for m in found] == exports.QCE_TEXTS[:3]
+    assert {m.scene for m in found} == {GROUP}
+
+
+def chunked(tmp_path: Path, newer: bool) -> Path:
+    folder = tmp_path / "面包店_chunked_jsonl"
+    (folder / "chunks").mkdir(parents=True)
+    names = ["chunks/c00000{}.jsonl" if newer else "chunk_000{}.jsonl"] * 3
+    names = [name.format(n) for n, name in enumerate(names, 1)]
+    (folder / names[0]).write_bytes(exports.rows(*exports.QCE_ROWS[:3]))
+    (folder / names[1]).write_bytes(exports.rows(*exports.QCE_ROWS[3:]))
+    (tmp_path.parent / "x.jsonl").write_bytes(exports.rows(*exports.QCE_ROWS))
+    rows: list[dict[str, Any]] = [
+        {"relativePath": n, "fileName": Path(n).name} if newer else {"file": n, "messages": 3} for n in names
+    ]
+    rows.append({"relativePath": "../../x.jsonl"})
+    told = {"format": "chunked-jsonl", "chunksDir": "chunks" if newer else "", "chunks": rows}
+    (folder / "manifest.json").write_text(json.dumps(exports.QCE_HEAD | {"chunked": told}), "utf-8")
+    return folder
+
+
+def test_a_broken_manifest_is_a_fault_that_names_the_remedy(tmp_path: Path) -> None:
+    folder = chunked(tmp_path, newer=True)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    with pytest.raises(ImportFault, match=r"manifest.json' is broken: export again, or import the files"):
+        history.load(folder, None, source=qce.SOURCE)
+
+
+def test_a_snapshot_without_ids_gets_ids_that_last(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "id"} for row in exports.QCE_ROWS]
+    whole, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    later, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows[2:]}))
+    assert [m.id for m in whole[2:]] == [m.id for m in later]
+
+
+def test_its_txt_is_read_with_quotes_and_without_the_lists_of_files(tmp_path: Path) -> None:
+    found, reading = read(tmp_path / "h.txt", exports.QCE_TXT)
+    assert [(m.sender_id, m.text) for m in found] == [
+        ("阿泽", "早 [微笑]↵第二行:"), ("小满", "好"), ("小满", "[图片]"), ("阿泽", "[语音]"),
+    ]  # fmt: skip
+    assert {m.scene for m in found} == {Scene("group", "面包店")}
+    assert found[1].reply_to == found[0].id
+    assert found[0].time == datetime.fromtimestamp(exports.BASE_S + 1, UTC)
+    assert dict(reading.skipped) == {"a system row": 1}
+
+
+def test_a_txt_of_nothing_but_its_head_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "h.txt"
+    path.write_bytes(exports.QCE_TXT[:300])
+    assert qcetxt.sniff(path, path.read_bytes())
+    with pytest.raises(ImportFault, match=r"'h.txt' holds no message of QQChatExporter TXT"):
+        history.load(path, None)

@@ -1,0 +1,139 @@
+"""QQChatExporter JSON (V3–V6), its chunked folder and JSONL → messages.
+
+Where `chatInfo` has no number, the scene's id is the chat's name; a JSONL file without its manifest is taken for a
+group named as the file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bot.errors import ImportFault
+from bot.message import Message
+from training.importers.jsonscan import members, objects, shapes
+from training.importers.qcemessage import Chat
+from training.importers.record import each
+from training.importers.source import Item, Reading, Source, head, unreadable
+from training.importers.text import chunks
+
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 64 << 20
+_OPENED = ("", "messages", "avatars", "statistics")
+
+
+def sniff(path: Path, beginning: bytes) -> bool:
+    """Whether it is an export, its manifest, its folder, or a chunk of one."""
+    if path.is_dir():
+        return (path / MANIFEST).is_file() and _is_manifest(shapes(head(path / MANIFEST)))
+    found = shapes(beginning)
+    return any("chatInfo" in s and ("messages" in s or "metadata" in s) for s in found) or any(map(_is_line, found))
+
+
+def _is_manifest(found: tuple[dict[str, Any], ...]) -> bool:
+    return any("chunked" in s and "chatInfo" in s for s in found)
+
+
+def _is_line(shape: Mapping[str, Any]) -> bool:
+    own = {"sender", "sender.uid", "content", "content.text"}
+    return own <= shape.keys() and bool({"content.elements", "content.raw", "content.html"} & shape.keys())
+
+
+def items(path: Path, reading: Reading) -> Iterator[Item]:
+    """Every message, in the file's order.
+
+    Raises:
+        ImportFault: it cannot be read.
+    """
+    if path.is_dir() or _is_manifest(shapes(head(path))):
+        yield from _chunked(path if path.is_dir() else path.parent, reading)
+    elif any(map(_is_line, shapes(head(path)))):
+        chat = Chat(_manifest_info(path), path.stem, reading)
+        yield from each(objects(path, reading), reading, chat.message)
+    else:
+        yield from _document(path, reading)
+
+
+def _document(path: Path, reading: Reading) -> Iterator[Message]:
+    chat = Chat({"type": "group"}, path.stem, reading)
+    number = 0
+
+    def make(member: tuple[str, Any]) -> Message | None:
+        nonlocal chat, number
+        route, value = member
+        if route == "chatInfo" and isinstance(value, Mapping):
+            chat = Chat(value, path.stem, reading)
+        if route != "messages.*":
+            return None
+        number += 1
+        reading.place = f"{path.name} message {number}"
+        return chat.message(value)
+
+    yield from each(members(chunks(path, reading), _OPENED, reading.skip), reading, make)
+
+
+def _chunked(folder: Path, reading: Reading) -> Iterator[Message]:
+    manifest = _manifest(folder / MANIFEST)
+    listed = manifest.get("chunked")
+    rows = [r for r in (listed.get("chunks") if isinstance(listed, Mapping) else None) or () if isinstance(r, Mapping)]
+    base = folder / str(listed.get("chunksDir") or "") if isinstance(listed, Mapping) else folder
+    chat = Chat(_info(manifest), folder.name.removesuffix("_chunked_jsonl"), reading)
+    size = done = 0
+    found: list[Path] = []
+    for row in rows:
+        path = _chunk(folder, base, row)
+        if path is None:
+            named = row.get("relativePath") or row.get("fileName") or row.get("file")
+            reading.skip("a chunk that is missing", f"{MANIFEST}: {str(named)[:80]}")
+        else:
+            found.append(path)
+            size += path.stat().st_size
+    for path in found:
+        for made in each(objects(path, reading), reading, chat.message):
+            here, reading.done, reading.size = reading.done, done + reading.done, size
+            yield made
+            reading.done = here
+        done += path.stat().st_size
+
+
+def _chunk(folder: Path, base: Path, row: Mapping[str, Any]) -> Path | None:
+    """The file of a chunk, which lies within the export's folder."""
+    options = [folder / str(row[k]) for k in ("relativePath", "file") if row.get(k)]
+    options += [base / str(row[k]) for k in ("fileName", "file") if row.get(k)]
+    for path in options:
+        try:
+            if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+                return path
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as f:
+            found = json.loads(f.read(MANIFEST_BYTES).decode("utf-8-sig", "replace"), strict=False)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    except (ValueError, RecursionError) as e:
+        raise ImportFault(f"{str(path)!r} is broken: export again, or import the files of its chunks folder") from e
+    return found if isinstance(found, dict) else {}
+
+
+def _manifest_info(chunk: Path) -> Mapping[str, Any]:
+    """`chatInfo` of the manifest a chunk belongs to, where it lies beside the chunks folder."""
+    for folder in (chunk.parent, chunk.parent.parent):
+        if (folder / MANIFEST).is_file():
+            try:
+                return _info(_manifest(folder / MANIFEST))
+            except ImportFault:
+                continue
+    return {}
+
+
+def _info(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    info = manifest.get("chatInfo")
+    return info if isinstance(info, Mapping) else {}
+
+
+SOURCE = Source("qce", "QQChatExporter", sniff, items)
