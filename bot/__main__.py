@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import SecretStr
 
 from bot import config
 from bot.errors import ConfigError, ImportFault, PersonaError, TwinError
@@ -31,7 +32,16 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; 
 PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 CONFIG = Path("bot.toml")
-BENCHES = ("first-light", "engine", "personas", "traffic", "pairing")
+BENCHES = {
+    "first-light": "first_light",
+    "engine": "engine",
+    "personas": "personas",
+    "traffic": "traffic",
+    "pairing": "pairing",
+    "import": "imports",
+    "fuzz-import": "fuzz_import",
+}
+"""Modules of bench/ by name."""
 
 
 def _version(wanted: bool) -> None:
@@ -164,6 +174,14 @@ def import_(
     ],
     format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
     me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TWIN_IMPORT_KEY",
+            help="Key of an encrypted nt_msg.db. Set the variable rather than this: a command line stays in the "
+            "shell's history and shows in the list of processes.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
     persona: Annotated[str | None, typer.Option(help="Training sets: who learns from them.")] = None,
     role: Annotated[list[str] | None, typer.Option(help="RoleBench: a role to take; once or more.")] = None,
@@ -190,7 +208,7 @@ def import_(
             return
     elif role or profiles or keep_prompts:
         raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
-    told = Told(me=me, zone=settings.zone)
+    told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for path in paths:
@@ -545,7 +563,7 @@ def bench(
     if name not in BENCHES:
         raise TwinError(f"no bench {name!r}; there are: {', '.join(BENCHES)}")
     try:
-        module = importlib.import_module(f"bench.{name.replace('-', '_')}")
+        module = importlib.import_module(f"bench.{BENCHES[name]}")
     except ImportError as e:
         raise TwinError(f"bench {name!r} needs a checkout in which `make test` made .venv ({e})") from e
     module.main(config.load(config_path), config_path.resolve().parent, full=full, as_json=as_json)

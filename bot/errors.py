@@ -3,6 +3,7 @@
 TwinError
 ├── ConfigError      bot.toml or the environment is wrong; lists every fault at once
 ├── ArchiveError     the message store cannot be opened, read or written
+│   └── ArchiveBusy  not just now: somebody else holds it, or the disk is full
 ├── ImportFault      a history file is not what it claims to be
 ├── TrainingError    a corpus, base or run cannot be trained
 ├── ExportError      a run cannot be turned into a GGUF, or is not equal to it
@@ -27,6 +28,10 @@ class ConfigError(TwinError):
 
 class ArchiveError(TwinError):
     """The message store cannot be opened, read or written."""
+
+
+class ArchiveBusy(ArchiveError):
+    """The message store is held by somebody else, or has no room; the same call may work later."""
 
 
 class ImportFault(TwinError):

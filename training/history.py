@@ -2,20 +2,25 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bot.archive import Archive
-from bot.errors import ImportFault
+from bot.errors import ArchiveBusy, ImportFault
 from bot.events import Recall
+from bot.intake import Intake, Taken
 from bot.message import Message, Scene
+from training import ledger
 from training.importers import (
     chatlab,
     chatlog,
     fivecsv,
+    ntqq,
     onebot,
     qce,
     qcetxt,
@@ -29,7 +34,9 @@ from training.importers import (
 )
 from training.importers.source import Reading, Source, Told, head
 
+_T = TypeVar("_T")
 SOURCES: tuple[Source, ...] = (
+    ntqq.SOURCE,
     qce.SOURCE,
     chatlab.SOURCE,
     weflow.SOURCE,
@@ -44,8 +51,8 @@ SOURCES: tuple[Source, ...] = (
     onebot.SOURCE,
 )
 """Every format, the surest signs first; OneBot last, which looks far into a file with a damaged beginning."""
-BATCH = 2000
-"""Messages of one transaction."""
+BATCH = 5000
+"""Messages of one transaction: a tenth of a second, in which the daemon's messages wait in its memory."""
 PATIENCE_S = 10.0
 """Seconds to wait for an archive that does not take a batch; the daemon holds it for milliseconds."""
 _POLL_S = 0.25
@@ -61,20 +68,24 @@ class ImportResult:
         reading: what was left out, whose history it is.
         messages: messages read.
         added: messages that were new in the archive.
+        same: messages that other sources had told already.
         recalls: recalls applied.
         senders: messages by sender id.
         scenes: messages by scene.
         span: first and last unix second.
+        before: when this very history had been imported already; nothing was read again.
     """
 
     source: Source
     reading: Reading
     messages: int = 0
     added: int = 0
+    same: int = 0
     recalls: int = 0
     senders: Counter[str] = field(default_factory=Counter)
     scenes: Counter[Scene] = field(default_factory=Counter)
     span: tuple[float, float] | None = None
+    before: datetime | None = None
 
 
 def recognised(path: Path, wanted: str = "auto") -> Source:
@@ -130,26 +141,32 @@ def load(
     source = source or recognised(path)
     reading = Reading(told)
     result = ImportResult(source, reading)
-    batch: list[tuple[Message, str]] = []
-    recalls: list[tuple[Recall, str]] = []
+    store = _Store(path, source, archive, result, patience_s) if archive else None
+    if store is not None and store.imported_before():
+        return result
+    batch: list[Message] = []
+    places: list[str] = []
+    recalls: list[Recall] = []
     for item in source.read(path, reading):
         if isinstance(item, Recall):
-            recalls.append((item, reading.place))
+            recalls.append(item)
             continue
-        _count(result, item)
-        batch.append((item, reading.place))
+        batch.append(item)
+        places.append(reading.place)
         if len(batch) >= BATCH:
-            _store(path, archive, batch, result, patience_s)
-            batch = []
+            _count(result, batch)
+            if store is not None:
+                store.messages(batch, places)
+            batch, places = [], []
             progress(reading.done, reading.size)
+    _count(result, batch)
     if not result.messages and not recalls:
         raise ImportFault(f"{path.name!r} holds no message of {source.title} that could be read{_reasons(reading)}")
-    _store(path, archive, batch, result, patience_s)
-    if archive:
-        for recall, _ in recalls:
-            archive.recall(recall.scene, recall.message_id, recall.time)
-            _written(path, archive, result, patience_s)
     result.recalls = len(recalls)
+    if store is not None:
+        store.messages(batch, places)
+        store.recalls(recalls)
+        store.finished()
     progress(reading.size, reading.size)
     return result
 
@@ -161,48 +178,85 @@ def _reasons(reading: Reading) -> str:
     return f": {'; '.join(worst)}"
 
 
-def _store(
-    path: Path, archive: Archive | None, batch: list[tuple[Message, str]], result: ImportResult, patience_s: float
-) -> None:
-    """Write a batch, or raise; what the archive can never hold is counted with its place."""
-    if archive is None:
-        return
-    lost = archive.lost
-    result.added += archive.append([m for m, _ in batch], f"import:{path.name}")
-    _written(path, archive, result, patience_s)
-    if archive.lost > lost:
-        for message, place in batch:
-            if archive.get(message.scene, message.id) is None:
-                result.reading.skip("refused by the archive", place)
+class _Store:
+    """The archive, as an import writes it: patient while somebody else holds it, and told apart by source."""
 
+    def __init__(self, path: Path, source: Source, archive: Archive, result: ImportResult, patience_s: float) -> None:
+        self._path, self._archive, self._result, self._patience_s = path, archive, result, patience_s
+        self._intake = Intake(archive, f"import:{source.name}:{path.name}")
+        self._digest = ledger.digest(path, source.name, result.reading.told)
 
-def _written(path: Path, archive: Archive, result: ImportResult, patience_s: float) -> None:
-    """Return when nothing waits in memory any more.
+    def imported_before(self) -> bool:
+        """Whether this very history was imported whole; the result then tells what it held."""
+        found = self._patiently(lambda: self._intake.imported(self._digest))
+        if found is None:
+            return False
+        self._result.before = found[0]
+        ledger.recount(self._result, found[1])
+        return True
 
-    Raises:
-        ImportFault: the archive took nothing for `patience_s`.
-    """
-    give_up = time.monotonic() + patience_s
-    while archive.behind:
-        if time.monotonic() >= give_up:
-            raise ImportFault(
-                f"the archive cannot be written: {archive.waiting} messages of {path.name!r} are not in it "
-                f"({result.added} new ones are); stop what holds it (a running twin, a backup) or free disk space, "
-                "then import again: nothing is added twice"
+    def messages(self, batch: Sequence[Message], places: Sequence[str]) -> None:
+        """Store a batch; what the archive can never hold is counted with its place."""
+        taken = self._patiently(lambda: self._intake.take(batch)) if batch else Taken()
+        self._result.added += taken.added
+        self._result.same += taken.same
+        if taken.refused:
+            place_of = {id(m): place for m, place in zip(batch, places, strict=True)}
+            for message in taken.refused:
+                self._archive.lost += 1
+                self._result.reading.skip("refused by the archive", place_of[id(message)])
+
+    def recalls(self, recalls: Sequence[Recall]) -> None:
+        """Take back what was taken back."""
+        for recall in recalls:
+            scene, message_id = recall.scene, recall.message_id
+            self._archive.recall(
+                scene, self._patiently(partial(self._intake.stands_as, scene, message_id)), recall.time
             )
-        time.sleep(min(_POLL_S, patience_s))
-        result.added += archive.flush()
+            self._patiently(self._flushed)
+
+    def finished(self) -> None:
+        """Note that the history was imported whole; one of which the archive refused something was not."""
+        if not self._archive.lost:
+            self._patiently(lambda: self._intake.finished(self._digest, ledger.counts(self._result)))
+
+    def _flushed(self) -> None:
+        if self._archive.behind:
+            self._result.added += self._archive.flush()
+        if self._archive.behind:
+            raise ArchiveBusy("what was taken back waits in memory")
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        """Do it when the archive can be had.
+
+        Raises:
+            ImportFault: the archive could not be had for `patience_s`.
+        """
+        give_up = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return work()
+            except ArchiveBusy as e:
+                if time.monotonic() >= give_up:
+                    raise ImportFault(
+                        f"the archive cannot be written: messages of {self._path.name!r} are not in it "
+                        f"({self._result.added} new ones are); stop what holds it (a running twin, "
+                        "a backup) or free disk space, then import again: nothing is added twice"
+                    ) from e
+                time.sleep(min(_POLL_S, self._patience_s))
 
 
-def _count(result: ImportResult, message: Message) -> None:
-    result.messages += 1
-    result.senders[message.sender_id] += 1
-    result.scenes[message.scene] += 1
-    if message.sender_name:
-        result.reading.names[message.sender_id] = message.sender_name
-    second = message.time.timestamp()
-    first, last = result.span or (second, second)
-    result.span = (min(first, second), max(last, second))
+def _count(result: ImportResult, batch: Sequence[Message]) -> None:
+    if not batch:
+        return
+    result.messages += len(batch)
+    result.senders.update(map(attrgetter("sender_id"), batch))
+    result.scenes.update(map(attrgetter("scene"), batch))
+    result.reading.names.update((m.sender_id, m.sender_name) for m in batch if m.sender_name)
+    times = [m.time for m in batch]
+    first, last = min(times).timestamp(), max(times).timestamp()
+    before = result.span or (first, last)
+    result.span = (min(before[0], first), max(before[1], last))
 
 
 def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
@@ -219,6 +273,8 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "format": result.source.title,
         "messages": result.messages,
         "added": result.added,
+        "known_from_elsewhere": result.same,
+        "imported_before": result.before and result.before.astimezone(zone).isoformat(timespec="seconds"),
         "recalls": result.recalls,
         "scenes": {str(scene): n for scene, n in result.scenes.most_common()},
         "people": {s: {"name": reading.names.get(s, ""), "messages": n} for s, n in result.senders.most_common(20)},
@@ -232,6 +288,10 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
 def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
     """A summary as a person reads it."""
     verb = "would be imported" if dry_run else f"read, {shown['added']} new"
+    if shown["known_from_elsewhere"]:
+        verb += f", {shown['known_from_elsewhere']} known from other sources"
+    if shown["imported_before"]:
+        verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
     lines = [
         f"{name}: {shown['format']}; {shown['messages']} messages {verb}; {shown['recalls']} recalls",
         f"  {len(shown['scenes'])} scenes, {len(shown['people'])} people; {' – '.join(shown['span'])}",

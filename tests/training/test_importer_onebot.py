@@ -129,7 +129,7 @@ def test_a_file_with_a_damaged_beginning_is_recognised(tmp_path: Path) -> None:
         ("missing.jsonl", "auto", "does not exist"),
         ("other.txt", "auto", "is of no format known here.*OneBot events"),
         ("other.txt", "onebot", r"holds no message of OneBot events that could be read: 1 × not JSON \(other.txt:1\)"),
-        ("other.txt", "docx", "must be auto or one of qce, .*onebot"),
+        ("other.txt", "docx", "must be auto or one of .*onebot"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str, wanted: str, why: str) -> None:

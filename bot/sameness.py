@@ -1,0 +1,135 @@
+"""When a message of a history is one the archive has from elsewhere: the same words, told twice.
+
+Clients give one message different ids (NapCat a 31-bit hash, QQ's database 19 digits). Where both sides know the
+chat's own running number, it and the second decide. Else sender, second and words do, each stored message counted
+once: somebody's second 哈哈 in one second stays a second one.
+
+What the twin sent is known otherwise: its row has the moment and number of what it answered. A message of its account
+is the twin's when it says the same within `SENT_LATE_S` of it; so a later import of the account's history never makes
+the person's words of the twin's.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from bot.message import Message, Origin, Segment
+from bot.segments import to_text
+
+SENT_EARLY_S, SENT_LATE_S = 60, 600
+"""How much earlier (clocks differ) or later (an answer's bubbles all bear its first one's time) QQ's second of a
+message can be than that of the row the twin or a command's answer was stored with."""
+_BLANKS = re.compile(r"[\s↵]+")
+
+
+@dataclass(slots=True)
+class Stored:
+    """A message in the archive, of another source.
+
+    Args:
+        id: its `message_id`.
+        sender_id: QQ number; empty where only a recall is known.
+        time_ms: unix milliseconds.
+        text: canonical text.
+        seq: the chat's own running number.
+        recalled: whether its words were taken back.
+        origin: whose.
+        segments: of what we sent.
+        taken: whether a message of the source being imported is known to be this one.
+    """
+
+    id: str
+    sender_id: str
+    time_ms: int
+    text: str
+    seq: int | None
+    recalled: bool
+    origin: Origin
+    segments: tuple[Segment, ...] = ()
+    taken: bool = False
+
+    @property
+    def sent_by_us(self) -> bool:
+        """Whether it is the twin's or a command's answer, not something heard."""
+        return self.origin is Origin.TWIN or (self.origin is Origin.SYSTEM and self.seq is None)
+
+
+@dataclass(slots=True)
+class Others:
+    """The messages of other sources around a stretch of a scene."""
+
+    _by_seq: dict[tuple[int, int], Stored] = field(default_factory=dict)
+    _by_words: dict[tuple[str, int, str], list[Stored]] = field(default_factory=dict)
+    _ours: dict[str, list[Stored]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stored: Iterable[Stored]) -> "Others":
+        """Sorted for looking up."""
+        found = cls()
+        for one in stored:
+            second = one.time_ms // 1000
+            if one.sent_by_us:
+                found._ours.setdefault(one.sender_id, []).append(one)
+                continue
+            if one.seq is not None:
+                found._by_seq.setdefault((one.seq, second), one)
+            words = "" if one.recalled else folded(one.text)
+            found._by_words.setdefault((one.sender_id, second, words), []).append(one)
+        return found
+
+    def take(self, message: Message) -> Stored | None:
+        """The stored message that this one is, marked as taken; None if it is new."""
+        time_ms = round(message.time.timestamp() * 1000)
+        found = self._sent(message, time_ms) or self._heard(message, time_ms // 1000)
+        if found is not None:
+            found.taken = True
+        return found
+
+    def _heard(self, message: Message, second: int) -> Stored | None:
+        if message.seq is not None:
+            same = self._by_seq.get((message.seq, second))
+            if same is not None and not same.taken:
+                return same
+        for words in (folded(message.text), ""):
+            for same in self._by_words.get((message.sender_id, second, words), ()):
+                blank = words or same.recalled or not message.text
+                if not same.taken and blank and (message.seq is None or same.seq is None):
+                    return same
+        return None
+
+    def _sent(self, message: Message, time_ms: int) -> Stored | None:
+        said = _BLANKS.sub("", message.text)
+        near = [
+            one
+            for one in self._ours.get(message.sender_id, ())
+            if not one.taken and -SENT_EARLY_S * 1000 <= time_ms - one.time_ms <= SENT_LATE_S * 1000
+        ]
+        near.sort(key=lambda one: abs(time_ms - one.time_ms))
+        return next((one for one in near if _reads_as(one)(said)), None)
+
+
+def folded(text: str) -> str:
+    """A text for comparing: clients differ in blanks."""
+    return _BLANKS.sub("", text)
+
+
+def _reads_as(sent: Stored) -> Callable[[str], object]:
+    """Whether a text is what was sent, whatever name a mention was shown with."""
+    if not sent.segments:
+        return _pattern(re.escape(folded(sent.text)))
+    parts = []
+    for segment in sent.segments:
+        kind = segment.get("type")
+        if kind == "reply":
+            parts.append("(?:@.*?)?")  # clients mention whom they quote
+        elif kind == "at":
+            parts.append("@.*?")
+        else:
+            parts.append(re.escape(folded(to_text([segment], lambda _: None).text)))
+    return _pattern("".join(parts))
+
+
+@lru_cache(4096)
+def _pattern(text: str) -> Callable[[str], object]:
+    return re.compile(text, re.DOTALL).fullmatch

@@ -1,0 +1,182 @@
+"""bot/intake.py, bot/sameness.py: many messages at once, none twice, and never the twin's words as the person's."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, at, say
+
+from bot.archive import Archive
+from bot.errors import ArchiveBusy
+from bot.intake import Intake
+from bot.message import Message, Origin
+
+POSTGRES = os.environ.get("TWIN_TEST_POSTGRES")
+"""A SQLAlchemy URL of an empty database, where there is one to test with."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+    if request.param == "postgresql" and not POSTGRES:
+        pytest.skip("TWIN_TEST_POSTGRES names no database")
+    opened = Archive(POSTGRES if request.param == "postgresql" and POSTGRES else f"sqlite:///{tmp_path / 'a.db'}")
+    yield opened
+    if request.param == "postgresql":
+        with opened.engine.begin() as connection:
+            for table in ("messages", "same_messages", "imports", "decisions", "scene_log"):
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+    opened.close()
+
+
+def told(source: str, *messages: Message) -> list[Message]:
+    """Messages as another client has them: other ids."""
+    return [replace(m, id=f"{source}-{m.id}") for m in messages]
+
+
+def texts(archive: Archive) -> list[tuple[str, str]]:
+    return [(m.text, m.origin.value) for m in archive.history(GROUP)]
+
+
+CARD: tuple[dict[str, Any], ...] = ({"type": "json", "data": {"data": '{"a": [1, "二"]}'}},)
+
+
+def test_a_batch_comes_back_as_append_would_have_stored_it(archive: Archive) -> None:
+    said = [
+        say(1, FRIEND, "嗨↵你好", reply_to="7", mentions=("10001", "all"), seq=12, segments=CARD),
+        say(2, OTHER, "群", id="x", recalled=True),
+        say(3, FRIEND, "私", PRIVATE, id="x"),
+    ]
+    taken = Intake(archive, "a").take(said)
+    assert (taken.added, taken.same, taken.refused) == (3, 0, [])
+    assert [archive.get(m.scene, m.id) for m in said] == [
+        said[0], replace(said[1], recalled=True), said[2],
+    ]  # fmt: skip
+
+
+def test_twice_adds_nothing_and_an_overlap_only_what_is_new(archive: Archive) -> None:
+    said = [say(i, FRIEND, str(i)) for i in range(30)]
+    counts = [Intake(archive, "a").take(part).added for part in (said[:20], said[:20], said[10:], [*said, *said])]
+    assert counts == [20, 0, 10, 0]
+    assert [t for t, _ in texts(archive)] == [str(i) for i in range(30)]
+
+
+def test_an_id_met_again_much_later_is_another_message(archive: Archive) -> None:
+    first, second = say(0, FRIEND, "旧", id="7"), say(86400, OTHER, "新", id="7")
+    assert Intake(archive, "a").take([first, second]).added == 2
+    assert Intake(archive, "a").take([second, first]).added == 0
+    assert [t for t, _ in texts(archive)] == ["旧", "新"]
+
+
+def test_one_message_the_store_can_never_hold_does_not_hold_up_the_others(archive: Archive) -> None:
+    said = [say(i, FRIEND, str(i)) for i in range(20)]
+    said[3], said[11] = replace(said[3], seq=2**70), replace(said[11], text="半\ud83d")
+    taken = Intake(archive, "a").take(said)
+    assert (taken.added, taken.refused) == (18, [said[3], said[11]])
+
+
+def test_a_recalled_message_stays_without_words(archive: Archive) -> None:
+    said = say(0, FRIEND, "秘密", id="1", seq=None)
+    Intake(archive, "a").take([said])
+    archive.recall(GROUP, "1", at(5))
+    assert Intake(archive, "a").take([said]).added == 0
+    assert Intake(archive, "b").take(told("b", said)).added == 0
+    assert texts(archive) == []
+
+
+def test_two_sources_with_the_chats_own_numbers_are_matched_by_them(archive: Archive) -> None:
+    said = [say(i // 2, FRIEND, "@旧名 早" if i == 4 else str(i), id=f"a{i}", seq=100 + i) for i in range(10)]
+    other = [replace(m, id=f"b{i}", text=m.text.replace("旧名", "新名")) for i, m in enumerate(said)]
+    assert Intake(archive, "a").take(said).added == 10
+    taken = Intake(archive, "b").take([*other, replace(other[0], id="b99", seq=999), say(60, OTHER, "新", id="b100")])
+    assert (taken.added, taken.same) == (2, 10)
+
+
+def test_without_numbers_sender_second_and_words_decide_and_each_counts_once(archive: Archive) -> None:
+    haha = [say(0, FRIEND, "哈哈", id=f"a{i}") for i in range(2)]
+    assert Intake(archive, "a").take(haha).added == 2, "one source's second 哈哈 in a second is a second one"
+    three = [say(0.4, FRIEND, "哈 哈", id=f"b{i}", seq=i + 1) for i in range(3)]
+    intake = Intake(archive, "b")
+    parts = [intake.take([m]) for m in three]
+    assert [(p.added, p.same) for p in parts] == [(0, 1), (0, 1), (1, 0)]
+    again = [Intake(archive, "b").take([m]) for m in three]
+    assert [(p.added, p.same) for p in again] == [(0, 0)] * 3
+    others = [say(0, OTHER, "哈哈", id="c0"), say(1, FRIEND, "哈哈", id="c1"), say(0, FRIEND, "呵呵", id="c2")]
+    assert Intake(archive, "c").take(others).added == 3
+    assert len(texts(archive)) == 6
+
+
+def test_quotes_and_recalls_of_a_second_source_find_the_stored_message(archive: Archive) -> None:
+    first = say(0, FRIEND, "早", id="a1", seq=1)
+    Intake(archive, "a").take([first])
+    intake = Intake(archive, "b")
+    intake.take([replace(first, id="b1")])
+    intake.take([say(9, OTHER, "回", id="b2", reply_to="b1"), say(10, OTHER, "再回", id="b3", reply_to="b2")])
+    assert [m.reply_to for m in archive.history(GROUP)] == [None, "a1", "b2"]
+    assert (intake.stands_as(GROUP, "b1"), intake.stands_as(GROUP, "b2")) == ("a1", "b2")
+
+
+def sent(seconds: float, text: str, *segments: dict[str, Any], **more: Any) -> Message:
+    """A bubble of the twin on the person's own account, as bot/presence.py stores it."""
+    raw = segments or ({"type": "text", "data": {"text": text}},)
+    return say(seconds, ME, text, id=f"live-{seconds}-{text}", seq=5, origin=Origin.TWIN, segments=raw, **more)
+
+
+def test_the_twins_own_words_never_become_the_persons(archive: Archive) -> None:
+    at_segment, quoting = {"type": "at", "data": {"qq": FRIEND}}, {"type": "reply", "data": {"id": "live-0"}}
+    archive.append(
+        [
+            say(0, FRIEND, "在吗", id="live-0", seq=5),
+            sent(2, "在"),
+            sent(2, "在的"),
+            sent(2, "@阿强 早", quoting, at_segment, {"type": "text", "data": {"text": " 早"}}),
+            say(20, ME, "已关闭", id="live-9", origin=Origin.SYSTEM, sender_name=""),
+        ]
+    )  # fmt: skip
+    account = [
+        say(0, FRIEND, "在吗", id="1", seq=5),
+        say(3, ME, "在", id="2", seq=6),
+        say(9, ME, "在的 ", id="3", seq=7),
+        say(15, ME, "@强哥 早", id="4", seq=8, mentions=(FRIEND,)),
+        say(21, ME, "已关闭", id="5", seq=9),
+        say(30, ME, "在", id="6", seq=10),
+        say(31, ME, "我自己说的", id="7", seq=11),
+    ]
+    taken = Intake(archive, "import:ntqq:nt_msg.db").take(account)
+    assert (taken.added, taken.same) == (2, 5)
+    assert [m.text for m in archive.history(GROUP) if m.origin is Origin.HUMAN] == ["在吗", "在", "我自己说的"]
+    again = Intake(archive, "import:ntqq:nt_msg.db").take(account)
+    assert (again.added, again.same) == (0, 0)
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(-59, True), (599, True), (-70, False), (700, False)])
+def test_how_far_from_its_row_what_the_twin_sent_can_lie(archive: Archive, seconds: float, known: bool) -> None:
+    archive.append([sent(1000, "早点睡")])
+    assert Intake(archive, "b").take([say(1000 + seconds, ME, "早点睡", id="1")]).same == int(known)
+
+
+def test_a_history_imported_whole_is_remembered(archive: Archive) -> None:
+    intake = Intake(archive, "a")
+    assert intake.imported("d") is None
+    intake.finished("d", {"messages": 3})
+    intake.finished("d", {"messages": 4})
+    found = intake.imported("d")
+    assert found is not None
+    assert found[1] == {"messages": 3}
+    assert abs((datetime.now(UTC) - found[0]).total_seconds()) < 60
+
+
+def test_a_locked_store_is_told_and_nothing_of_the_batch_is_in(tmp_path: Path) -> None:
+    store = Archive(f"sqlite:///{tmp_path / 'a.db'}")
+    holder = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    intake, said = Intake(store, "a"), [say(i, FRIEND, str(i)) for i in range(3)]
+    with pytest.raises(ArchiveBusy, match=r"a\.db' is busy"):
+        intake.take(said)
+    holder.close()
+    assert intake.take(said).added == 3
+    store.close()

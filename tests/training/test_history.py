@@ -1,0 +1,145 @@
+"""training/history.py over several sources: what two of them tell of is stored once, what was imported is known."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ntqq
+import pytest
+
+from bench import ntqq as qq
+from bot.archive import Archive
+from bot.message import Message, Origin, Scene
+from training import history
+
+GROUP, PRIVATE = Scene("group", str(qq.FIRST_GROUP)), Scene("private", str(qq.FIRST_FRIEND))
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    store = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    yield store
+    store.close()
+
+
+def napcat(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """The same rows as NapCat's events: its own ids, the chat's number beside them in groups."""
+    lines = []
+    for row in rows:
+        private = row["40010"] == 1
+        where = {"message_type": "private"} if private else {"message_type": "group", "group_id": qq.FIRST_GROUP}
+        own = row["40033"] == qq.ME
+        lines.append(
+            {
+                "post_type": "message_sent" if own else "message", "self_id": qq.ME, "user_id": row["40033"], **where,
+                "message_id": row["40001"] * 7919 % (1 << 31), "time": row["40050"], "message": row["words"],
+                "sender": {"nickname": "甲"}, **({} if private else {"real_seq": str(row["40003"])}),
+                **({"target_id": qq.FIRST_FRIEND} if own and private else {}),
+            }
+        )  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def rows(numbers: range) -> list[dict[str, Any]]:
+    """Group and private rows in turn, two in every second; every fifth says the same as the one before."""
+    made = []
+    for n in numbers:
+        words = f"第{n - (n % 20 == 19)}句"
+        build = ntqq.chat if n % 2 else ntqq.say
+        sender = qq.ME if n % 4 == 3 else qq.FIRST_FRIEND
+        row = build(n, words, c40050=qq.START_S + n // 2, c40033=sender, c40013=int(sender == qq.ME))
+        made.append({**row, "words": words})
+    return made
+
+
+def database(path: Path, of: list[dict[str, Any]]) -> Path:
+    return qq.write(path, (r for r in of if r["40010"] == 2), (r for r in of if r["40010"] == 1))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["events first", "database first"])
+def test_a_history_told_by_events_and_by_the_database_is_stored_once(
+    tmp_path: Path, archive: Archive, order: tuple[int, int]
+) -> None:
+    paths = [
+        napcat(tmp_path / "events.jsonl", rows(range(1, 101))), database(tmp_path / "nt_msg.db", rows(range(41, 141))),
+    ]  # fmt: skip
+    results = [history.load(paths[i], archive) for i in order]
+    assert [(r.added, r.same) for r in results] == [(100, 0), (40, 60)]
+    assert len(archive.history(GROUP)) + len(archive.history(PRIVATE)) == 140
+    shown = history.summary(results[1], UTC)
+    assert shown["known_from_elsewhere"] == 60
+    assert "60 known from other sources" in history.in_words(shown, "x", dry_run=False)
+
+
+def test_what_the_twin_said_stays_the_twins_when_its_accounts_history_comes(tmp_path: Path, archive: Archive) -> None:
+    when = datetime.fromtimestamp(qq.START_S + 10, UTC)
+    words = {"type": "text", "data": {"text": "我是孪生"}}
+    archive.append([Message("-5", PRIVATE, str(qq.ME), "我", when, "我是孪生", Origin.TWIN, segments=(words,))])
+    mine = {"c40033": qq.ME, "c40013": 1}
+    path = qq.write(tmp_path / "nt_msg.db", [], [ntqq.chat(12, "我是孪生", **mine), ntqq.chat(40, "我是我", **mine)])
+    assert (history.load(path, archive).added, archive.count([str(qq.ME)])) == (1, 1)
+    assert [(m.text, m.origin) for m in archive.history(PRIVATE)] == [
+        ("我是孪生", Origin.TWIN), ("我是我", Origin.HUMAN),
+    ]  # fmt: skip
+
+
+def test_an_unchanged_history_is_known_and_a_changed_one_read(tmp_path: Path, archive: Archive) -> None:
+    path = database(tmp_path / "nt_msg.db", rows(range(1, 21)))
+    first, second = history.load(path, archive), history.load(path, archive)
+    assert (first.before, second.added) == (None, 0)
+    assert second.before is not None
+    assert (second.messages, second.scenes, second.span) == (first.messages, first.scenes, first.span)
+    assert second.reading.owners == first.reading.owners
+    path.unlink()
+    third = history.load(database(path, rows(range(1, 31))), archive)
+    assert (third.before, third.added) == (None, 10)
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from bot.archive import Archive
+from training import history
+history.BATCH = 50
+history.load(Path(sys.argv[2]), Archive(sys.argv[1]), lambda done, size: print(done, flush=True))
+"""
+
+
+def test_an_import_killed_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = database(tmp_path / "nt_msg.db", rows(range(1, 4001)))
+    url = f"sqlite:///{tmp_path / 'archive.db'}"
+    command = [sys.executable, "-c", _CHILD, url, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdout is not None
+        for _ in range(5):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+    with sqlite3.connect(tmp_path / "archive.db") as store:
+        (stored,) = store.execute("SELECT count(*) FROM messages").fetchone()
+    store.close()
+    assert stored >= 250
+    archive = Archive(url)
+    result = history.load(path, archive)
+    assert (result.before, result.added) == (None, 4000 - stored)
+    assert len(archive.history(GROUP)) == len(archive.history(PRIVATE)) == 2000
+    archive.close()
+
+
+def test_a_large_import_is_fast_and_small(tmp_path: Path, archive: Archive) -> None:
+    talk = list(qq.people_talking(20_000))
+    path = database(tmp_path / "nt_msg.db", talk)
+    started = time.process_time()
+    result = history.load(path, archive)
+    # 0.4 s on an idle machine, after the goal; this asserts only that nothing is quadratic.
+    assert time.process_time() - started < 8
+    assert result.added == 20_000
+    assert archive.scenes()[0].messages > 500
