@@ -117,10 +117,12 @@ async def test_a_poke_is_heard_and_answered_like_words(daemon: Daemon, client: N
     daemon.wait(lambda: [m.text for m in daemon.stored("private:126")][:1] == ["[戳一戳]"])
 
 
-async def test_what_was_read_is_shown_once_where_the_client_cannot(client: NapCat) -> None:
-    for text in ("在吗", "哦"):
-        await client.say(text, user=127)
-        await asyncio.sleep(1.0)
+async def test_what_was_read_is_shown_once_where_the_client_cannot(daemon: Daemon) -> None:
+    async with NapCat(daemon.url, daemon.token, account="3889000775") as client:
+        for text in ("在吗", "吃什么"):
+            await client.say(text, user=127)
+            await client.expect(1)
+        daemon.wait(lambda: len(daemon.outcomes("private:127")) == 2)
     shown = [call["params"] for call in client.calls if call["action"] == "mark_msg_as_read"]
     assert len(shown) == 1, "a client without it is asked once"
     assert isinstance(shown[0]["message_id"], int)
