@@ -15,8 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 from bot.archive import Archive
-from bot.errors import ImportFault
+from bot.errors import ArchiveBusy, ImportFault
 from bot.events import MalformedEvent, message
+from bot.intake import Intake
 from bot.message import Message, Origin, Scene
 from bot.scenes import STATE_KIND
 
@@ -119,12 +120,12 @@ class Backfill:
         client = Client.named(str((await self._ask("get_version_info") or {}).get("app_name", "")))
         account = str((await self._ask("get_login_info") or {}).get("user_id", ""))
         walk = _Walk(self._mark(scene))
-        filled = Filled()
+        filled, intake = Filled(), Intake(self._archive, SOURCE)
         try:
             while (page := await self._page(scene, client, account, walk, filled)) is not None:
                 filled.pages += 1
                 filled.messages += len(page)
-                filled.added += self._stored(page)
+                filled.added += self._stored(intake, page)
                 walk.past(page)
                 filled.oldest = datetime.fromtimestamp(walk.anchor.time, UTC) if walk.anchor else None
                 told(filled)
@@ -173,13 +174,15 @@ class Backfill:
         )
         return replace(made, scene=scene, origin=Origin.TWIN if twins else Origin.HUMAN)
 
-    def _stored(self, page: list[Message]) -> int:
-        added = self._archive.append([m for m in page if m.text], SOURCE)
-        if self._archive.waiting:
+    def _stored(self, intake: Intake, page: list[Message]) -> int:
+        try:
+            taken = intake.take([m for m in page if m.text])
+        except ArchiveBusy as e:
             raise ImportFault(
                 "the archive cannot be written; free disk space or stop what holds it, then backfill again"
-            )
-        return added
+            ) from e
+        self._archive.lost += len(taken.refused)
+        return taken.added
 
     async def _ask(self, action: str) -> Any:
         return (await self._call(action, {})).get("data")

@@ -5,8 +5,8 @@ chat's own running number, it and the second decide. Else sender, second and wor
 once: somebody's second 哈哈 in one second stays a second one.
 
 What the twin sent is known otherwise: its row has the moment and number of what it answered. A message of its account
-is the twin's when it says the same within `SENT_LATE_S` of it; so a later import of the account's history never makes
-the person's words of the twin's.
+is the twin's when it says the same within `SENT_LATE_S` of it (or has the row's number, where that is its own); so a
+later import of the account's history never makes the person's words of the twin's.
 """
 
 import re
@@ -59,7 +59,7 @@ class Stored:
 class Others:
     """The messages of other sources around a stretch of a scene."""
 
-    _by_seq: dict[tuple[int, int], Stored] = field(default_factory=dict)
+    _by_seq: dict[tuple[int, int, str], Stored] = field(default_factory=dict)
     _by_words: dict[tuple[str, int, str], list[Stored]] = field(default_factory=dict)
     _ours: dict[str, list[Stored]] = field(default_factory=dict)
 
@@ -69,11 +69,12 @@ class Others:
         found = cls()
         for one in stored:
             second = one.time_ms // 1000
+            if one.seq is not None:
+                # A row with the number of what it answered has that one's sender never.
+                found._by_seq.setdefault((one.seq, second, one.sender_id if one.sent_by_us else ""), one)
             if one.sent_by_us:
                 found._ours.setdefault(one.sender_id, []).append(one)
                 continue
-            if one.seq is not None:
-                found._by_seq.setdefault((one.seq, second), one)
             words = "" if one.recalled else folded(one.text)
             found._by_words.setdefault((one.sender_id, second, words), []).append(one)
         return found
@@ -88,9 +89,10 @@ class Others:
 
     def _heard(self, message: Message, second: int) -> Stored | None:
         if message.seq is not None:
-            same = self._by_seq.get((message.seq, second))
-            if same is not None and not same.taken:
-                return same
+            for sender in (message.sender_id, ""):
+                same = self._by_seq.get((message.seq, second, sender))
+                if same is not None and not same.taken:
+                    return same
         for words in (folded(message.text), ""):
             for same in self._by_words.get((message.sender_id, second, words), ()):
                 blank = words or same.recalled or not message.text

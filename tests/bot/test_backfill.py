@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from napcat import ACCOUNT, NapCat
 from bot.archive import Archive
 from bot.backfill import COUNT
 from bot.errors import ImportFault
+from bot.events import message
+from bot.intake import Intake
 from bot.message import Message, Origin, Scene
 from bot.scenes import STATE_KIND
 from training.importers import onebotlive
@@ -156,6 +159,14 @@ async def test_what_the_account_said_while_the_twin_was_on_is_never_the_persons(
     found = {m.text: m.origin for m in archive.history(GROUP)}
     assert found == {"第3句": Origin.HUMAN, "第30句": Origin.TWIN}
     assert archive.get(GROUP, str(known)) is not None
+
+
+async def test_what_a_file_told_of_under_other_ids_is_not_added(archive: Archive) -> None:
+    earlier = [replace(message(told(n)), id=f"nt{n}") for n in range(60)]
+    assert Intake(archive, "import:ntqq:nt_msg.db").take(earlier).added == 60
+    assert (await phone(70).fill(archive))["group:20001"]["added"] == 10
+    assert len(texts(archive)) == 70
+    assert (await phone(70).fill(archive))["group:20001"]["added"] == 0
 
 
 async def test_what_the_daemon_recorded_already_is_not_added(archive: Archive) -> None:

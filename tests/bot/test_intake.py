@@ -153,6 +153,15 @@ def test_the_twins_own_words_never_become_the_persons(archive: Archive) -> None:
     assert (again.added, again.same) == (0, 0)
 
 
+def test_a_message_taken_for_the_twins_with_its_own_number_is_known_by_it(archive: Archive) -> None:
+    backfilled = say(0, ME, "@旧名 早", id="b1", seq=7, origin=Origin.TWIN)
+    Intake(archive, "backfill").take([backfilled])
+    account = [replace(backfilled, id="1", text="@新名 早", origin=Origin.HUMAN), say(0, FRIEND, "早", id="2", seq=8)]
+    taken = Intake(archive, "import:ntqq:nt_msg.db").take(account)
+    assert (taken.added, taken.same) == (1, 1)
+    assert texts(archive) == [("@旧名 早", "twin"), ("早", "human")]
+
+
 @pytest.mark.parametrize(("seconds", "known"), [(-59, True), (599, True), (-70, False), (700, False)])
 def test_how_far_from_its_row_what_the_twin_sent_can_lie(archive: Archive, seconds: float, known: bool) -> None:
     archive.append([sent(1000, "早点睡")])
