@@ -352,7 +352,7 @@ def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
     finally:
         archive.close()
     folder = found.folder / sets.FOLDER
-    return sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues)
+    return sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues, settings.corpus)
 
 
 @corpus_app.command("export")

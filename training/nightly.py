@@ -388,7 +388,7 @@ class Night:
             archive.close()
         there = set(sets.stored(self._sets))
         names = [name for name in self.snapshot.get("sets", []) if name in there]
-        return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues)
+        return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues, self.settings.corpus)
 
     @cached_property
     def windows(self) -> list[samples.Window]:

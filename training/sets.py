@@ -11,12 +11,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bot.config import Cleaning
 from bot.errors import TrainingError
 from bot.message import Message, Scene
 from bot.prompt import Exchange
+from bot.shown import as_shown
 from training.corpus import Corpus, SceneCorpus
 from training.dialogue import Dialogue, Turn
 
@@ -72,7 +75,13 @@ def dialogues(folder: Path, name: str) -> Iterator[Dialogue]:
                 raise TrainingError(f"training set {file.name!r} line {number} is broken; import it again") from e
 
 
-def joined(corpus: Corpus, folder: Path, names: Sequence[str], at_most: int | None) -> Corpus:
+def joined(
+    corpus: Corpus,
+    folder: Path,
+    names: Sequence[str],
+    at_most: int | None,
+    rules: Cleaning = Cleaning(),  # noqa: B008 - frozen
+) -> Corpus:
     """A corpus with the dialogues of training sets, each a scene of its own: no context, no silence, no decision.
 
     Args:
@@ -80,6 +89,7 @@ def joined(corpus: Corpus, folder: Path, names: Sequence[str], at_most: int | No
         folder: the persona's `sets` folder.
         names: which sets.
         at_most: dialogues taken; of more, a hash of their content chooses, the same ones as sets are added. None: all.
+        rules: what the model is shown, as of the archive's messages. Answers are not masked: a set was chosen.
 
     Raises:
         TrainingError: a set cannot be read.
@@ -87,15 +97,20 @@ def joined(corpus: Corpus, folder: Path, names: Sequence[str], at_most: int | No
     if not names:
         return corpus
     taken, found = _sampled(folder, names, at_most)
+    parts = [part for dialogue in taken if (part := _scene(dialogue, rules)).exchanges]
     digest = hashlib.sha256(corpus.fingerprint.encode())
-    for dialogue in taken:
-        digest.update(dialogue.id.encode())
+    for part in parts:
+        digest.update((part.system or "").encode())
+        for message in (m for e in part.exchanges for m in (*e.heard, *e.said)):
+            digest.update(f"{message.id}\0{message.text}\0\0".encode())
     counts = {
-        "sets": len(names), "set_dialogues": len(taken), "set_answers": sum(d.answers for d in taken),
+        "sets": len(names), "set_dialogues": len(parts),
+        "set_answers": sum(bool(e.said) for part in parts for e in part.exchanges),
         "set_dialogues_left_out": found - len(taken),
     }  # fmt: skip
-    scenes = [*corpus.scenes, *map(_scene, taken)]
-    return replace(corpus, scenes=scenes, fingerprint=digest.hexdigest(), counts={**corpus.counts, **counts})
+    return replace(
+        corpus, scenes=[*corpus.scenes, *parts], fingerprint=digest.hexdigest(), counts={**corpus.counts, **counts}
+    )
 
 
 def _sampled(folder: Path, names: Sequence[str], at_most: int | None) -> tuple[list[Dialogue], int]:
@@ -114,22 +129,25 @@ def _sampled(folder: Path, names: Sequence[str], at_most: int | None) -> tuple[l
     return [dialogue for _, dialogue in sorted(kept.values(), key=lambda x: x[0])], found
 
 
-def _scene(dialogue: Dialogue) -> SceneCorpus:
+def _scene(dialogue: Dialogue, rules: Cleaning) -> SceneCorpus:
     # Dialogues of one question share their scene, and with it the split.
     scene = Scene("private", f"set:{dialogue.question}")
     exchanges: list[Exchange] = []
-    for number, (side, text) in enumerate(dialogue.turns):
-        bubbles = [
-            Message(f"{dialogue.id}-{number}-{n}", scene, side, "", _NO_TIME, bubble)
-            for n, bubble in enumerate(text.split("\n"))
-            if text
-        ]
-        if side == "user":
-            exchanges.append(Exchange(heard=bubbles))
-        else:
-            exchanges[-1].said = bubbles
+    for number, (asked, answered) in enumerate(pairwise(dialogue.turns)):
+        if asked.side == "user":
+            heard, said = (_bubbles(f"{dialogue.id}-{number}", scene, turn, rules) for turn in (asked, answered))
+            if heard:
+                exchanges.append(Exchange(heard=heard, said=said))
     no = [False] * len(exchanges)
     return SceneCorpus(
         scene, "", exchanges, no, no, [None] * len(exchanges), [dialogue.question] * len(exchanges), {}, of_set=True,
         system=dialogue.system or None,
     )  # fmt: skip
+
+
+def _bubbles(key: str, scene: Scene, turn: Turn, rules: Cleaning) -> list[Message]:
+    told = (
+        as_shown(Message(f"{key}-{turn.side}-{n}", scene, turn.side, "", _NO_TIME, bubble), rules)
+        for n, bubble in enumerate(turn.text.split("\n"))
+    )
+    return [message for message in told if message.text.strip()]

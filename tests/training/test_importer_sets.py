@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.errors import ImportFault
+from training import history
 from training.dialogue import TURN_MAX, Turn, mended, without_denial
 from training.importers import rolebench
 from training.importers.records import DEPTH_MAX, LINE_MAX, records
@@ -90,6 +91,16 @@ def test_every_format_is_known_by_its_keys_and_read_in_any_layout(
     found, reading = read(file)
     assert found == [turns, turns]
     assert not reading.skipped
+
+
+@pytest.mark.parametrize(("title", "record", "turns"), FORMATS)
+@pytest.mark.parametrize("jsonl", [False, True])
+def test_no_chat_log_takes_a_training_set_for_its_own(
+    tmp_path: Path, title: str, record: Any, turns: Any, jsonl: bool
+) -> None:
+    file = written(tmp_path, lines(record, record) if jsonl else [record, record])
+    with pytest.raises(ImportFault, match=rf"is a training set \({title}\)"):
+        history.recognised(file)
 
 
 def test_the_table_of_formats_names_every_alias() -> None:

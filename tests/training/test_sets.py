@@ -13,7 +13,7 @@ from chats import FRIEND, ME, say
 from tokenizers import Tokenizer
 
 from bot.archive import Archive
-from bot.config import Conversation, Paths, Settings, Training
+from bot.config import Cleaning, Conversation, Paths, Settings, Training
 from bot.errors import ImportFault, TrainingError
 from bot.persona import Manifest, Personas, new_persona, sha256
 from bot.prompt import FORMATS
@@ -222,6 +222,22 @@ def test_a_sets_own_prompt_is_trained_only_where_it_is_kept(tmp_path: Path) -> N
     (window,), tokenizer = windows(learned(tmp_path, folder))
     text = tokenizer.text(window.ids)
     assert ("你是孙悟空。\n\n问题0" in text, "小满" in text, "QQ" in text) == (True, False, False)
+
+
+def test_a_set_is_shown_to_the_model_as_the_archive_is(tmp_path: Path) -> None:
+    file, folder = tmp_path / "set.jsonl", tmp_path / "sets"
+    rows = [{"prompt": "号码多少\n[图片]", "response": "13812345678"}, {"prompt": "[图片]", "response": "好看"}]
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    take(file, folder)
+    redacted = learned(tmp_path, folder)
+    found, tokenizer = windows(redacted)
+    assert "号码多少\n[图片]<end_of_turn>\n<start_of_turn>model\n[手机号]⏹" in tokenizer.text(found[0].ids)
+    plain = Cleaning(redact=False, strip_placeholders=True)
+    stripped = sets.joined(empty(tmp_path), folder, sets.stored(folder), None, plain)
+    (window,), tokenizer = windows(stripped)
+    assert "号码多少<end_of_turn>\n<start_of_turn>model\n13812345678⏹" in tokenizer.text(window.ids)
+    assert [x.counts["set_answers"] for x in (redacted, stripped)] == [2, 1], "what says nothing then asks nothing"
+    assert redacted.fingerprint != stripped.fingerprint
 
 
 def test_splits_are_drawn_by_what_is_asked_and_stay(tmp_path: Path) -> None:
