@@ -68,7 +68,7 @@ def unpack(personas: Personas, file: Path, name: str | None = None) -> Version:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            return _unpack(personas, archive, name, f"bundle {file.name!r}")
+            return unpack_open(personas, archive, name, f"bundle {file.name!r}")
     except FileNotFoundError as e:
         raise PersonaError(f"there is no bundle {str(file)!r}") from e
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
@@ -77,7 +77,8 @@ def unpack(personas: Personas, file: Path, name: str | None = None) -> Version:
         raise PersonaError(f"bundle {file.name!r} cannot be unpacked ({e.strerror}); is there room?") from e
 
 
-def _unpack(personas: Personas, archive: zipfile.ZipFile, name: str | None, label: str) -> Version:
+def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, label: str) -> Version:
+    """`unpack` of an open archive, called `label` in errors."""
     found = {info.filename: info for info in archive.infolist()}
     head = _json(archive, found, _BUNDLE_FILE, label)
     if head.get("layout") != _LAYOUT:

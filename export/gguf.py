@@ -112,7 +112,8 @@ def _converter(known: Any, vocabulary: dict[str, Field], about: About) -> Any:
 def _put(writer: gguf.GGUFWriter, about: About) -> None:
     # The converter guesses names from the folder's: what it wrote is replaced.
     keys = writer.kv_data[0]
-    for key in [k for k in keys if k.startswith(("general.name", "general.basename", "general.base_model."))]:
+    guessed = ("general.name", "general.basename", "general.finetune", "general.version", "general.base_model.")
+    for key in [k for k in keys if k.startswith(guessed)]:
         del keys[key]
     writer.add_name(about.name)
     writer.add_base_model_count(1)

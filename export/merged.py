@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bot.persona import MANIFEST_FILE, Manifest, sha256
+from bot.checksum import sha256
+from bot.persona import MANIFEST_FILE, MODEL_FILE, Manifest
 from export import gguf, merge, place, proof
 from export.metadata import fields
 from export.quantize import Imatrix, kind_of, quantize, require
@@ -15,7 +16,7 @@ from export.reference import Reference
 from export.template import jinja
 from export.tensors import checkpoint_tensors
 
-MODEL_FILE, PARITY_FILE = "model.gguf", "parity.json"
+PARITY_FILE = "parity.json"
 IMATRIX_TOKENS_MAX = 16_384
 """Tokens an importance matrix is made of at most: Q2_K came out the same with 10,000 and 10 million tokens of Wikitext
 (llama.cpp's tools/perplexity/README.md)."""

@@ -15,10 +15,9 @@ from pydantic import ValidationError
 
 from bot.errors import ExportError
 from bot.message import Scene
-from bot.persona import LORA_FILE, MANIFEST_FILE, Manifest, Sampling
+from bot.persona import LORA_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, Sampling
 from bot.prompt import FORMATS, ChatFormat, scene_line
 from export import place
-from export.merged import MODEL_FILE
 from export.metadata import fields
 from export.template import go, jinja
 
@@ -49,7 +48,7 @@ class Source:
     @property
     def system(self) -> str:
         """The system prompt as a private chat has it."""
-        return f"{self.manifest.system_prompt}\n{scene_line(Scene('private', ''), '')}"
+        return f"{self.manifest.system_prompt}\n{scene_line(Scene('private', '0'), '')}"
 
 
 def source(folder: Path, base: Path, base_sha256: str) -> Source:

@@ -14,9 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from bot.checksum import sha256
 from bot.errors import ExportError, TwinError
 from bot.llama import BASE_KEY
-from bot.persona import Base, Manifest, sha256
+from bot.persona import Base, Manifest
 from bot.prompt import FORMATS, Piece, encode
 from export import gguf as converter
 from export import lora, merge, merged, proof
