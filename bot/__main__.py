@@ -433,9 +433,11 @@ def export_lora(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
-    from export import lora, proof
+    from export import lora
 
     precision = lora.precision_of(kind)
+    from export import proof
+
     night = _night(config.load(config_path), persona, config_path, run_folder)
     if out is None and precision == "f16":
         found = night.prove()
@@ -443,7 +445,9 @@ def export_lora(
         proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
         return
     file = out or run_folder / f"lora-{precision}.gguf"
-    made = lora.prove(night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force)
+    made = proof.prove_lora(
+        night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
+    )
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
 
 
@@ -481,9 +485,11 @@ def export_gguf(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """The LoRA merged into its base as one GGUF, proven equal, in a folder that `twin persona publish` takes."""
-    from export import merged, quantize
+    from export import quantize
 
     quantize.require(kind, imatrix=imatrix)
+    from export import merged
+
     night = _night(config.load(config_path), persona, config_path, run_folder)
     target = out or run_folder / f"merged-{kind.lower()}"
     about = merged.about(

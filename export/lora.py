@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bot.errors import ExportError
 from bot.llama import BASE_KEY
 from bot.persona import Base
-from export import deltas, place, proof
+from export import deltas, place
 from export.tensors import Array
 
 Precision = Literal["f16", "f32", "q8_0"]
@@ -95,31 +95,6 @@ def export(
         _write(beside, halves, found.alpha, base, precision)
         _check_written(beside, halves, found.alpha, base, label)
     return Exported(out, found.rank, found.alpha, len(found.parts))
-
-
-def prove(
-    trained: proof.Trained, model: Path, base: Base, out: Path, precision: Precision, held_out: proof.HeldOut, *,
-    force: bool,
-) -> proof.Proof:  # fmt: skip
-    """`export`, with the proof; a file that does not pass is not kept.
-
-    Args:
-        trained: the run's result.
-        model: the base GGUF.
-        base: the same, as the file will name it.
-        out: the file.
-        precision: of the tensors.
-        held_out: what the proof asks.
-        force: replace what lies at `out`.
-
-    Raises:
-        ExportError: as `export`; or the file is not what was trained.
-    """
-    with place.written(out, 0, force=force) as beside:
-        export(trained.peft, trained.checkpoint, base, beside, precision)
-        found = proof.prove(trained, model, beside, held_out)
-        proof.require_passed(found.parity, f"{out.name!r}")
-    return found
 
 
 def precision_of(name: str) -> Precision:

@@ -3,7 +3,7 @@
 Modelfile: https://docs.ollama.com/modelfile. vLLM takes PEFT's files as they are: https://docs.vllm.ai (LoRA adapters).
 To be answered as in QQ a client must do the rest itself: open a conversation with `【周五 23:10】`, put one bubble a
 line, in groups `昵称：` before each, and send a silence as an empty assistant message. Neither server was run here; the
-templates were.
+templates were, the Go one in Go 1.27's text/template with Ollama's data.
 """
 
 import json

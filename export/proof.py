@@ -13,8 +13,9 @@ from tokenizers import Tokenizer as HFVocabulary
 
 from bot.errors import ExportError
 from bot.llama import Model, Scorer
+from bot.persona import Base
 from bot.prompt import ChatFormat, Piece, Tokenizer
-from export import parity, template
+from export import lora, parity, place, template
 from export.merge import bos_text
 from export.metadata import fields
 from export.quantize import KINDS
@@ -70,23 +71,23 @@ class Proof:
     texts: tuple[tuple[str, str], ...]
 
 
-def prove(trained: Trained, model: Path, lora: Path | None, held_out: HeldOut) -> Proof:
+def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut) -> Proof:
     """Compare what was trained with what will be served.
 
     Args:
         trained: one side.
         model: the other: the base GGUF, or a merged one.
-        lora: the LoRA GGUF on the base; None where `model` is merged.
+        adapter: the LoRA GGUF on the base; None where `model` is merged.
         held_out: what both are asked.
 
     Raises:
         ExportError: the checkpoint or LoRA cannot be loaded, or there is nothing held out.
         EngineError: llama.cpp cannot load the export: no vocabulary without an end of turn gets this far.
     """
-    scorer = Scorer(model, lora, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads)
+    scorer = Scorer(model, adapter, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads)
     try:
         end, ends = scorer.model.end_id, scorer.model.ends
-        vocabulary = _vocabulary(trained, scorer.model, held_out.pieces, merged=lora is None)
+        vocabulary = _vocabulary(trained, scorer.model, held_out.pieces, merged=adapter is None)
         served = parity.scores(scorer, held_out.passages, end)
         theirs = [scorer.greedy(ids, GREEDY_TOKENS, ends) for ids in held_out.prompts]
     finally:
@@ -101,9 +102,34 @@ def prove(trained: Trained, model: Path, lora: Path | None, held_out: HeldOut) -
     say = _vocabulary_of(trained.checkpoint).decode
     texts = tuple((say(a), say(b)) for a, b in zip(ours, theirs, strict=True))
     found = parity.compare(
-        known, served, vocabulary, kind=kind_of_file(model), merged=lora is None, greedy=texts, loss_nf4=nf4
+        known, served, vocabulary, kind=kind_of_file(model), merged=adapter is None, greedy=texts, loss_nf4=nf4
     )
     return Proof(found, texts)
+
+
+def prove_lora(
+    trained: Trained, model: Path, base: Base, out: Path, precision: lora.Precision, held_out: HeldOut, *,
+    force: bool,
+) -> Proof:  # fmt: skip
+    """Write a LoRA GGUF, with the proof; a file that does not pass is not kept.
+
+    Args:
+        trained: the run's result.
+        model: the base GGUF.
+        base: the same, as the file will name it.
+        out: the file.
+        precision: of the tensors.
+        held_out: what the proof asks.
+        force: replace what lies at `out`.
+
+    Raises:
+        ExportError: as `lora.export`; or the file is not what was trained.
+    """
+    with place.written(out, 0, force=force) as beside:
+        lora.export(trained.peft, trained.checkpoint, base, beside, precision)
+        found = prove(trained, model, beside, held_out)
+        require_passed(found.parity, f"{out.name!r}")
+    return found
 
 
 def require_passed(found: parity.Parity, what: str) -> None:

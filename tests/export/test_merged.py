@@ -119,7 +119,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_trained_and_exported_as_lora_is_the_same_model(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "lora.gguf"
-    found = lora.prove(run.trained, run.tiny.gguf, run.base, out, "f16", run.held_out, force=False)
+    found = proof.prove_lora(run.trained, run.tiny.gguf, run.base, out, "f16", run.held_out, force=False)
     parity = found.parity
     assert (parity.passed, parity.kind, parity.merged) == (True, "F16", False)
     assert abs(parity.loss_gap) < 0.005
