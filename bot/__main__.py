@@ -31,6 +31,11 @@ app.add_typer(export_app, name="export")
 ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; paths in it count from its folder.")]
 PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, as `twin train` printed it.")]
+VersionArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A version's folder, a run a night has judged, or its merged one.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what lies there.")]
 CONFIG = Path("bot.toml")
 BENCHES = {
     "first-light": "first_light",
@@ -40,6 +45,7 @@ BENCHES = {
     "pairing": "pairing",
     "import": "imports",
     "fuzz-import": "fuzz_import",
+    "export": "exporting",
 }
 """Modules of bench/ by name."""
 
@@ -417,14 +423,123 @@ def train(
 
 @export_app.command("lora")
 def export_lora(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder, as `twin train` printed it.")],
+    run_folder: RunArgument,
+    kind: Annotated[str, typer.Option("--type", help="f16, f32 or q8_0.")] = "f16",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default: lora.gguf, or lora-TYPE.gguf, in the run.")
+    ] = None,
+    force: ForceOption = False,
     persona: PersonaOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
+    from export import lora
+
+    precision = lora.precision_of(kind)
+    from export import proof
+
     night = _night(config.load(config_path), persona, config_path, run_folder)
-    night.export()
-    _show(night.prove().model_dump(), True)
+    if out is None and precision == "f16":
+        found = night.prove()
+        _show_proof(found.model_dump(mode="json"), night.texts)
+        proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
+        return
+    file = out or run_folder / f"lora-{precision}.gguf"
+    made = proof.prove_lora(
+        night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
+    )
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+
+
+@export_app.command("merge")
+def export_merge(
+    run_folder: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: merged in the run.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The LoRA merged into the base's weights: a Hugging Face checkpoint with tokenizer and chat template."""
+    from bot import doctor
+    from export import merge
+
+    night = _night(config.load(config_path), persona, config_path, run_folder)
+    trained, target = night.trained, out or run_folder / "merged"
+    with doctor.progress_bar("merge") as progress:
+        merge.merge(trained.peft, trained.checkpoint, trained.format, target, progress, force=force)
+    typer.echo(f"checkpoint: {target}")
+
+
+@export_app.command("gguf")
+def export_gguf(
+    run_folder: RunArgument,
+    kind: Annotated[str, typer.Option("--type", help="F16, BF16, F32, or a llama.cpp type from Q8_0 to IQ1_S.")] = (
+        "Q4_K_M"
+    ),
+    imatrix: Annotated[
+        bool, typer.Option("--imatrix", help="With an importance matrix of the held-out tune chats.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: merged-TYPE in the run.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The LoRA merged into its base as one GGUF, proven equal, in a folder that `twin persona publish` takes."""
+    from export import quantize
+
+    quantize.require(kind, imatrix=imatrix)
+    from export import merged
+
+    night = _night(config.load(config_path), persona, config_path, run_folder)
+    target = out or run_folder / f"merged-{kind.lower()}"
+    about = merged.about(
+        night.trained, night.base_path, night.base_sha256, night.persona.spec.display_name,
+        f"{run_folder.resolve().name}-{kind.lower()}", night.learned.counts,
+    )  # fmt: skip
+    made = merged.export(
+        night.trained, night.base_path, about, kind, target, night.held_out, night.progress,
+        imatrix=night.tune_texts if imatrix else None, manifest=night.manifest, force=force,
+    )  # fmt: skip
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    where = f"{target} (publish it: twin persona publish {night.persona.name} {target})"
+    typer.echo(
+        where if night.manifest else f"{target} (no night has judged the run, so it cannot be published)", err=True
+    )
+
+
+@export_app.command("modelfile")
+def export_modelfile(
+    folder: VersionArgument,
+    out: Annotated[Path | None, typer.Option(help="The file; default: Modelfile in the folder.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → an Ollama Modelfile with the prompt it was trained with."""
+    from export import modelfile
+
+    settings = config.load(config_path)
+    spec = _personas(settings).find(persona or settings.chat.persona).spec
+    found = modelfile.source(folder, *_base(settings, config_path))
+    file = modelfile.ollama(found, spec.sampling, out or folder / "Modelfile", force=force)
+    typer.echo(f"{file}; then: ollama create NAME -f {file}")
+
+
+@export_app.command("vllm")
+def export_vllm(
+    folder: VersionArgument,
+    out: Annotated[Path | None, typer.Option(help="The folder to make; default: vllm in FOLDER.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → a LoRA folder for vLLM, with the start command in its README."""
+    from export import modelfile
+
+    settings = config.load(config_path)
+    name = _personas(settings).find(persona or settings.chat.persona).name
+    found = modelfile.source(folder, *_base(settings, config_path))
+    typer.echo(f"{modelfile.vllm(found, name, out or folder / 'vllm', force=force)}: read its README.md")
 
 
 @app.command(name="eval")
@@ -550,6 +665,39 @@ def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
         typer.echo(f"{version}: ok ({verified.manifest.kind})")
 
 
+@persona_app.command("pack")
+def persona_pack(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Version; default: the one serving.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; default: NAME-VERSION.qqtwin here.")] = None,
+    force: ForceOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → one file for another machine. It holds QQ numbers and what was learned: mind who gets it."""
+    from bot import bundle
+
+    personas = _personas(config.load(config_path))
+    chosen = version or personas.current(personas.find(name).name)
+    file = bundle.pack(personas, name, chosen, out or Path(f"{name}-{chosen}{bundle.SUFFIX}"), force=force)
+    typer.echo(f"packed {file}")
+
+
+@persona_app.command("unpack")
+def persona_unpack(
+    file: Annotated[Path, typer.Argument(help="A file that `twin persona pack` made.")],
+    name: Annotated[str | None, typer.Option(help="Folder name here; default: the one it had.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Check a bundle's hashes and base, then make its version current; an existing persona.toml is kept."""
+    from bot import bundle
+    from bot.persona import Personas
+
+    settings = config.load(config_path)
+    _, base_sha256 = _base(settings, config_path)
+    version = bundle.unpack(Personas(_personas(settings).root, base_sha256), file, name)
+    typer.echo(f"current: {version.name}")
+
+
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
@@ -614,6 +762,19 @@ def _tell_current(version: "Version") -> None:
     typer.echo(f"current: {version.name} ({version.manifest.kind})")
 
 
+def _show_proof(figures: dict[str, Any], texts: Any) -> None:
+    """A proof's figures with the greedy answers of both sides."""
+    _show({**figures, "greedy_texts": [{"trained": a, "served": b} for a, b in texts]}, True)
+
+
+def _base(settings: config.Settings, path: Path) -> tuple[Path, str]:
+    """The base GGUF and its hash."""
+    from bot import base, checksum
+
+    found = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
+    return found, checksum.digest(found)
+
+
 def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.Settings:
     checked = config.Training.model_validate({**settings.training.model_dump(), **update})
     return settings.model_copy(update={"training": checked})
@@ -622,7 +783,7 @@ def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.
 def _night(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":
-    from bot import base, checksum, doctor, log
+    from bot import doctor, log
     from bot.twin import install_shipped
 
     doctor.require_training()
@@ -632,9 +793,8 @@ def _night(
     install_shipped(settings.data / "personas")
     from training.nightly import Night
 
-    base_path = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
     name = persona or settings.chat.persona
-    return Night(settings, name, base_path, checksum.digest(base_path), progress or doctor.plain_progress(), run)
+    return Night(settings, name, *_base(settings, path), progress or doctor.plain_progress(), run)
 
 
 def main() -> None:

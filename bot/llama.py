@@ -513,6 +513,20 @@ class Scorer:
                 out[rows[i]] = log_probs(logits[row], [wanted[n][1] for n in rows[i]])
         return out
 
+    def greedy(self, ids: Sequence[int], n: int, ends: frozenset[int]) -> list[int]:
+        """The likeliest token after `ids`, again and again: `n` at most, up to and with the first of `ends`."""
+        context = self._context
+        context.keep(0, 0)
+        said: list[int] = []
+        for start in range(0, len(ids), context.n_batch):
+            part = ids[start : start + context.n_batch]
+            context.decode([(t, 0, start + i, start + i == len(ids) - 1) for i, t in enumerate(part)])
+        while True:
+            said.append(int(context.logits(1)[0].argmax()))
+            if len(said) >= n or said[-1] in ends:
+                return said
+            context.decode([(said[-1], 0, len(ids) + len(said) - 1, True)])
+
 
 def _never() -> bool:
     return False

@@ -1,8 +1,7 @@
-"""Checkpoint + PEFT LoRA against base GGUF + LoRA GGUF: are they the same model? Tokens, loss and silence.
+"""What was trained against what will be served: are they the same model? The figures, and the limits they must keep.
 
-What was trained and what will be served must give the same ids for every text, nearly the same held-out loss and
-nearly the same P(silent). The reference side is transformers in float32, unquantized, with logits at wanted positions
-only (all logits of a 262,144-word vocabulary would take gigabytes); the served side is `bot.llama.Scorer`.
+`export.proof` measures both sides. Judged are token ids, the end of a turn, where answers stop, the template, the mean
+held-out loss, P(silent), and single tokens; greedy texts are shown.
 """
 
 from __future__ import annotations
@@ -10,26 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, computed_field
-from transformers import AutoModelForCausalLM
 
 from bot.errors import ExportError
 from bot.prompt import ChatFormat, Piece, Tokenizer, clean
+from export.probes import PROBES
+from export.quantize import KINDS
 
 LOSS_GAP_MAX = 0.03
-"""Nats per token between served and trained. On a Q4_K_M Gemma 270M 0.016 was measured, on F16 0.0001; single tokens
-differ by 0.14 on average in the quantized file, mostly from quantized activations, so only the mean is judged."""
+"""Nats per token between trained and served, with the same weights. With a LoRA on a Q4_K_M Gemma 270M 0.016 was
+measured, on F16 0.0001."""
+PUBLISHED_FACTOR = 2
+"""A merged model may lose this many times what its type costs an 8B model, on top: small models lose more."""
 SILENCE_GAP_MAX = 0.02
 """Mean |ΔP(silent)|: a decision should not hang on which library asked."""
-_CHUNK = 64
-"""Positions whose logits are held at once; 64 of 262,144 words are 67 MB."""
+TOKEN_GAP_MAX, TOKEN_GAP_MAX_QUANTIZED = 0.02, 0.25
+"""Mean |Δ log p| of single tokens with the same weights on both sides. Unquantized 0.002 to 0.005 were measured; in a
+quantized base 0.05 to 0.14, mostly from quantized activations, and 0.49 with the rows of q and k permuted wrongly, of
+which the mean loss shows 0.035. Of a model quantized anew it is only shown."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,11 +47,14 @@ class Passage:
         ids: token ids.
         wanted: indices in `ids` of held-out label tokens, ascending, ≥ 1.
         decisions: indices in `ids` where an answer begins or end-of-turn stands, ascending, ≥ 1.
+        heard: indices in `ids` of some tokens that are no labels, ascending, ≥ 1. Of words learned by heart nothing
+            moves the probability; of what others say, a wrong projection does.
     """
 
     ids: tuple[int, ...]
     wanted: tuple[int, ...]
     decisions: tuple[int, ...] = ()
+    heard: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,12 @@ class Scores:
     Args:
         log_p: of every wanted token, in order (nats).
         p_silent: at every decision, in order.
+        heard: log p of every heard token, in order (nats).
     """
 
     log_p: Floats
     p_silent: Floats
+    heard: Floats
 
     @property
     def loss(self) -> float:
@@ -71,31 +77,62 @@ class Scores:
         return float(-self.log_p.mean()) if len(self.log_p) else math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What comparing ids, ends and templates found.
+
+    Args:
+        pieces: texts whose ids were compared.
+        pieces_differing: those with other ids.
+        end_equal: end-of-turn is one token, and the same.
+        stops_differing: tokens that end an answer on one side alone.
+        templates_differing: probes that the exported chat template renders otherwise than `bot.prompt`.
+    """
+
+    pieces: int
+    pieces_differing: int
+    end_equal: bool
+    stops_differing: int = 0
+    templates_differing: int = 0
+
+
 class Parity(BaseModel):
     """The measured difference between what was trained and what is served."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
+    kind: str
+    """Type of the served weights, such as Q4_K_M."""
+    merged: bool
+    """Whether the LoRA is in the weights; else it is applied to the base that was trained on."""
     pieces: int
     """Texts whose ids were compared."""
     pieces_differing: int
     """Texts with other ids."""
     end_equal: bool
     """End-of-turn is one token, and the same."""
+    stops_differing: int
+    """Tokens that end an answer on one side alone."""
+    templates_differing: int
+    """Probes that the exported chat template renders otherwise."""
     n_tokens: int
     """Held-out tokens compared."""
     loss_trained: float
     """Checkpoint + PEFT LoRA, unquantized, in transformers (nats per token)."""
     loss_served: float
-    """Base GGUF + LoRA GGUF in llama.cpp (nats per token)."""
+    """What is exported, in llama.cpp (nats per token)."""
     loss_gap_se: float
     """Standard error of their difference, tokens taken as independent (nats)."""
     token_gap: float
-    """Mean |Δ log p| of single tokens; shown, not judged (nats)."""
+    """Mean |Δ log p| of single tokens, heard ones among them; judged where the weights are the same (nats)."""
     n_decisions: int
     """Decision points compared."""
     silence_gap: float | None
     """Mean |ΔP(silent)|; None without decision points."""
+    greedy: int = 0
+    """Answers written greedily on both sides."""
+    greedy_equal: int = 0
+    """Those with the same words; shown, not judged: one rounding turns the rest of a text."""
     loss_nf4: float | None = None
     """NF4 base + LoRA as it was trained, where it was; shown beside, not judged (nats per token)."""
 
@@ -105,6 +142,18 @@ class Parity(BaseModel):
         """Served less trained (nats per token)."""
         return self.loss_served - self.loss_trained
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def loss_gap_published(self) -> float | None:
+        """What quantizing to this type is known to cost an 8B model; None where no weight was quantized anew (nats)."""
+        return KINDS[self.kind].published_nats if self.merged and self.kind in KINDS else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def loss_gap_limit(self) -> float:
+        """What `loss_gap` may be, up or down (nats per token)."""
+        return LOSS_GAP_MAX + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+
     @property
     def faults(self) -> list[str]:
         """What is over a limit; empty when equal. A figure that is no number is a fault."""
@@ -113,11 +162,35 @@ class Parity(BaseModel):
             found.append(f"{self.pieces_differing} of {self.pieces} texts have other token ids")
         if not self.end_equal:
             found.append("end-of-turn is not one and the same token")
-        if not abs(self.loss_gap) <= LOSS_GAP_MAX:
-            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token (limit {LOSS_GAP_MAX})")
-        if self.silence_gap is not None and not self.silence_gap <= SILENCE_GAP_MAX:
-            found.append(f"P(silent) differs by {self.silence_gap:.4f} on average (limit {SILENCE_GAP_MAX})")
+        if self.stops_differing:
+            found.append(f"{self.stops_differing} tokens end an answer on one side alone")
+        if self.templates_differing:
+            found.append(
+                f"the chat template renders {self.templates_differing} probes otherwise than they were trained"
+            )
+        if not abs(self.loss_gap) <= self.loss_gap_limit:
+            limit = f"{self.loss_gap_limit:.3f}"
+            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token (limit {limit})")
+        if self.token_gap_limit is not None and not self.token_gap <= self.token_gap_limit:
+            found.append(f"single tokens differ by {self.token_gap:.4f} nats on average (limit {self.token_gap_limit})")
+        if self.silence_gap is not None and not self.silence_gap <= self.silence_gap_limit:
+            limit = f"{self.silence_gap_limit:.3f}"
+            found.append(f"P(silent) differs by {self.silence_gap:.4f} on average (limit {limit})")
         return found
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def token_gap_limit(self) -> float | None:
+        """What `token_gap` may be (nats); None where the weights were quantized anew."""
+        if self.kind in ("F32", "F16", "BF16"):
+            return TOKEN_GAP_MAX
+        return None if self.merged else TOKEN_GAP_MAX_QUANTIZED
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def silence_gap_limit(self) -> float:
+        """What `silence_gap` may be: a probability moves by no more than a quarter of its log-odds."""
+        return SILENCE_GAP_MAX + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0) / 4
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -129,17 +202,22 @@ class Parity(BaseModel):
 def compare(
     trained: Scores,
     served: Scores,
-    ids: tuple[int, int],
-    end_equal: bool,
+    vocabulary: Vocabulary,
+    *,
+    kind: str,
+    merged: bool,
+    greedy: Sequence[tuple[str, str]] = (),
     loss_nf4: float | None = None,
 ) -> Parity:
     """The figures from both sides' scores.
 
     Args:
-        trained: `trained_scores` of the unquantized checkpoint with the PEFT LoRA.
-        served: `served_scores` over the same passages.
-        ids: `differing_pieces`' result: texts compared, texts with other ids.
-        end_equal: `same_end`'s result.
+        trained: of the unquantized checkpoint with the PEFT LoRA.
+        served: over the same passages.
+        vocabulary: what else was compared.
+        kind: type of the served weights.
+        merged: whether the LoRA is in them.
+        greedy: (trained, served) texts.
         loss_nf4: loss of the NF4 base + LoRA, where training used one.
 
     Raises:
@@ -154,19 +232,26 @@ def compare(
         raise ExportError("parity has no held-out token to compare; import more history, so that some is held out")
     with np.errstate(invalid="ignore"):  # infinities end as NaN, which is over every limit
         difference = trained.log_p - served.log_p
+        heard = trained.heard - served.heard
         error = float(difference.std() / math.sqrt(n))
     decisions = len(trained.p_silent)
     return Parity(
-        pieces=ids[0],
-        pieces_differing=ids[1],
-        end_equal=end_equal,
+        kind=kind,
+        merged=merged,
+        pieces=vocabulary.pieces,
+        pieces_differing=vocabulary.pieces_differing,
+        end_equal=vocabulary.end_equal,
+        stops_differing=vocabulary.stops_differing,
+        templates_differing=vocabulary.templates_differing,
         n_tokens=n,
         loss_trained=trained.loss,
         loss_served=served.loss,
         loss_gap_se=error,
-        token_gap=float(np.abs(difference).mean()),
+        token_gap=float(np.abs(np.concatenate([difference, heard])).mean()),
         n_decisions=decisions,
         silence_gap=float(np.abs(trained.p_silent - served.p_silent).mean()) if decisions else None,
+        greedy=len(greedy),
+        greedy_equal=sum(ours == theirs for ours, theirs in greedy),
         loss_nf4=loss_nf4,
     )
 
@@ -188,93 +273,27 @@ def same_end(fmt: ChatFormat, trained: Tokenizer, served: Tokenizer) -> bool:
     return ours == theirs and len(ours) == 1
 
 
-def served_scores(scorer: _Measure, passages: Sequence[Passage], end_id: int) -> Scores:
-    """Scores in llama.cpp.
+def scores(model: _Measure, passages: Sequence[Passage], end_id: int) -> Scores:
+    """One side's scores.
 
     Args:
-        scorer: a `bot.llama.Scorer` with the LoRA.
+        model: a `bot.llama.Scorer` with the LoRA or the merged model, or an `export.reference.Reference`.
         passages: held-out windows.
         end_id: end-of-turn.
     """
-    return _gathered(scorer.log_probs, passages, end_id)
-
-
-def trained_scores(
-    checkpoint: Path, peft: Path | None, passages: Sequence[Passage], end_id: int, quantization: Any = None
-) -> Scores:
-    """Scores in transformers, float32 on the CPU.
-
-    Args:
-        checkpoint: the Hugging Face checkpoint that was trained on.
-        peft: the trained LoRA; None for the bare checkpoint.
-        passages: held-out windows.
-        end_id: end-of-turn.
-        quantization: a transformers quantization config, to see what NF4 adds; None: unquantized.
-
-    Raises:
-        ExportError: the checkpoint or the LoRA cannot be loaded.
-    """
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, quantization_config=quantization, local_files_only=True,
-            device_map={"": "cpu"} if quantization is not None else None,
-        )  # fmt: skip
-        if peft is not None:
-            model = PeftModel.from_pretrained(model, peft).get_base_model()
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ExportError(f"checkpoint {checkpoint.name!r} with its LoRA cannot be loaded for parity ({e})") from e
-    return _gathered(_Transformers(model.eval()).log_probs, passages, end_id)
-
-
-class _Transformers:
-    """Log-probabilities of given tokens by a causal language model; the output layer runs on asked positions only."""
-
-    def __init__(self, model: Any) -> None:
-        self._decoder, self._head = model.get_decoder(), model.get_output_embeddings()
-        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-
-    @torch.inference_mode()
-    def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> Floats:
-        """Log p(token | ids[:position]) in nats for each wanted (position, token)."""
-        if not wanted:
-            return np.empty(0)
-        last = max(position for position, _ in wanted)
-        hidden = self._decoder(input_ids=torch.tensor([ids[:last]]), use_cache=False).last_hidden_state[0]
-        parts = []
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
-            logits = self._head(hidden[[position - 1 for position, _ in part]]).double()
-            if self._softcap is not None:
-                logits = torch.tanh(logits / self._softcap) * self._softcap
-            asked = torch.tensor([[token] for _, token in part])
-            parts.append((logits.gather(1, asked) - logits.logsumexp(1, keepdim=True)).squeeze(1))
-        found: Floats = torch.cat(parts).numpy()
-        return found
-
-
-def _gathered(log_probs: Any, passages: Sequence[Passage], end_id: int) -> Scores:
-    log_p, p_silent = [np.empty(0)], [np.empty(0)]
+    found: tuple[list[Floats], ...] = ([np.empty(0)], [np.empty(0)], [np.empty(0)])
     for passage in passages:
+        ids = passage.ids
         wanted = sorted(
-            [(i, passage.ids[i], False) for i in passage.wanted] + [(i, end_id, True) for i in passage.decisions]
+            [(i, ids[i], 0) for i in passage.wanted]
+            + [(i, end_id, 1) for i in passage.decisions]
+            + [(i, ids[i], 2) for i in passage.heard]
         )
         if not wanted:
             continue
-        values = np.asarray(log_probs(passage.ids, [(i, token) for i, token, _ in wanted]), dtype=np.float64)
-        silence = np.array([asked for _, _, asked in wanted])
-        log_p.append(values[~silence])
-        p_silent.append(np.exp(values[silence]))
-    return Scores(np.concatenate(log_p), np.concatenate(p_silent))
-
-
-PROBES = (
-    "", " ", "   a  ", "\n", "\n\n\n", "\r\n", "\t", "a\x00b", "你好", "你好 世界，今天星期五！", "龘靐齉𠮷",
-    "……——「」『』", "【周五 23:10 · 隔了3小时】", "阿泽：收到", "[回复 阿泽：好的]收到", "[微笑][图片]",
-    "😀👨‍👩‍👧‍👦👍🏽🇨🇳❤️", "①½ﬁ㎡", "ｈｅｌｌｏ　ｗｏｒｌｄ", "e\u0301\u212b", "각カ\u3099",
-    "Привет مرحبا ไทย", "z̴̡a̵l̸g̷o̶", "a\u200bb\ufeff\u202ec", "<end_of_turn>\n<start_of_turn>model\n",
-    "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>", "<|eot_id|>", "<bos>", "<eos>", "<unk>",
-    "<think>\n\n</think>", "<0x0A>", "[INST]", "[CQ:at,qq=all]", "https://example.org/?a=1&b=%E4%BD%A0#x",
-    "1234567890", "3.14159", "I'm DON'T", "哈" * 100, "a" * 100, "aA1!中文 mixed 文本\n  b", "tab\there",
-    "\ue000\U0010ffff", "¯\\_(ツ)_/¯", "233333 yyds",
-)  # fmt: skip
-"""Texts that break tokenizers."""
+        values = np.asarray(model.log_probs(ids, [(i, token) for i, token, _ in wanted]), dtype=np.float64)
+        kinds = np.array([kind for _, _, kind in wanted])
+        for kind, parts in enumerate(found):
+            parts.append(values[kinds == kind])
+    log_p, silence, heard = (np.concatenate(parts) for parts in found)
+    return Scores(log_p, np.exp(silence), heard)

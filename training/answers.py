@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bot.config import Engine
 from bot.engine import Request, Voice
@@ -15,6 +16,7 @@ from bot.serving import LlamaEngine
 from training.corpus import Corpus
 from training.samples import Split, renderer_for, split_of
 
+T = TypeVar("T")
 _CONTEXT = 12
 """Exchanges read before the one to answer."""
 
@@ -85,7 +87,7 @@ def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split)
     return found
 
 
-def spread(items: list[Question], n: int) -> list[Question]:
+def spread(items: list[T], n: int) -> list[T]:
     """At most `n` of them, evenly from first to last."""
     if len(items) <= n:
         return items

@@ -29,13 +29,15 @@ from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
-from export import lora, parity
+from export import lora, parity, proof
 from training import answers, base, corpus, evaluate, gate, qlora, report, samples, sets, watch
 from training.hf import HFTokenizer
 from training.watch import read_state, write_state
 
 ANSWERS_MAX = 20
 """Answers the gate looks at."""
+GREEDY_PROMPTS = 5
+"""Answers that trained and served model write greedily, to be shown side by side."""
 SNAPSHOT_FILE = "snapshot.json"
 """What a run learns from; only a whole night's says `night`, and nothing else is gone on with as one."""
 DONE_FILE = "done.json"
@@ -45,6 +47,8 @@ ATTEMPTS_FILE = "attempts.json"
 ATTEMPTS_MAX = 3
 """A night that failed or was killed this often is given up, so that a broken step does not run for ever."""
 _KILLED = "killed"
+HEARD_TOKENS = 32
+"""Tokens of others' words a window on which single probabilities are compared, too."""
 Progress = Callable[[str, int, int, str], None]
 """(step, done, total, words)."""
 
@@ -206,39 +210,71 @@ class Night:
             return out
         self.progress("export", 0, 0, "")
         checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-        lora.export(peft, checkpoint, self._base(), out)
+        lora.export(peft, checkpoint, self.gguf_base, out)
         write_state(kept, {"made_of": made_of, "sha256": sha256(out)})
         return out
 
     def prove(self) -> parity.Parity:
         """Compare what was trained with what will be served."""
-        file, peft, exported = self.folder / "parity.json", self.folder / qlora.LORA_FOLDER, self.export()
-        passages = [_passage(w) for w in self.windows if _held_out(w)]
-        precision = base.precision_of(self.settings.training.precision)
-        made_of = _digest([self.base_sha256, sha256(exported), *_hashes(peft), precision, *map(repr, passages)])
+        file, exported, trained = self.folder / "parity.json", self.export(), self.trained
+        held_out = self.held_out
+        made_of = _digest([
+            self.base_sha256, sha256(exported), *_hashes(trained.peft), repr(trained.nf4), repr(held_out.passages),
+        ])  # fmt: skip
         kept = read_state(file) or {}
         if kept.get("made_of") == made_of:
             with suppress(ValidationError):
                 return parity.Parity.model_validate(kept["parity"])
         self.progress("parity", 0, 0, "")
+        found = proof.prove(trained, self.base_path, exported, held_out)
+        write_state(file, {"made_of": made_of, "parity": found.parity.model_dump(mode="json"), "greedy": found.texts})
+        return found.parity
+
+    @cached_property
+    def trained(self) -> proof.Trained:
+        """The run's result, as exports need it.
+
+        Raises:
+            TrainingError: the run did not finish.
+        """
+        if not (self.folder / qlora.RECORD_FILE).is_file():
+            raise TrainingError(
+                f"run {self.folder.name!r} did not finish (it has no {qlora.RECORD_FILE}); `twin train` goes on with it"
+            )
         checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-        trained = HFTokenizer(checkpoint)
-        scorer = Scorer(self.base_path, exported, self._window_max, self.settings.training.threads)
+        tokenizer = HFTokenizer(checkpoint)
+        nf4 = base.nf4() if base.precision_of(self.settings.training.precision) == "nf4" else None
+        return proof.Trained(checkpoint, self.folder / qlora.LORA_FOLDER, tokenizer.format, tokenizer, nf4)
+
+    @cached_property
+    def held_out(self) -> proof.HeldOut:
+        """What exports are asked: the held-out moments, every text ever encoded, a few prompts to answer greedily."""
+        held_out = [(w, x) for w in self.windows for x in _held_out(w)]
+        spoken = answers.spread([w.ids[: x.start] for w, x in held_out if not x.silence], GREEDY_PROMPTS)
+        return proof.HeldOut(
+            [_passage(w) for w in self.windows if _held_out(w)],
+            [p for part in self.learned.scenes for p in self._pieces(part)],
+            spoken, self._window_max, self.settings.training.threads,
+        )  # fmt: skip
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """What trained and served model answered greedily in the last proof."""
+        kept = read_state(self.folder / "parity.json") or {}
+        return [(str(ours), str(theirs)) for ours, theirs in kept.get("greedy", [])]
+
+    @property
+    def tune_texts(self) -> list[tuple[int, ...]]:
+        """Windows with held-out moments of the tune split: what an importance matrix is made of."""
+        return [w.ids for w in self.windows if any(x.split is samples.Split.TUNE for x in w.labels)]
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a run that a whole night has judged; None of any other."""
         try:
-            end = scorer.model.end_id
-            served = parity.served_scores(scorer, passages, end)
-            pieces = [p for part in self.learned.scenes for p in self._pieces(part)]
-            ids = parity.differing_pieces(pieces, trained, scorer.model)
-            same_end = parity.same_end(self.format, trained, scorer.model)
-        finally:
-            scorer.close()
-        reference = parity.trained_scores(checkpoint, peft, passages, end)
-        nf4 = None
-        if precision == "nf4":
-            nf4 = parity.trained_scores(checkpoint, peft, passages, end, base.nf4()).loss
-        found = parity.compare(reference, served, ids, same_end, nf4)
-        write_state(file, {"made_of": made_of, "parity": found.model_dump(mode="json")})
-        return found
+            return Manifest.model_validate_json((self.folder / MANIFEST_FILE).read_text("utf-8"))
+        except (OSError, ValidationError):
+            return None
 
     def measure(self) -> "_Figures":
         """Score the held-out moments with the new version, the serving one and the bare base."""
@@ -345,9 +381,7 @@ class Night:
     def folder(self) -> Path:
         """The run folder, its snapshot taken."""
         if self._run is not None:
-            if not (self._run / SNAPSHOT_FILE).is_file():
-                raise TrainingError(f"{str(self._run)!r} is no run folder (it has no {SNAPSHOT_FILE})")
-            return self._run
+            return self._given(self._run)
         unfinished = self._unfinished()
         if unfinished is not None:
             logger.info("going on with the unfinished run {}", unfinished.name)
@@ -358,6 +392,18 @@ class Night:
         snapshot = self._take_snapshot(now)
         folder.mkdir(parents=True)
         write_state(folder / SNAPSHOT_FILE, snapshot)
+        return folder
+
+    def _given(self, folder: Path) -> Path:
+        """A run folder given by hand, if it is one and of our base."""
+        snapshot = read_state(folder / SNAPSHOT_FILE)
+        if snapshot is None:
+            raise TrainingError(f"{str(folder)!r} is no run folder (it has no readable {SNAPSHOT_FILE})")
+        if (theirs := str(snapshot.get("base_sha256"))) != self.base_sha256:
+            raise TrainingError(
+                f"run {folder.name!r} was trained on the base {theirs[:12]}…, and [engine] base is "
+                f"{self.base_path.name!r} ({self.base_sha256[:12]}…); set that base, or train again"
+            )
         return folder
 
     @cached_property
@@ -465,7 +511,9 @@ class Night:
         finally:
             archive.close()
 
-    def _base(self) -> Base:
+    @property
+    def gguf_base(self) -> Base:
+        """The base, as manifests and LoRAs name it."""
         return Base(file=self.base_path.name, sha256=self.base_sha256, architecture=self.architecture)
 
     # -- the result -------------------------------------------------------------------------------
@@ -481,7 +529,7 @@ class Night:
         return Manifest(
             version=self.folder.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            base=self._base(),
+            base=self.gguf_base,
             format=self.format.name,
             system_prompt=self.persona.spec.system_prompt,
             files=files,
@@ -561,7 +609,9 @@ def _held_out(window: samples.Window) -> list[samples.Label]:
 def _passage(window: samples.Window) -> parity.Passage:
     labels = _held_out(window)
     wanted = tuple(i for x in labels for i in x.trained)
-    return parity.Passage(window.ids, wanted, tuple(x.start for x in labels if x.decision))
+    known = {i for x in window.labels for i in x.trained}
+    heard = answers.spread([i for i in range(1, len(window.ids)) if i not in known], HEARD_TOKENS)
+    return parity.Passage(window.ids, wanted, tuple(x.start for x in labels if x.decision), tuple(heard))
 
 
 def _hashes(folder: Path) -> list[str]:

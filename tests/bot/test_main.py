@@ -35,6 +35,9 @@ def bot_toml(tmp_path: Path) -> Path:
         (["import", "nowhere.jsonl", "--role", "李白"], "are of training sets: add --persona NAME"),
         (["corpus", "export", "--out", "x", "--format", "xml"], "--format 'xml': must be sharegpt, openai, alpaca"),
         (["persona", "new", "libai", "--role", "李白"], "--role and --profiles go together"),
+        (["export", "lora", "nowhere", "--type", "q3"], "there is no LoRA type 'q3'; known are f16, f32, q8_0"),
+        (["export", "gguf", "nowhere", "--type", "Q9"], "there is no quantization type 'Q9'; known are F32, F16"),
+        (["export", "gguf", "nowhere", "--type", "IQ2_S"], "IQ2_S needs an importance matrix: give --imatrix"),
     ],
 )
 def test_a_known_error_is_one_line_and_exit_1(bot_toml: Path, words: list[str], said: str) -> None:

@@ -142,6 +142,11 @@ def embedding(tensors, first):
     tensors["base_model.model.model.embed_tokens.lora_A.weight"] = tensors.pop(first)
 
 
+def router(tensors, first):
+    for key in [k for k in tensors if "layers.0.mlp.gate_proj" in k]:
+        tensors[key.replace("gate_proj", "gate")] = tensors.pop(key)
+
+
 def unknown_module(tensors, first):
     for key in [k for k in tensors if "layers.0" in k]:
         tensors[key.replace("layers.0", "layers.9")] = tensors.pop(key)
@@ -174,7 +179,7 @@ def nothing(tensors, first):
 TENSOR_FAULTS = [
     (embedding, "embed_tokens"), (unknown_module, "no linear layer"), (half_missing, "other half"),
     (transposed, "another base"), (not_a_number, "diverged"), (too_large, "diverged"),
-    (no_lora_tensor, "no part of a LoRA"),
+    (router, "a mixture's router"), (no_lora_tensor, "no part of a LoRA"),
     (nothing, "adapts nothing"),
 ]  # fmt: skip
 
@@ -210,8 +215,45 @@ def test_a_checkpoint_of_another_shape_is_refused(tinies, loras, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_leaves_nothing_behind(tinies, loras, tmp_path):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "lora.gguf"
     with pytest.raises(ExportError, match="cannot be written"):
-        export(loras["gemma3"], tinies["gemma3"].hf, base_of(tinies["gemma3"], "gemma3"), tmp_path / "no" / "lora.gguf")
+        export(loras["gemma3"], tinies["gemma3"].hf, base_of(tinies["gemma3"], "gemma3"), place)
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(tinies, loras, tmp_path):
+    tiny, out = tinies["gemma3"], tmp_path / "lora.gguf"
+    out.write_bytes(b"mine")
+    with pytest.raises(ExportError, match="exists already and is kept; --force"):
+        export(loras["gemma3"], tiny.hf, base_of(tiny, "gemma3"), out, force=False)
+    assert out.read_bytes() == b"mine"
+
+
+def test_a_mixtures_experts_are_exported_as_llama_cpp_applies_them(tmp_path):
+    tiny = tinymodel.build(tmp_path / "moe", "qwen3moe")
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    peft = tinymodel.random_lora(
+        tiny, tmp_path / "peft", r=8, target_modules=["q_proj", "o_proj"], target_parameters=parameters
+    )
+    done = export(peft, tiny.hf, base_of(tiny, "qwen3moe"), tmp_path / "lora.gguf")
+    assert done.pairs == 2 * (2 + 3)
+    reference = in_transformers(tiny, peft)
+    assert np.abs(reference - in_transformers(tiny, None)).max() > 0.3
+    assert np.abs(in_llama(tiny, tmp_path / "lora.gguf") - reference).max() < 0.01
+
+
+def test_gemma2_too(tmp_path):
+    tiny = tinymodel.build(tmp_path / "gemma2", "gemma2")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    export(peft, tiny.hf, base_of(tiny, "gemma2"), tmp_path / "lora.gguf")
+    assert np.abs(in_llama(tiny, tmp_path / "lora.gguf") - in_transformers(tiny, peft)).max() < 0.01
+
+
+def test_a_mixtures_router_is_refused_by_name(tmp_path):
+    tiny = tinymodel.build(tmp_path / "moe", "qwen3moe")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft", target_modules=["q_proj", "mlp.gate"])
+    with pytest.raises(ExportError, match=r"cannot apply: fused parameters .*gate\.weight"):
+        export(peft, tiny.hf, base_of(tiny, "qwen3moe"), tmp_path / "lora.gguf")
 
 
 def refused(peft: Path, tiny, tmp_path: Path, named: str) -> None:

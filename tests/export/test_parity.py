@@ -16,16 +16,17 @@ from bot.prompt import Piece, clean
 from export.lora import export
 from export.parity import (
     LOSS_GAP_MAX,
-    PROBES,
     SILENCE_GAP_MAX,
     Passage,
     Scores,
+    Vocabulary,
     compare,
     differing_pieces,
     same_end,
-    served_scores,
-    trained_scores,
+    scores,
 )
+from export.probes import PROBES
+from export.reference import Reference
 from training.hf import HFTokenizer
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
@@ -102,14 +103,13 @@ def test_a_faithful_export_passes_with_every_figure_well_inside_its_limit(tinies
     tiny, (peft, lora) = tinies[architecture], exported[architecture]
     model = models[architecture]
     scorer = Scorer(tiny.gguf, lora, 512, n_threads=1)
-    served = served_scores(scorer, passages(), model.end_id)
+    served = scores(scorer, passages(), model.end_id)
     scorer.close()
-    trained = trained_scores(tiny.hf, peft, passages(), model.end_id)
+    trained = scores(Reference(tiny.hf, peft), passages(), model.end_id)
     tokenizer = HFTokenizer(tiny.hf)
 
-    parity = compare(
-        trained, served, differing_pieces(PIECES, tokenizer, model), same_end(model.format, tokenizer, model)
-    )
+    found = Vocabulary(*differing_pieces(PIECES, tokenizer, model), same_end(model.format, tokenizer, model))
+    parity = compare(trained, served, found, kind="F16", merged=False)
 
     assert parity.passed
     assert parity.faults == []
@@ -128,14 +128,18 @@ def test_a_lora_left_out_of_the_export_does_not_pass(tinies, models, exported):
     ids = passages()[0].ids
     everywhere = [Passage(ids, tuple(range(1, 60)))]
     gain = (
-        trained_scores(tiny.hf, peft, everywhere, end_id).log_p
-        - trained_scores(tiny.hf, None, everywhere, end_id).log_p
+        scores(Reference(tiny.hf, peft), everywhere, end_id).log_p
+        - scores(Reference(tiny.hf, None), everywhere, end_id).log_p
     )
     # The words the LoRA makes likelier, as trained words are; over random ones its effect is 0 on average.
     learned = [Passage(ids, tuple(i + 1 for i in range(59) if gain[i] > 0.05))]
     scorer = Scorer(tiny.gguf, None, 512, n_threads=1)
     parity = compare(
-        trained_scores(tiny.hf, peft, learned, end_id), served_scores(scorer, learned, end_id), (1, 0), True
+        scores(Reference(tiny.hf, peft), learned, end_id),
+        scores(scorer, learned, end_id),
+        Vocabulary(1, 0, True),
+        kind="F16",
+        merged=False,
     )
     scorer.close()
     assert not parity.passed
@@ -145,41 +149,71 @@ def test_a_lora_left_out_of_the_export_does_not_pass(tinies, models, exported):
 def test_logits_in_chunks_equal_logits_in_one(tinies, models):
     tiny = tinies["gemma3"]
     ids = torch.randint(300, 600, (200,), generator=torch.Generator().manual_seed(3)).tolist()
-    whole = trained_scores(tiny.hf, None, [Passage(tuple(ids), tuple(range(1, 200)))], 5)
-    single = [trained_scores(tiny.hf, None, [Passage(tuple(ids), (i,))], 5).log_p[0] for i in (1, 64, 65, 128, 199)]
+    whole = scores(Reference(tiny.hf, None), [Passage(tuple(ids), tuple(range(1, 200)))], 5)
+    single = [scores(Reference(tiny.hf, None), [Passage(tuple(ids), (i,))], 5).log_p[0] for i in (1, 64, 65, 128, 199)]
     assert whole.log_p[[0, 63, 64, 127, 198]] == pytest.approx(single, abs=1e-5)
     assert whole.loss == pytest.approx(-whole.log_p.mean())
 
 
-def scores(log_p, p_silent=()):
-    return Scores(np.array(log_p, dtype=float), np.array(p_silent, dtype=float))
+def given(log_p, p_silent=()):
+    return Scores(np.array(log_p, dtype=float), np.array(p_silent, dtype=float), np.empty(0))
 
 
+ON_BASE = {"kind": "Q4_K_M", "merged": False}
 LIMITS = [
-    (scores([-2.0] * 10), scores([-2.0 - LOSS_GAP_MAX * 0.99] * 10), True),
-    (scores([-2.0] * 10), scores([-2.0 - LOSS_GAP_MAX * 1.01] * 10), False),
-    (scores([-2.0] * 10), scores([-2.0 + LOSS_GAP_MAX * 1.01] * 10), False),
-    (scores([-2.0], [0.5, 0.5]), scores([-2.0], [0.5 + SILENCE_GAP_MAX * 0.99, 0.5 - SILENCE_GAP_MAX * 0.99]), True),
-    (scores([-2.0], [0.5, 0.5]), scores([-2.0], [0.5 + SILENCE_GAP_MAX * 1.01, 0.5 - SILENCE_GAP_MAX * 1.01]), False),
-    (scores([-2.0, math.nan]), scores([-2.0, -2.0]), False),
-    (scores([-2.0]), scores([-math.inf]), False),
-    (scores([-2.0], [0.5]), scores([-2.0], [math.nan]), False),
+    (given([-2.0] * 10), given([-2.0 - LOSS_GAP_MAX * 0.99] * 10), True),
+    (given([-2.0] * 10), given([-2.0 - LOSS_GAP_MAX * 1.01] * 10), False),
+    (given([-2.0] * 10), given([-2.0 + LOSS_GAP_MAX * 1.01] * 10), False),
+    (given([-2.0], [0.5, 0.5]), given([-2.0], [0.5 + SILENCE_GAP_MAX * 0.99, 0.5 - SILENCE_GAP_MAX * 0.99]), True),
+    (given([-2.0], [0.5, 0.5]), given([-2.0], [0.5 + SILENCE_GAP_MAX * 1.01, 0.5 - SILENCE_GAP_MAX * 1.01]), False),
+    (given([-2.0, math.nan]), given([-2.0, -2.0]), False),
+    (given([-2.0]), given([-math.inf]), False),
+    (given([-2.0], [0.5]), given([-2.0], [math.nan]), False),
 ]
 
 
 @pytest.mark.parametrize(("trained", "served", "passes"), LIMITS)
 def test_limits_hold_on_both_sides_and_no_number_never_passes(trained, served, passes):
-    assert compare(trained, served, (1, 0), True).passed is passes
+    assert compare(trained, served, Vocabulary(1, 0, True), **ON_BASE).passed is passes
 
 
 def test_one_differing_text_or_another_end_of_turn_does_not_pass():
-    equal = scores([-2.0])
-    assert not compare(equal, equal, (100, 1), True).passed
-    assert not compare(equal, equal, (100, 0), False).passed
+    equal = given([-2.0])
+    assert not compare(equal, equal, Vocabulary(100, 1, True), **ON_BASE).passed
+    assert not compare(equal, equal, Vocabulary(100, 0, False), **ON_BASE).passed
+
+
+def test_other_stops_or_another_template_do_not_pass():
+    equal = given([-2.0])
+    assert not compare(equal, equal, Vocabulary(100, 0, True, stops_differing=1), **ON_BASE).passed
+    assert not compare(equal, equal, Vocabulary(100, 0, True, templates_differing=1), **ON_BASE).passed
+
+
+@pytest.mark.parametrize(
+    ("kind", "merged", "gap", "passes"),
+    [
+        ("F16", False, 0.019, True), ("F16", False, 0.021, False), ("BF16", True, 0.021, False),
+        ("Q4_K_M", False, 0.24, True), ("Q4_K_M", False, 0.26, False), ("Q4_K_M", True, 0.26, True),
+    ],
+)  # fmt: skip
+def test_single_tokens_must_agree_where_the_weights_are_the_same(kind, merged, gap, passes):
+    trained, served = given([-2.0, -2.0]), given([-2.0 - gap, -2.0 + gap])
+    assert compare(trained, served, Vocabulary(1, 0, True), kind=kind, merged=merged).passed is passes
+
+
+def test_a_merged_model_may_lose_what_its_type_is_known_to_cost_and_shows_it():
+    trained, served = given([-2.0]), given([-2.08])
+    assert not compare(trained, served, Vocabulary(1, 0, True), kind="Q8_0", merged=True).passed
+    parity = compare(trained, served, Vocabulary(1, 0, True), kind="Q4_K_M", merged=True)
+    assert parity.passed
+    shown = json.loads(parity.model_dump_json())
+    assert shown["loss_gap_published"] == pytest.approx(math.log((6.2316 + 0.1754) / 6.2316))
+    assert shown["loss_gap_limit"] == pytest.approx(LOSS_GAP_MAX + 2 * shown["loss_gap_published"])
+    assert not compare(trained, served, Vocabulary(1, 0, True), **ON_BASE).passed
 
 
 def test_what_nf4_adds_is_shown_and_not_judged():
-    parity = compare(scores([-2.0]), scores([-2.0]), (1, 0), True, loss_nf4=9.0)
+    parity = compare(given([-2.0]), given([-2.0]), Vocabulary(1, 0, True), **ON_BASE, loss_nf4=9.0)
     assert parity.passed
     assert json.loads(parity.model_dump_json())["loss_nf4"] == 9.0
 
@@ -191,11 +225,11 @@ def test_texts_of_another_vocabulary_are_counted(tinies, models):
 
 def test_nothing_held_out_is_an_error_and_so_are_different_passages():
     with pytest.raises(ExportError, match="no held-out token"):
-        compare(scores([]), scores([]), (1, 0), True)
+        compare(given([]), given([]), Vocabulary(1, 0, True), **ON_BASE)
     with pytest.raises(ExportError, match="same passages"):
-        compare(scores([-1.0]), scores([-1.0, -1.0]), (1, 0), True)
+        compare(given([-1.0]), given([-1.0, -1.0]), Vocabulary(1, 0, True), **ON_BASE)
 
 
 def test_a_missing_checkpoint_is_an_export_error(tmp_path):
     with pytest.raises(ExportError, match="cannot be loaded for parity"):
-        trained_scores(tmp_path / "nowhere", None, passages(), 5)
+        scores(Reference(tmp_path / "nowhere", None), passages(), 5)

@@ -334,3 +334,26 @@ def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> 
     found = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).evaluate_version()
     assert found["version"] is None
     assert runs(settings) == []
+
+
+def test_a_run_given_by_hand_must_be_one_of_this_base(settings: Settings, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = Night(settings, "xiaoman", Path("base.gguf"), SHA, silent, run)
+    with pytest.raises(TrainingError, match=r"is no run folder \(it has no readable snapshot\.json\)"):
+        _ = given.folder
+    run.mkdir()
+    (run / "snapshot.json").write_text(json.dumps({"base_sha256": "1" * 64}))
+    with pytest.raises(
+        TrainingError, match=r"was trained on the base 1{12}…, .*'base\.gguf' \(0{12}…\); set that base"
+    ):
+        _ = given.folder
+
+
+def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "snapshot.json").write_text(json.dumps({"base_sha256": SHA}))
+    given = Night(settings, "xiaoman", Path("base.gguf"), SHA, silent, run)
+    with pytest.raises(TrainingError, match=r"did not finish \(it has no train\.json\); `twin train` goes on with it"):
+        _ = given.trained
+    assert given.manifest is None

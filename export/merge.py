@@ -1,0 +1,98 @@
+"""Checkpoint + PEFT LoRA → a checkpoint with the LoRA in its weights, for people who need one model.
+
+Every file of the checkpoint is copied and the adapted weights are overwritten in place, one at a time: W + alpha / r ·
+B·A in float32, rounded to the type the weight is stored in. So a model larger than memory can be merged, shard by
+shard, and its names, types and sizes stay. The tokenizer comes along; the chat template becomes the one trained with.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bot.errors import ExportError
+from bot.prompt import ChatFormat
+from export import deltas, place
+from export.template import jinja
+from export.tensors import Array, Stored
+
+TEMPLATE_FILE = "chat_template.jinja"
+"""Where transformers and vLLM look first."""
+
+
+def merge(
+    peft: Path, checkpoint: Path, fmt: ChatFormat, out: Path, progress: Callable[[int, int], None], *,
+    force: bool = False,
+) -> Path:  # fmt: skip
+    """Write the merged checkpoint; gives `out`.
+
+    Args:
+        peft: the trained LoRA.
+        checkpoint: what it was trained on.
+        fmt: the chat format it was trained with.
+        out: the folder to make.
+        progress: told (weights merged, of how many).
+        force: replace what lies at `out`.
+
+    Raises:
+        ExportError: the LoRA does not fit the checkpoint, `out` exists, or there is too little room.
+    """
+    found = deltas.read(peft, checkpoint)
+    files = [p for p in sorted(checkpoint.iterdir()) if p.is_file()]
+    with place.written(out, sum(p.stat().st_size for p in files), force=force) as beside:
+        beside.mkdir()
+        for file in files:
+            shutil.copyfile(file, beside / file.name)
+        changes = list(_changes(found))
+        for done, (weight, change) in enumerate(changes, 1):
+            with (beside / weight.file.name).open("r+b") as f:
+                weight.overwrite(f, _finite(weight.read() + found.strength * change(), weight))
+            progress(done, len(changes))
+        _put_template(beside, fmt)
+    return out
+
+
+def _changes(found: deltas.Deltas) -> Iterator[tuple[Stored, Callable[[], Array]]]:
+    """Each changed weight with a function that gives B·A, (out, in)."""
+    for part in found.parts:
+        if len(part.weights) == 1:
+            yield part.weights[0], lambda p=part: p.b() @ p.a()  # type: ignore[misc]
+        else:
+            for expert, weight in enumerate(part.weights):
+                yield weight, lambda p=part, e=expert: p.b()[e] @ p.a()[e]  # type: ignore[misc]
+
+
+def _finite(values: Array, weight: Stored) -> Array:
+    if weight.dtype == "F16" and np.abs(values).max() >= 65504:
+        raise ExportError(f"{weight.name!r} with the LoRA goes beyond float16's range; the run diverged")
+    return values
+
+
+def _put_template(folder: Path, fmt: ChatFormat) -> None:
+    """Our rendering as the tokenizer's chat template; the base's own would be another prompt than the trained one."""
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        raise ExportError("the checkpoint has no tokenizer_config.json; give a complete Hugging Face checkpoint")
+    config = json.loads(settings.read_text("utf-8"))
+    config.pop("chat_template", None)
+    settings.write_text(json.dumps(config, ensure_ascii=False, indent=1), "utf-8")
+    (folder / TEMPLATE_FILE).write_text(jinja(fmt, bos_text(folder)), "utf-8")
+
+
+def bos_text(checkpoint: Path) -> str:
+    """Text of the token that a checkpoint's tokenizer puts in front of a prompt, empty when it puts none.
+
+    Raises:
+        ExportError: there is no readable tokenizer.json.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    except Exception as e:  # tokenizers raises nothing narrower
+        raise ExportError(f"tokenizer.json of checkpoint {checkpoint.name!r} is not readable ({e})") from e
+    bare, dressed = (tokenizer.encode("a", add_special_tokens=x).ids for x in (False, True))
+    first = dressed[0] if len(dressed) > len(bare) and dressed[:1] != bare[:1] else None
+    return "" if first is None else str(tokenizer.id_to_token(first))

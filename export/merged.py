@@ -1,0 +1,108 @@
+"""A run → one GGUF with the LoRA in its weights: merge, convert, quantize, prove; a folder that can be published.
+
+Everything happens beside the last place; what fails its proof never gets there.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bot.checksum import sha256
+from bot.persona import MANIFEST_FILE, MODEL_FILE, Manifest
+from export import gguf, merge, place, proof
+from export.metadata import fields
+from export.quantize import Imatrix, kind_of, quantize, require
+from export.reference import Reference
+from export.template import jinja
+from export.tensors import checkpoint_tensors
+
+PARITY_FILE = "parity.json"
+IMATRIX_TOKENS_MAX = 16_384
+"""Tokens an importance matrix is made of at most: Q2_K came out the same with 10,000 and 10 million tokens of Wikitext
+(llama.cpp's tools/perplexity/README.md)."""
+Progress = Callable[[str, int, int, str], None]
+
+
+def export(
+    trained: proof.Trained, base: Path, about: gguf.About, kind: str, out: Path, held_out: proof.HeldOut,
+    progress: Progress, *, imatrix: Sequence[Sequence[int]] | None = None, manifest: Manifest | None = None,
+    force: bool = False,
+) -> proof.Proof:  # fmt: skip
+    """Make a folder with `model.gguf`, its proof, and, where the run has one, its manifest and LoRA.
+
+    Args:
+        trained: the run's result.
+        base: the base GGUF, for the tokenizer.
+        about: what the file says of itself.
+        kind: quantization type.
+        out: the folder.
+        held_out: what the proof asks.
+        progress: told (step, done, total, words).
+        imatrix: token ids of held-out chats to make an importance matrix of; None: without.
+        manifest: of the run's LoRA version; its merged one is named `about.version`.
+        force: replace what lies at `out`.
+
+    Raises:
+        ExportError: unknown type, too little room, a step failed, or the result is not what was trained.
+    """
+    require(kind, imatrix=imatrix is not None)
+    name, chosen = kind.upper(), kind_of(kind)
+    place.keep_existing(out, force=force)
+    weights = checkpoint_tensors(trained.checkpoint)
+    numbers = sum(w.n_bytes // (4 if w.dtype == "F32" else 2) for w in weights.values())
+    copied = sum(p.stat().st_size for p in trained.checkpoint.iterdir() if p.is_file())
+    # At most two of the three lie there at once: the merged checkpoint goes before the quantized file comes.
+    full_bytes = numbers * (4 if name == "F32" else 2)
+    needed = full_bytes + max(copied, int(numbers * chosen.bits / 8))
+    with place.written(out, needed, force=force) as beside:
+        beside.mkdir()
+        made = beside / MODEL_FILE
+        full = made if name in ("F32", "F16", "BF16") else beside / "full.gguf"
+        whole = beside / "merged"
+        merge.merge(trained.peft, trained.checkpoint, trained.format, whole, _step(progress, "merge"))
+        progress("convert", 0, 0, "")
+        gguf.convert(whole, full, "F32" if name == "F32" else "BF16" if name == "BF16" else "F16", about, base)
+        place.remove(whole)
+        if full != made:
+            found = importance(trained, base, imatrix, progress) if imatrix is not None else None
+            quantize(full, made, name, _step(progress, "quantize"), found, held_out.n_threads)
+            place.remove(full)
+        progress("parity", 0, 0, "")
+        proven = proof.prove(trained, made, None, held_out)
+        proof.require_passed(proven.parity, f"{name} of run {about.version!r}")
+        figures = proven.parity.model_dump(mode="json")
+        (beside / PARITY_FILE).write_text(
+            json.dumps({"parity": figures, "greedy": proven.texts}, ensure_ascii=False, indent=1), "utf-8"
+        )
+        if manifest is not None:
+            changed = {"version": about.version, "files": {MODEL_FILE: sha256(made)}, "parity": figures}
+            text = manifest.model_copy(update=changed).model_dump_json(indent=1)
+            (beside / MANIFEST_FILE).write_text(text, "utf-8")
+    return proven
+
+
+def about(
+    trained: proof.Trained, base: Path, base_sha256: str, name: str, version: str, counts: dict[str, int]
+) -> gguf.About:
+    """What a merged GGUF of a run says of itself; name and licence of the base are its own GGUF's."""
+    told = fields(base, "general.name", "general.license")
+    base_name, licence = (
+        str(told[k].value) if k in told else default
+        for k, default in (("general.name", base.stem), ("general.license", ""))
+    )
+    template = jinja(trained.format, merge.bos_text(trained.checkpoint))
+    return gguf.About(name, base_name, base_sha256, version, licence, template, counts)
+
+
+def importance(trained: proof.Trained, base: Path, texts: Sequence[Sequence[int]], progress: Progress) -> Imatrix:
+    """The importance matrix of the trained model over texts, `IMATRIX_TOKENS_MAX` tokens at most."""
+    progress("imatrix", 0, 0, "")
+    taken: list[Sequence[int]] = []
+    for ids in texts:
+        taken.append(ids[: IMATRIX_TOKENS_MAX - sum(map(len, taken))])
+    architecture = str(fields(base, "general.architecture")["general.architecture"].value)
+    return Reference(trained.checkpoint, trained.peft).mean_squares([t for t in taken if t], architecture)
+
+
+def _step(progress: Progress, step: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(step, done, total, "")

@@ -1,0 +1,178 @@
+"""A trained LoRA and the GGUF made of it, through both libraries: the proof that every export carries.
+
+llama.cpp first, transformers after it is closed: both models at once would take twice the memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lc
+from tokenizers import Tokenizer as HFVocabulary
+
+from bot.errors import ExportError
+from bot.llama import Model, Scorer
+from bot.persona import Base
+from bot.prompt import ChatFormat, Piece, Tokenizer
+from export import lora, parity, place, template
+from export.merge import bos_text
+from export.metadata import fields
+from export.quantize import KINDS
+from export.reference import Reference, stop_ids
+
+GREEDY_TOKENS = 24
+"""Tokens of a greedy answer at most: a chat turn is rarely longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What an export must equal.
+
+    Args:
+        checkpoint: the Hugging Face checkpoint that was trained on.
+        peft: the LoRA.
+        format: the chat format it was trained with.
+        tokenizer: the checkpoint's vocabulary.
+        nf4: a transformers quantization config where training used one.
+    """
+
+    checkpoint: Path
+    peft: Path
+    format: ChatFormat
+    tokenizer: Tokenizer
+    nf4: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What both sides are asked.
+
+    Args:
+        passages: held-out windows.
+        pieces: every text whose ids are compared.
+        prompts: ids up to where an answer begins, for the greedy texts.
+        n_ctx: tokens of the longest window.
+        n_threads: CPU threads; None: as `bot.llama` chooses.
+    """
+
+    passages: Sequence[parity.Passage]
+    pieces: Sequence[Piece]
+    prompts: Sequence[Sequence[int]]
+    n_ctx: int
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Figures, and the (trained, served) greedy texts behind `Parity.greedy`; they hold the model's own words alone."""
+
+    parity: parity.Parity
+    texts: tuple[tuple[str, str], ...]
+
+
+def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut) -> Proof:
+    """Compare what was trained with what will be served.
+
+    Args:
+        trained: one side.
+        model: the other: the base GGUF, or a merged one.
+        adapter: the LoRA GGUF on the base; None where `model` is merged.
+        held_out: what both are asked.
+
+    Raises:
+        ExportError: the checkpoint or LoRA cannot be loaded, or there is nothing held out.
+        EngineError: llama.cpp cannot load the export: no vocabulary without an end of turn gets this far.
+    """
+    scorer = Scorer(model, adapter, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads)
+    try:
+        end, ends = scorer.model.end_id, scorer.model.ends
+        vocabulary = _vocabulary(trained, scorer.model, held_out.pieces, merged=adapter is None)
+        served = parity.scores(scorer, held_out.passages, end)
+        theirs = [scorer.greedy(ids, GREEDY_TOKENS, ends) for ids in held_out.prompts]
+    finally:
+        scorer.close()
+    reference = Reference(trained.checkpoint, trained.peft)
+    known = parity.scores(reference, held_out.passages, end)
+    ours = [reference.greedy(ids, GREEDY_TOKENS, ends) for ids in held_out.prompts]
+    del reference
+    nf4 = None
+    if trained.nf4 is not None:
+        nf4 = parity.scores(Reference(trained.checkpoint, trained.peft, trained.nf4), held_out.passages, end).loss
+    say = _vocabulary_of(trained.checkpoint).decode
+    texts = tuple((say(a), say(b)) for a, b in zip(ours, theirs, strict=True))
+    found = parity.compare(
+        known, served, vocabulary, kind=kind_of_file(model), merged=adapter is None, greedy=texts, loss_nf4=nf4
+    )
+    return Proof(found, texts)
+
+
+def prove_lora(
+    trained: Trained, model: Path, base: Base, out: Path, precision: lora.Precision, held_out: HeldOut, *,
+    force: bool,
+) -> Proof:  # fmt: skip
+    """Write a LoRA GGUF, with the proof; a file that does not pass is not kept.
+
+    Args:
+        trained: the run's result.
+        model: the base GGUF.
+        base: the same, as the file will name it.
+        out: the file.
+        precision: of the tensors.
+        held_out: what the proof asks.
+        force: replace what lies at `out`.
+
+    Raises:
+        ExportError: as `lora.export`; or the file is not what was trained.
+    """
+    with place.written(out, 0, force=force) as beside:
+        lora.export(trained.peft, trained.checkpoint, base, beside, precision)
+        found = prove(trained, model, beside, held_out)
+        require_passed(found.parity, f"{out.name!r}")
+    return found
+
+
+def require_passed(found: parity.Parity, what: str) -> None:
+    """Raise ExportError with everything that is over a limit: such a file is no version."""
+    if not found.passed:
+        raise ExportError(f"{what} is not what was trained, so it is not kept: {'; '.join(found.faults)}")
+
+
+def kind_of_file(gguf: Path) -> str:
+    """Type of a GGUF's weights by llama.cpp's name, `?` when it does not say."""
+    field = fields(gguf, "general.file_type").get("general.file_type")
+    return next((name for name, kind in KINDS.items() if field is not None and kind.ftype == field.value), "?")
+
+
+def _vocabulary(trained: Trained, served: Model, pieces: Sequence[Piece], *, merged: bool) -> parity.Vocabulary:
+    compared, differing = parity.differing_pieces(pieces, trained.tokenizer, served)
+    if merged:
+        written = served.metadata("tokenizer.chat_template")
+        templates = template.differing(written, trained.format, bos_text(trained.checkpoint))
+    else:
+        templates = template.differing_formats(trained.format, served.format)
+    return parity.Vocabulary(
+        compared,
+        differing,
+        parity.same_end(trained.format, trained.tokenizer, served),
+        _stops_differing(trained, served),
+        templates,
+    )
+
+
+def _stops_differing(trained: Trained, served: Model) -> int:
+    """Tokens that end an answer on one side alone.
+
+    llama.cpp also ends at tokens it knows by their spelling. Those must be special in the checkpoint, so that no word
+    ends an answer; but for `</s>`, which it takes for one in any vocabulary.
+    """
+    ours = stop_ids(trained.checkpoint) | set(trained.tokenizer.tokens(trained.format.end, True))
+    theirs = {i for i in served.end_ids if lc.llama_vocab_is_eog(served.vocab, i)}
+    known = _vocabulary_of(trained.checkpoint)
+    special = {i for i, token in known.get_added_tokens_decoder().items() if token.special}
+    spelled = {i for i in theirs if known.id_to_token(i) == "</s>"}
+    return len(ours - theirs) + len(theirs - special - spelled)
+
+
+def _vocabulary_of(checkpoint: Path) -> HFVocabulary:
+    return HFVocabulary.from_file(str(checkpoint / "tokenizer.json"))

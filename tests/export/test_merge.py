@@ -1,0 +1,159 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinymodel
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bot.errors import ExportError
+from bot.prompt import FORMATS
+from export.merge import merge
+from export.place import require_room, written
+from export.template import PROBES, chat, rendered
+from export.tensors import stored
+
+# peft 0.21 asks transformers 5.23 for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+IDS = torch.arange(300, 348).unsqueeze(0)
+FUSED = {
+    "r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+}  # fmt: skip
+
+
+def nothing(*_: int) -> None:
+    """Progress nobody watches."""
+
+
+def logits(folder: Path, peft: Path | None = None) -> np.ndarray:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if peft is not None:
+        model = PeftModel.from_pretrained(model, peft)
+    with torch.inference_mode():
+        return model.eval()(IDS).logits.numpy()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [("gemma3", {}), ("llama", {"use_rslora": True}), ("qwen3", {"lora_alpha": 4}), ("qwen3moe", FUSED)],
+)
+def test_the_merged_checkpoint_says_what_checkpoint_and_lora_say(tmp_path, architecture, config):
+    tiny = tinymodel.build(tmp_path / "base", architecture)
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft", **config)
+    seen = []
+    out = merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "merged", lambda *done: seen.append(done))
+    with_lora, bare = logits(tiny.hf, peft), logits(tiny.hf)
+    assert np.abs(with_lora - bare).max() > 0.1
+    assert np.abs(logits(out) - with_lora).max() < 1e-4
+    assert seen[-1] == (len(seen), len(seen))
+
+
+def test_shards_are_merged_one_by_one_and_types_stay(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "qwen3")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    sharded = tmp_path / "sharded"
+    model = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.bfloat16)
+    model.save_pretrained(sharded, max_shard_size="200KB")
+    for file in tiny.hf.glob("tokenizer*"):
+        shutil.copy2(file, sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+
+    out = merge(peft, sharded, FORMATS["qwen3"], tmp_path / "merged", nothing)
+
+    reference = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.float32), peft
+    ).merge_and_unload().state_dict()  # fmt: skip
+    count = 0
+    for file in sorted(out.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            assert tensor.dtype == torch.bfloat16
+            # One rounding of a float32 sum: half a unit in the last of eight bits.
+            assert torch.allclose(tensor.float(), reference[name], rtol=2**-8, atol=1e-6), name
+            count += 1
+    assert count > 20
+
+
+def test_tokenizer_and_template_come_along(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "gemma3")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    out = merge(peft, tiny.hf, FORMATS["gemma"], tmp_path / "merged", nothing)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    for talk in PROBES:
+        text = tokenizer.apply_chat_template(chat(talk), tokenize=False, add_generation_prompt=True)
+        assert text == "<bos>" + rendered(FORMATS["gemma"], talk)
+
+
+def test_what_lies_there_is_kept_unless_forced(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "llama")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    out = tmp_path / "merged"
+    out.mkdir()
+    (out / "mine").touch()
+    with pytest.raises(ExportError, match="exists already and is kept; --force replaces it"):
+        merge(peft, tiny.hf, FORMATS["chatml"], out, nothing)
+    assert (out / "mine").exists()
+    merge(peft, tiny.hf, FORMATS["chatml"], out, nothing, force=True)
+    assert not (out / "mine").exists()
+
+
+def test_too_little_room_is_told_before_anything_is_written(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "llama")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    with (tiny.hf / "huge.bin").open("wb") as f:
+        f.truncate(2**43)  # eight terabytes of hole
+    with pytest.raises(ExportError, match=r"needs 8796.* GB on the way and .* GB free; make room"):
+        merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "out" / "merged", nothing)
+    assert list((tmp_path / "out").iterdir()) == []
+    require_room(tmp_path, 0, "nothing")
+
+
+def test_an_error_on_the_way_leaves_nothing_behind(tmp_path):
+    def broken():
+        with written(tmp_path / "out", 0, force=False) as beside:
+            beside.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_float16_weight_that_the_lora_takes_beyond_its_range_is_refused(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "llama")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft", r=4)
+    model = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.float16)
+    model.save_pretrained(tmp_path / "half")
+    for file in tiny.hf.glob("tokenizer*"):
+        shutil.copy2(file, tmp_path / "half")
+    tensors = {k: v.sign() * 2000 for k, v in load_file(peft / "adapter_model.safetensors").items()}
+    save_file(tensors, peft / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match="beyond float16's range"):
+        merge(peft, tmp_path / "half", FORMATS["chatml"], tmp_path / "merged", nothing)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -10])
+def test_a_damaged_file_is_told_by_name(tmp_path, cut):
+    save_file({"x": torch.ones(40, 40)}, tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(whole[:cut])
+    with pytest.raises(ExportError, match=r"a\.safetensors is missing or damaged"):
+        stored(tmp_path / "a.safetensors")
+
+
+def test_integers_are_refused_and_floats_come_back_as_they_are(tmp_path):
+    save_file({"x": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "int.safetensors")
+    with pytest.raises(ExportError, match="stored as I8"):
+        stored(tmp_path / "int.safetensors")
+    values = torch.randn(64, 33)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        save_file({"x": values.to(dtype)}, tmp_path / "f.safetensors")
+        tensor = stored(tmp_path / "f.safetensors")["x"]
+        assert np.array_equal(tensor.read(), values.to(dtype).float().numpy())
+        with (tmp_path / "f.safetensors").open("r+b") as f:
+            tensor.overwrite(f, (values * 3).numpy())
+        assert torch.equal(load_file(tmp_path / "f.safetensors")["x"], (values * 3).to(dtype))
+    assert json.loads(json.dumps(tensor.shape)) == [64, 33]
