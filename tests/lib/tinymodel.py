@@ -5,16 +5,10 @@ trained on the given texts, the weights are drawn, rounded to float16 (so checkp
 numbers), and the GGUF is written by llama.cpp's own converter with the vocabulary put in by us. Both sides give the
 same token ids for any text, control tokens parsed or not.
 
-<<<<<<< HEAD
-Architectures: gemma3 (SentencePiece-like, byte fallback, `<start_of_turn>`, BOS), qwen3 and llama (byte-level BPE with
-Qwen2's regex, `<|im_start|>`, no BOS); with the latter's tokenizer also mamba (recurrent) and lfm2 (convolutions and
-attention). End of turn is an end-of-generation token of the GGUF in each. And
-transformers reads the GGUF back as the same weights and ids.
-=======
 Architectures: gemma3 and gemma2 (SentencePiece-like, byte fallback, `<start_of_turn>`, BOS), qwen3, qwen3moe and llama
-(byte-level BPE with Qwen2's regex, `<|im_start|>`, no BOS). End of turn is an end-of-generation token of the GGUF in
-each. And transformers reads the GGUF back as the same weights and ids (not tried with gemma2 and qwen3moe).
->>>>>>> b24999c (feat(export): merged GGUFs of any llama.cpp type, Hugging Face merges, Modelfile, vLLM folder and bundles; parity of stops, templates, single tokens and greedy texts)
+(byte-level BPE with Qwen2's regex, `<|im_start|>`, no BOS); with the latter's tokenizer also mamba (recurrent) and lfm2
+(convolutions and attention). End of turn is an end-of-generation token of the GGUF in each. And transformers reads the
+GGUF back as the same weights and ids (not tried with gemma2 and qwen3moe).
 
 What learns by heart: gemma3, hidden=128, layers=2, no pretraining; LoRA r=32, lora_alpha=64 on all linear layers, AdamW
 with learning rate 5e-3, warm-up and cosine, 200 steps of 4 windows of 192 tokens; ten exchanges (three silences) in 30
@@ -55,11 +49,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-<<<<<<< HEAD
-Architecture = Literal["gemma3", "qwen3", "llama", "mamba", "lfm2"]
-=======
-Architecture = Literal["gemma2", "gemma3", "qwen3", "qwen3moe", "llama"]
->>>>>>> b24999c (feat(export): merged GGUFs of any llama.cpp type, Hugging Face merges, Modelfile, vLLM folder and bundles; parity of stops, templates, single tokens and greedy texts)
+Architecture = Literal["gemma2", "gemma3", "qwen3", "qwen3moe", "llama", "mamba", "lfm2"]
 
 _QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -205,7 +195,6 @@ def _model(
     architecture: Architecture, tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, window: int
 ) -> Any:
     # Loading a GGUF, transformers takes the real models' head width for granted in gemma3 and qwen3.
-<<<<<<< HEAD
     head_dim = {"gemma3": 256, "qwen3": 128, "lfm2": hidden // 2}.get(architecture, 32)
     if architecture == "mamba":
         return MambaForCausalLM(
@@ -213,9 +202,6 @@ def _model(
                 vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, tie_word_embeddings=True
             )
         )
-=======
-    head_dim = {"gemma2": 32, "gemma3": 256, "qwen3": 128, "qwen3moe": 32, "llama": 32}[architecture]
->>>>>>> b24999c (feat(export): merged GGUFs of any llama.cpp type, Hugging Face merges, Modelfile, vLLM folder and bundles; parity of stops, templates, single tokens and greedy texts)
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": hidden * 5 // 2 // 32 * 32,
         "num_hidden_layers": layers, "num_attention_heads": 4 if architecture == "llama" else 2,
@@ -224,17 +210,13 @@ def _model(
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     if architecture == "gemma3":
-<<<<<<< HEAD
         return Gemma3ForCausalLM(Gemma3TextConfig(query_pre_attn_scalar=256, sliding_window=window, **shape))
-=======
-        return Gemma3ForCausalLM(Gemma3TextConfig(query_pre_attn_scalar=256, sliding_window=512, **shape))
     if architecture == "gemma2":
         return Gemma2ForCausalLM(Gemma2Config(query_pre_attn_scalar=32, sliding_window=512, **shape))
     if architecture == "qwen3moe":
         # llama.cpp always normalizes the chosen experts' weights, as the real models do.
         mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
         return Qwen3MoeForCausalLM(Qwen3MoeConfig(**mixture, **shape))
->>>>>>> b24999c (feat(export): merged GGUFs of any llama.cpp type, Hugging Face merges, Modelfile, vLLM folder and bundles; parity of stops, templates, single tokens and greedy texts)
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape))
     if architecture == "lfm2":
