@@ -8,6 +8,7 @@ from chats import FRIEND, GROUP, ME, say
 
 from bot.archive import Archive
 from bot.config import Cleaning, Conversation, Settings
+from bot.engine import Measure
 from bot.memory import Memory
 from bot.message import Message
 from bot.persona import Persona, Spec
@@ -63,10 +64,7 @@ def test_the_live_prompt_is_the_trained_prompt_whatever_is_set(archive: Archive,
     settings = Settings(corpus=rules)
     persona = Persona("xiaoman", Path(), Spec(display_name="小满", people=(ME,)), None)
 
-    def count(pieces: object) -> int:
-        return len(list(pieces))  # type: ignore[call-overload]
-
-    window = Memory(archive, settings, count).window(GROUP, persona, FORMATS["gemma"])
+    window = Memory(archive, settings).window(GROUP, persona, FORMATS["gemma"], Measure(2048, len))
     built = build(archive, [ME], [], Conversation(), cleaning=rules)
     (part,) = built.scenes
     renderer = renderer_for(part, built, FORMATS["gemma"], persona.system_prompt)
