@@ -93,9 +93,15 @@ def _step(step: str, path: Path, archive_path: Path) -> dict[str, float]:
     spent = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "added": added}
     if archive is not None:
         archive.close()
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {**spent, "rss_mib": peak / 2**20}
+    return {**spent, "rss_mib": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    """The most memory this process was resident with; ru_maxrss would on Linux begin with that of who started it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text("ascii").split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

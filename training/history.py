@@ -151,6 +151,8 @@ def load(
         if isinstance(item, Recall):
             recalls.append(item)
             continue
+        if item.sender_name:  # at once: the next message may mention them
+            reading.names[item.sender_id] = item.sender_name
         batch.append(item)
         places.append(reading.place)
         if len(batch) >= BATCH:
@@ -252,7 +254,6 @@ def _count(result: ImportResult, batch: Sequence[Message]) -> None:
     result.messages += len(batch)
     result.senders.update(map(attrgetter("sender_id"), batch))
     result.scenes.update(map(attrgetter("scene"), batch))
-    result.reading.names.update((m.sender_id, m.sender_name) for m in batch if m.sender_name)
     times = [m.time for m in batch]
     first, last = min(times).timestamp(), max(times).timestamp()
     before = result.span or (first, last)

@@ -105,6 +105,12 @@ def test_a_dry_run_understands_the_same_and_writes_nothing(tmp_path: Path, archi
     assert (dry.messages, dry.recalls, dry.reading) == (1, 1, wet.reading)
 
 
+def test_who_spoke_just_before_is_mentioned_by_name(tmp_path: Path, archive: Archive) -> None:
+    mention = [{"type": "at", "data": {"qq": "2"}}, {"type": "text", "data": {"text": " 你吃的啥"}}]
+    history.load(written(tmp_path / "h.jsonl", event(1), event(2, user_id=3, message=mention)), archive)
+    assert texts(archive) == ["第1句", "@甲 你吃的啥"]
+
+
 @pytest.mark.parametrize("key", ["message_id", "user_id", "group_id"])
 def test_an_id_no_archive_stores_is_counted_and_holds_up_nothing(tmp_path: Path, archive: Archive, key: str) -> None:
     bad = [event(2, **{key: "\ud800"}), {**recall(1), "message_id": "\ud800"}]
