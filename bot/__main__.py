@@ -474,7 +474,7 @@ def export_merge(
 def export_gguf(
     run_folder: RunArgument,
     kind: Annotated[str, typer.Option("--type", help="F16, BF16, F32, or a llama.cpp type from Q8_0 to IQ1_S.")] = (
-        "Q4_K_M"
+        "Q8_0"
     ),
     imatrix: Annotated[
         bool, typer.Option("--imatrix", help="With an importance matrix of the held-out tune chats.")

@@ -37,7 +37,7 @@ def serve(settings: config.Settings, config_path: Path) -> None:
     outbox = Outbox()
     transport = OneBotTransport(outbox, settings.onebot.api_timeout_s)
     twin = Twin.assemble(settings, config_path.parent, transport, only_record=True, spill=settings.data / "spill")
-    twin.owner_lines = _owner_lines(settings, transport)
+    twin.owner_lines = _owner_lines(twin, transport)
     parts = {"twin": twin, "outbox": outbox, "transport": transport, "config_path": config_path}
     _start_nonebot(settings, token, parts)
     _load_plugins()
@@ -89,20 +89,21 @@ def _load_plugins() -> None:
             raise ConfigError(f"plugin {name!r} did not load; the log line above says why")
 
 
-def _owner_lines(settings: config.Settings, transport: OneBotTransport) -> Callable[[str], Awaitable[None]]:
+def _owner_lines(twin: Twin, transport: OneBotTransport) -> Callable[[str], Awaitable[None]]:
     async def tell(text: str) -> None:
         account = next(iter(nonebot.get_bots()), None)
         if account is None:
             raise TwinError("no OneBot client is connected")
-        unreached = 0
-        for owner in settings.onebot.superusers:
+        unreached, owners = 0, twin.settings.onebot.superusers
+        for owner in owners:
             try:
                 segments = [{"type": "text", "data": {"text": text}}]
-                await transport.send(account, Scene("private", owner), segments, Origin.SYSTEM)
+                scene = Scene("private", owner)
+                twin.record_own(await transport.send(account, scene, segments, Origin.SYSTEM), scene, account, text)
             except SendError as e:
                 logger.warning("owner not reached: {}", e)
                 unreached += 1
-        if unreached and unreached == len(settings.onebot.superusers):
+        if unreached and unreached == len(owners):
             raise TwinError("no owner was reached")
 
     return tell

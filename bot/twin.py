@@ -146,6 +146,18 @@ class Twin:
         self._watch()
         return True
 
+    def record_own(self, message_id: str, scene: Scene, account: str, text: str) -> None:
+        """Store what the program itself said in an account's name: a command's answer, a line to the owners.
+
+        The model never sees it, and no later import of the account's history takes it for the person's words.
+        """
+        segments = ({"type": "text", "data": {"text": text}},)
+        said = Message(message_id, scene, account, "", now(), text, Origin.SYSTEM, segments=segments)
+        try:
+            self.archive.append([said])
+        except ArchiveError as e:
+            logger.warning("a line of ours waits in memory: {}", e)
+
     async def watch_archive(self) -> None:
         """See to it that what waits in memory is written as soon as it can be, and the owners told."""
         self._watch()

@@ -10,7 +10,7 @@ from bot.errors import SendError
 from bot.events import read
 from bot.message import Message, Origin
 from bot.onebot import OneBotTransport
-from bot.twin import Twin, now
+from bot.twin import Twin
 
 
 class Listener:
@@ -72,6 +72,4 @@ class Listener:
             budget.failed(message.scene, time.monotonic(), e.failure)
             logger.warning("the answer to a command was not sent: {}", e)
             return
-        self._twin.archive.append(
-            [Message(message_id, message.scene, account, "", now(), text, Origin.SYSTEM, segments=tuple(segments))]
-        )
+        self._twin.record_own(message_id, message.scene, account, text)

@@ -309,6 +309,10 @@ async def test_a_bubble_that_was_not_confirmed_is_never_repeated_and_the_owner_i
     await client.quiet(1.0)
     assert daemon.outcomes("group:207") == ["failed: shadowed"]
     assert [m.text for m in daemon.stored(told.scene) if "没发出去" in m.text] == []
+    with daemon.archive() as archive:
+        kept = archive.get(Scene.parse(told.scene), str(told.id))
+    assert kept is not None
+    assert (kept.origin, kept.text) == (Origin.SYSTEM, told.text), "else an import would take it for the person's words"
 
 
 async def test_a_group_that_mutes_the_account_gets_nothing_until_it_lifts_it(daemon: Daemon, client: NapCat) -> None:
