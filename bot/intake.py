@@ -4,7 +4,8 @@ One transaction a batch; a batch whose messages are all new costs one statement.
 then, where other sources told of the same stretch of a scene, their messages (bot/sameness.py). Which message stands
 for which is stored, so that quotes and recalls find it and a second import knows it.
 
-300,000 messages take 3 s of a core here and 20 through `Archive.append` (docs/decisions.md).
+On SQLite a batch is one statement over a JSON array: while it runs, in C, the interpreter is free to read the next
+batch on another core (docs/decisions.md).
 """
 
 import json
@@ -45,10 +46,12 @@ _COLUMNS = (
     "scene", "message_id", "seq", "sender_id", "sender_name", "time_ms", "text", "origin", "reply_to", "mentions",
     "recalled", "segments", "scene_name", "source",
 )  # fmt: skip
-_SQLITE_INSERT = (
-    f"INSERT INTO messages ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    "ON CONFLICT (scene, message_id) DO NOTHING"
-)
+_INTO = f"INSERT INTO messages ({', '.join(_COLUMNS)})"
+_ONCE = "ON CONFLICT (scene, message_id) DO NOTHING"
+_SQLITE_ROWS = f"{_INTO} VALUES ({', '.join('?' * len(_COLUMNS))}) {_ONCE}"
+_FROM_JSON = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(_COLUMNS)))
+_SQLITE_BATCH = f"{_INTO} SELECT {_FROM_JSON} FROM json_each(?) WHERE true {_ONCE}"
+_NUL = "\\u0000"
 _SQLITE_PRAGMAS = ("cache_size=-32000", "wal_autocheckpoint=4000")
 """32 MB of pages and 16 MB of log: with SQLite's own 2 and 4, three indexes are read and written over and over (5.1 s
 of 300,000 messages became 3.0)."""
@@ -153,11 +156,12 @@ class Intake:
         if not messages:
             return 0
         if self._flavour is sqlite:
-            # The driver's own executemany: SQLAlchemy's reading of each parameter costs as much as SQLite.
             rows = [_values(m, self._source) for m in messages]
-            return connection.exec_driver_sql(
-                _SQLITE_INSERT, rows, execution_options={"preserve_rowcount": True}
-            ).rowcount
+            batch = json.dumps(rows, ensure_ascii=False)
+            options = {"preserve_rowcount": True}
+            if _NUL in batch:  # ends a text in SQLite's JSON
+                return connection.exec_driver_sql(_SQLITE_ROWS, rows, execution_options=options).rowcount
+            return connection.exec_driver_sql(_SQLITE_BATCH, (batch,), execution_options=options).rowcount
         statement = self._flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
         values = [store.row_of(m, self._source) for m in messages]
         return connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount
@@ -364,8 +368,14 @@ def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _values(message: Message, source: str) -> tuple[Any, ...]:
-    """A row in the order of `_COLUMNS`, JSON written out."""
+    """A row in the order of `_COLUMNS`, JSON written out.
+
+    Raises:
+        OverflowError: its number has more than 64 bits.
+    """
     m = message
+    if m.seq is not None and not -(1 << 63) <= m.seq < 1 << 63:
+        raise OverflowError("seq")
     return (
         str(m.scene), m.id, m.seq, m.sender_id, m.sender_name, store.milliseconds(m.time), m.text, m.origin.value,
         m.reply_to, json.dumps(m.mentions) if m.mentions else "[]", m.recalled,

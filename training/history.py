@@ -1,8 +1,11 @@
 """A history file → the archive: recognised by its content, read once, stored in batches, nothing twice."""
 
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from functools import partial
@@ -141,7 +144,21 @@ def load(
     source = source or recognised(path)
     reading = Reading(told)
     result = ImportResult(source, reading)
-    store = _Store(path, source, archive, result, patience_s) if archive else None
+    with _uncollected(), ThreadPoolExecutor(1, "import") as writer:
+        return _load(path, archive, progress, patience_s, result, writer)
+
+
+def _load(
+    path: Path,
+    archive: Archive | None,
+    progress: Callable[[int, int], None],
+    patience_s: float,
+    result: ImportResult,
+    writer: Executor,
+) -> ImportResult:
+    """Read with one core, write with another."""
+    source, reading = result.source, result.reading
+    store = _Store(path, archive, result, patience_s, writer) if archive else None
     if store is not None and store.imported_before():
         return result
     batch: list[Message] = []
@@ -167,10 +184,23 @@ def load(
     result.recalls = len(recalls)
     if store is not None:
         store.messages(batch, places)
+        store.written()
         store.recalls(recalls)
         store.finished()
     progress(reading.size, reading.size)
     return result
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage collection: it walks through what readers remember, and none of it is garbage."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _reasons(reading: Reading) -> str:
@@ -183,10 +213,13 @@ def _reasons(reading: Reading) -> str:
 class _Store:
     """The archive, as an import writes it: patient while somebody else holds it, and told apart by source."""
 
-    def __init__(self, path: Path, source: Source, archive: Archive, result: ImportResult, patience_s: float) -> None:
+    def __init__(self, path: Path, archive: Archive, result: ImportResult, patience_s: float, writer: Executor) -> None:
         self._path, self._archive, self._result, self._patience_s = path, archive, result, patience_s
-        self._intake = Intake(archive, f"import:{source.name}:{path.name}")
-        self._digest = ledger.digest(path, source.name, result.reading.told)
+        self._intake = Intake(archive, f"import:{result.source.name}:{path.name}")
+        self._digest = ledger.digest(path, result.source.name, result.reading.told)
+        self._writer = writer
+        self._written: Future[Taken] | None = None
+        self._batch: tuple[Sequence[Message], Sequence[str]] = ((), ())
 
     def imported_before(self) -> bool:
         """Whether this very history was imported whole; the result then tells what it held."""
@@ -198,12 +231,21 @@ class _Store:
         return True
 
     def messages(self, batch: Sequence[Message], places: Sequence[str]) -> None:
-        """Store a batch; what the archive can never hold is counted with its place."""
-        taken = self._patiently(lambda: self._intake.take(batch)) if batch else Taken()
+        """Store a batch, once the one before is in; it is written while the next one is read."""
+        self.written()
+        if batch:
+            self._batch = (batch, places)
+            self._written = self._writer.submit(self._patiently, partial(self._intake.take, batch))
+
+    def written(self) -> None:
+        """Wait for the batch being written; what the archive can never hold is counted with its place."""
+        if self._written is None:
+            return
+        taken, self._written = self._written.result(), None
         self._result.added += taken.added
         self._result.same += taken.same
         if taken.refused:
-            place_of = {id(m): place for m, place in zip(batch, places, strict=True)}
+            place_of = {id(m): place for m, place in zip(*self._batch, strict=True)}
             for message in taken.refused:
                 self._archive.lost += 1
                 self._result.reading.skip("refused by the archive", place_of[id(message)])

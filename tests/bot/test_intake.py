@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, at, say
+from nasty import TEXTS
 
 from bot.archive import Archive
 from bot.errors import ArchiveBusy
@@ -56,6 +57,18 @@ def test_a_batch_comes_back_as_append_would_have_stored_it(archive: Archive) -> 
     assert [archive.get(m.scene, m.id) for m in said] == [
         said[0], replace(said[1], recalled=True), said[2],
     ]  # fmt: skip
+
+
+def test_every_text_comes_back_as_it_was(archive: Archive) -> None:
+    allowed = [t for t in TEXTS if "\0" not in t or archive.engine.dialect.name == "sqlite"]
+    for which, part in enumerate((allowed, [t for t in allowed if "\0" not in t])):
+        said = [
+            say(i, FRIEND, text, id=f"{which}-{i}", sender_name=text, seq=2**63 - 1 - i, reply_to=text or None,
+                segments=({"type": "text", "data": {"text": text, "n": 2**60, "x": [None, True, 0.5]}},))
+            for i, text in enumerate(part)
+        ]  # fmt: skip
+        assert Intake(archive, "a").take(said).added == len(part) > 100
+        assert [archive.get(GROUP, m.id) for m in said] == said
 
 
 def test_twice_adds_nothing_and_an_overlap_only_what_is_new(archive: Archive) -> None:

@@ -126,7 +126,7 @@ def test_an_import_killed_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "archive.db") as store:
         (stored,) = store.execute("SELECT count(*) FROM messages").fetchone()
     store.close()
-    assert stored >= 250
+    assert stored >= 200, "the batch before the one that is read is in"
     archive = Archive(url)
     result = history.load(path, archive)
     assert (result.before, result.added) == (None, 4000 - stored)
