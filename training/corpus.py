@@ -9,12 +9,10 @@ place in the conversation, so that taking a message back moves nothing to anothe
 `bot.shown` lets the live twin see, too; answers that are not worth learning from (`training.clean`) are only masked.
 """
 
-import gc
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -26,6 +24,7 @@ from bot.message import Message, Origin, Scene
 from bot.prompt import Exchange, exchanges, opens, spoken_by
 from bot.shown import shown
 from training import clean
+from training.garbage import uncollected
 
 Timeline: TypeAlias = Sequence[tuple[datetime, str]]
 """What the twin was doing in a scene: (since when, `on` | `off` | `held`), oldest first."""
@@ -123,20 +122,8 @@ def build(
     Raises:
         ArchiveError: the store cannot be read.
     """
-    with _uncollected():
+    with uncollected():
         return _built(archive, frozenset(people), tuple(names), rules, until, cleaning)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No cyclic garbage collection: it walks through all messages again and again, and none of them is garbage."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _built(

@@ -1,11 +1,9 @@
 """A history file → the archive: recognised by its content, read once, stored in batches, nothing twice."""
 
-import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from functools import partial
@@ -19,6 +17,7 @@ from bot.events import Recall
 from bot.intake import Intake, Taken
 from bot.message import Message, Scene
 from training import ledger
+from training.garbage import uncollected
 from training.importers import (
     chatlab,
     chatlog,
@@ -144,7 +143,7 @@ def load(
     source = source or recognised(path)
     reading = Reading(told)
     result = ImportResult(source, reading)
-    with _uncollected(), ThreadPoolExecutor(1, "import") as writer:
+    with uncollected(), ThreadPoolExecutor(1, "import") as writer:
         return _load(path, archive, progress, patience_s, result, writer)
 
 
@@ -189,18 +188,6 @@ def _load(
         store.finished()
     progress(reading.size, reading.size)
     return result
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No cyclic garbage collection: it walks through what readers remember, and none of it is garbage."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _reasons(reading: Reading) -> str:

@@ -1,8 +1,8 @@
 """JSON text of any size → its members one by one, the broken ones told and passed over.
 
 `json` reads one value from a window of the text that grows only when a value does not end in it. A library for this
-(ijson) was tried: its prefixes cost the square of the depth, so 200 KB of `[` took all memory, and its first error (a
-control character in a string, a NaN) is the end of the file.
+(ijson) was tried: reading by prefix, 200 KB of `[` took all memory, and its first error (a control character in a
+string, a NaN) is the end of the file.
 """
 
 import json
