@@ -119,9 +119,9 @@ async def test_a_poke_is_heard_and_answered_like_words(daemon: Daemon, client: N
 
 async def test_what_was_read_is_shown_once_where_the_client_cannot(daemon: Daemon) -> None:
     async with NapCat(daemon.url, daemon.token, account="3889000775") as client:
-        for text in ("在吗", "吃什么"):
+        for text, bubbles in (("在吗", 1), ("吃什么", 2)):
             await client.say(text, user=127)
-            await client.expect(1)
+            await client.expect(bubbles)
         daemon.wait(lambda: len(daemon.outcomes("private:127")) == 2)
     shown = [call["params"] for call in client.calls if call["action"] == "mark_msg_as_read"]
     assert len(shown) == 1, "a client without it is asked once"

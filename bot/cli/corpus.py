@@ -1,0 +1,141 @@
+"""`twin corpus …`: what the archive would teach."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot import config
+from bot.cli.options import CONFIG, ConfigOption, JsonOption, PersonaOption, personas_of, show
+from bot.errors import TwinError
+
+if TYPE_CHECKING:
+    from training.corpus import Corpus
+
+app = typer.Typer(no_args_is_help=True, help="What the archive would teach, before any training.")
+
+
+@app.command("stats")
+def corpus_stats(
+    persona: PersonaOption = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for PNGs of hours, months, turns, lengths, delays.")
+    ] = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """What a persona would learn in numbers: scenes, hours, lengths, delays (seconds), silences, redactions."""
+    from bot import doctor
+    from training import stats
+
+    built = _corpus(config.load(config_path), persona).of_logs()
+    show(stats.figures(built), as_json)
+    if plots is not None:
+        doctor.require_training()
+        from training import plots as drawn
+
+        drawn.write(built, plots)
+
+
+@app.command("preview")
+def corpus_preview(
+    n: Annotated[int, typer.Option("-n", min=1, help="Windows to show.")] = 3,
+    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Windows exactly as the model will see them, trained tokens green or in ⟦ ⟧. Reads the base's vocabulary alone."""
+    from bot import base
+    from bot.llama import Model
+    from training import preview, samples
+
+    settings = config.load(config_path)
+    spec, rules = personas_of(settings).find(persona or settings.chat.persona).spec, settings.training
+    built = _corpus(settings, persona)
+    path = base.resolve(settings.engine.base, settings.data, config_path.resolve().parent)
+    model = Model(path, vocab_only=True)
+    how = preview.green if sys.stdout.isatty() else preview.bracketed
+    try:
+        windows = samples.windows(built, model, model.format, spec.system_prompt, rules.model_max_length)
+        for window in preview.chosen(windows, n, seed):
+            typer.echo(f"──── {window.scene}, {len(window.ids)} tokens")
+            typer.echo(preview.text(window, lambda token: model.piece(token, control=True), rules, how) + "\n")
+    finally:
+        model.close()
+
+
+@app.command("clean")
+def corpus_clean(
+    show: Annotated[int, typer.Option(min=0, help="Examples of each reason: what people wrote.")] = 0,
+    persona: PersonaOption = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Count the answers that [corpus] in bot.toml keeps from being trained, by reason; nothing is changed."""
+    from training import clean, stats
+
+    built = _corpus(config.load(config_path), persona)
+    names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
+    found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
+    show(found | ({"examples": stats.examples(built, show)} if show else {}), as_json)
+
+
+def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
+    from bot.archive import Archive
+    from training import corpus, sets
+
+    found = personas_of(settings).find(persona or settings.chat.persona)
+    archive = Archive(settings.archive_url)
+    try:
+        built = corpus.build(
+            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
+        )
+    finally:
+        archive.close()
+    folder = found.folder / sets.FOLDER
+    return sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues, settings.corpus)
+
+
+@app.command("export")
+def corpus_export(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="sharegpt, openai or alpaca: samples; chatlab: every message, a file a scene."),
+    ] = "sharegpt",
+    split: Annotated[str, typer.Option(help="Samples: train, tune, test or all.")] = "train",
+    silences: Annotated[bool, typer.Option("--silences", help="Samples: keep silences, as empty answers.")] = False,
+    persona: PersonaOption = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Archive → files that other trainers, or ChatLab, read. They hold what people wrote."""
+    from datetime import UTC, datetime
+
+    from bot.archive import Archive
+    from training import chatlab, corpus, sharing
+    from training.samples import Split
+
+    if form not in (*sharing.FORMS, "chatlab"):
+        raise TwinError(f"--format {form!r}: must be {', '.join(sharing.FORMS)} or chatlab")
+    if split not in (*Split, "all"):
+        raise TwinError(f"--split {split!r}: must be {', '.join(Split)} or all")
+    settings = config.load(config_path)
+    found = personas_of(settings).find(persona or settings.chat.persona)
+    archive = Archive(settings.archive_url)
+    try:
+        if form == "chatlab":
+            files = chatlab.export(archive, found.spec.people, out, datetime.now(UTC))
+            shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
+        else:
+            built = corpus.build(
+                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
+            )
+            splits = tuple(Split) if split == "all" else (Split(split),)
+            talks = sharing.talks(built, found.spec.system_prompt, splits, silences=silences)
+            file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")
+            shown = {"file": str(file), "samples": samples, "answers": answers}
+    finally:
+        archive.close()
+    show(shown, as_json)

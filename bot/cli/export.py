@@ -1,0 +1,141 @@
+"""`twin export …`: a run → the files llama.cpp and others serve."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bot import config
+from bot.cli.options import CONFIG, ConfigOption, ForceOption, PersonaOption, base_of, night_of, personas_of, show
+
+app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, as `twin train` printed it.")]
+VersionArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A version's folder, a run a night has judged, or its merged one.")
+]
+
+
+@app.command("lora")
+def export_lora(
+    run_folder: RunArgument,
+    kind: Annotated[str, typer.Option("--type", help="f16, f32 or q8_0.")] = "f16",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default: lora.gguf, or lora-TYPE.gguf, in the run.")
+    ] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
+    from export import lora
+
+    precision = lora.precision_of(kind)
+    from export import proof
+
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
+    if out is None and precision == "f16":
+        found = night.prove()
+        _show_proof(found.model_dump(mode="json"), night.texts)
+        proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
+        return
+    file = out or run_folder / f"lora-{precision}.gguf"
+    made = proof.prove_lora(
+        night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
+    )
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+
+
+@app.command("merge")
+def export_merge(
+    run_folder: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: merged in the run.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The LoRA merged into the base's weights: a Hugging Face checkpoint with tokenizer and chat template."""
+    from bot import doctor
+    from export import merge
+
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
+    trained, target = night.trained, out or run_folder / "merged"
+    with doctor.progress_bar("merge") as progress:
+        merge.merge(trained.peft, trained.checkpoint, trained.format, target, progress, force=force)
+    typer.echo(f"checkpoint: {target}")
+
+
+@app.command("gguf")
+def export_gguf(
+    run_folder: RunArgument,
+    kind: Annotated[str, typer.Option("--type", help="F16, BF16, F32, or a llama.cpp type from Q8_0 to IQ1_S.")] = (
+        "Q8_0"
+    ),
+    imatrix: Annotated[
+        bool, typer.Option("--imatrix", help="With an importance matrix of the held-out tune chats.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: merged-TYPE in the run.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """The LoRA merged into its base as one GGUF, proven equal, in a folder that `twin persona publish` takes."""
+    from export import quantize
+
+    quantize.require(kind, imatrix=imatrix)
+    from export import merged
+
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
+    target = out or run_folder / f"merged-{kind.lower()}"
+    about = merged.about(
+        night.trained, night.base_path, night.base_sha256, night.persona.spec.display_name,
+        f"{run_folder.resolve().name}-{kind.lower()}", night.learned.counts,
+    )  # fmt: skip
+    made = merged.export(
+        night.trained, night.base_path, about, kind, target, night.held_out, night.progress,
+        imatrix=night.tune_texts if imatrix else None, manifest=night.manifest, force=force,
+    )  # fmt: skip
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    where = f"{target} (publish it: twin persona publish {night.persona.name} {target})"
+    typer.echo(
+        where if night.manifest else f"{target} (no night has judged the run, so it cannot be published)", err=True
+    )
+
+
+@app.command("modelfile")
+def export_modelfile(
+    folder: VersionArgument,
+    out: Annotated[Path | None, typer.Option(help="The file; default: Modelfile in the folder.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → an Ollama Modelfile with the prompt it was trained with."""
+    from export import modelfile
+
+    settings = config.load(config_path)
+    spec = personas_of(settings).find(persona or settings.chat.persona).spec
+    found = modelfile.source(folder, *base_of(settings, config_path))
+    file = modelfile.ollama(found, spec.sampling, out or folder / "Modelfile", force=force)
+    typer.echo(f"{file}; then: ollama create NAME -f {file}")
+
+
+@app.command("vllm")
+def export_vllm(
+    folder: VersionArgument,
+    out: Annotated[Path | None, typer.Option(help="The folder to make; default: vllm in FOLDER.")] = None,
+    force: ForceOption = False,
+    persona: PersonaOption = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → a LoRA folder for vLLM, with the start command in its README."""
+    from export import modelfile
+
+    settings = config.load(config_path)
+    name = personas_of(settings).find(persona or settings.chat.persona).name
+    found = modelfile.source(folder, *base_of(settings, config_path))
+    typer.echo(f"{modelfile.vllm(found, name, out or folder / 'vllm', force=force)}: read its README.md")
+
+
+def _show_proof(figures: dict[str, Any], texts: Any) -> None:
+    """A proof's figures with the greedy answers of both sides."""
+    show({**figures, "greedy_texts": [{"trained": a, "served": b} for a, b in texts]}, True)

@@ -1,0 +1,126 @@
+"""`twin import`: history → archive, training sets → a persona."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import SecretStr
+
+from bot import config
+from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of, show
+from bot.errors import ImportFault
+
+if TYPE_CHECKING:
+    from bot.archive import Archive
+
+
+def import_(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="History files or folders; the format is found by content. Or what a running client still knows: "
+            "onebot://HOST:PORT/group/ID, …/private/ID, or onebot://HOST:PORT for all."
+        ),
+    ],
+    format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
+    me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TWIN_IMPORT_KEY",
+            help="Key of an encrypted nt_msg.db. Set the variable rather than this: a command line stays in the "
+            "shell's history and shows in the list of processes.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
+    persona: Annotated[str | None, typer.Option(help="Training sets: who learns from them.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="RoleBench: a role to take; once or more.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="RoleBench: answers taken of each question.")] = 1,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench: its desc.json, for the roles' prompts.")] = None,
+    keep_prompts: Annotated[
+        bool, typer.Option("--keep-prompts", help="Training sets: train their own system prompts, not the persona's.")
+    ] = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """History → archive, training sets → a persona. Idempotent: a second import adds nothing twice."""
+    from bot import doctor
+    from bot.archive import Archive
+    from training import history
+    from training.importers import onebotlive
+    from training.importers.source import Told
+
+    settings = config.load(config_path)
+    if persona is not None:
+        options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
+        paths = _import_sets(settings, paths, persona, options, dry_run=dry_run, as_json=as_json)
+        if not paths:
+            return
+    elif role or profiles or keep_prompts:
+        raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
+    told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None)
+    archive = None if dry_run else Archive(settings.archive_url)
+    try:
+        for path in paths:
+            if (url := onebotlive.url_of(path)) is not None:
+                show(_from_client(url, archive, settings), as_json)
+                continue
+            source = history.recognised(path, format)
+            with doctor.progress_bar(f"import {path.name}") as progress:
+                result = history.load(path, archive, progress, told=told, source=source)
+            shown = history.summary(result, settings.zone)
+            words = history.in_words(shown, path.name, dry_run=dry_run)
+            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+    finally:
+        if archive:
+            archive.close()
+    if archive and (archive.behind or archive.lost):
+        raise ImportFault(
+            f"{archive.waiting + archive.lost} messages are not in the archive: it refused them, or could not be "
+            "written; mend the lines named above, or the disk, and import again: nothing is added twice"
+        )
+
+
+def _import_sets(
+    settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
+) -> list[Path]:
+    """Store the training sets among some files; gives the others."""
+    from bot import doctor
+    from training import setimport, sets
+    from training.importers import rolebench
+    from training.importers.sets import recognised
+    from training.importers.source import head
+
+    folder = personas_of(settings).find(persona).folder / sets.FOLDER
+    profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
+    others = []
+    for path in paths:
+        head(path)  # says what is wrong with a file that is not there
+        title = recognised(path)
+        if title is None:
+            others.append(path)
+            continue
+        choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
+        with doctor.progress_bar(f"import {path.name}") as progress:
+            taken = setimport.take(
+                path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
+            )
+        shown = setimport.summary(taken)
+        words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
+        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+    return others
+
+
+def _from_client(url: str, archive: "Archive | None", settings: config.Settings) -> dict[str, Any]:
+    """What a running OneBot client still knows → archive; a summary by scene."""
+    from bot import doctor
+    from training.importers import onebotlive
+
+    if archive is None:
+        raise ImportFault(
+            f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
+        )
+    with doctor.progress_bar(f"import {url}") as progress:
+        return asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))

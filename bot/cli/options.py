@@ -1,0 +1,73 @@
+"""Options that several commands take, and the parts made from them."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot import config
+
+if TYPE_CHECKING:
+    from bot.persona import Personas
+    from training.nightly import Night
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="bot.toml to read; paths in it count from its folder.")]
+PersonaOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: [chat] persona.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what lies there.")]
+CONFIG = Path("bot.toml")
+
+
+def show(value: Any, as_json: bool) -> None:
+    """Print a value: JSON for a program, one `name: value` a line for a person."""
+    if as_json or not isinstance(value, dict):
+        typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+        return
+    for name, item in value.items():
+        shown = item if isinstance(item, str | int | float) else json.dumps(item, ensure_ascii=False, default=str)
+        typer.echo(f"{name}: {shown}")
+
+
+def personas_of(settings: config.Settings) -> "Personas":
+    """The persona folders, with what ships in place."""
+    from bot.persona import Personas
+    from bot.twin import install_shipped
+
+    install_shipped(settings.data / "personas")
+    return Personas(settings.data / "personas")
+
+
+def base_of(settings: config.Settings, path: Path) -> tuple[Path, str]:
+    """The base GGUF and its hash."""
+    from bot import base, checksum
+
+    found = base.resolve(settings.engine.base, settings.data, path.resolve().parent)
+    return found, checksum.digest(found)
+
+
+def night_of(
+    settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
+) -> "Night":
+    """A persona's night, with what trains at hand.
+
+    Args:
+        settings: of bot.toml.
+        persona: folder; None is [chat] persona.
+        path: of bot.toml.
+        run: a run folder that lies elsewhere; None: of the persona.
+        progress: gets lines; None prints them.
+    """
+    from bot import doctor, log
+    from bot.twin import install_shipped
+
+    doctor.require_training()
+    # Nothing here may ask a hub or report to one.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE="1")
+    log.setup("WARNING")
+    install_shipped(settings.data / "personas")
+    from training.nightly import Night
+
+    name = persona or settings.chat.persona
+    return Night(settings, name, *base_of(settings, path), progress or doctor.plain_progress(), run)

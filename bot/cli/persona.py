@@ -1,0 +1,149 @@
+"""`twin persona …`: folders and their versions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot import config
+from bot.cli.options import CONFIG, ConfigOption, ForceOption, JsonOption, base_of, personas_of, show
+from bot.errors import PersonaError
+
+if TYPE_CHECKING:
+    from bot.persona import Personas, Version
+
+app = typer.Typer(no_args_is_help=True, help="Personas and their versions.")
+
+
+@app.command("list")
+def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> None:
+    """All personas with the version that serves and its kind: lora, or merged (a model of its own)."""
+    personas = personas_of(config.load(config_path))
+    rows: dict[str, Any] = {}
+    for name in personas.names():
+        current = personas.current(name)
+        kind = _kind(personas, name, current) if current else None
+        try:
+            rows[name] = {"display_name": personas.spec(name).display_name, "current": current, "kind": kind}
+        except PersonaError as e:
+            rows[name] = {"refused": str(e)}
+    show(rows, as_json)
+
+
+@app.command("new")
+def persona_new(
+    name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
+    people: Annotated[
+        str, typer.Option(help="QQ numbers of the person, comma-separated; none: it learns from training sets alone.")
+    ] = "",
+    display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
+    role: Annotated[str | None, typer.Option(help="A role of RoleBench to play; with --profiles.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="RoleBench's desc.json, which describes the role.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Make a persona folder with a commented persona.toml to fill in."""
+    from bot.persona import new_persona
+
+    identity = ""
+    if role is not None and profiles is not None:
+        from training.importers import rolebench
+
+        described = rolebench.profiles(profiles)
+        if role not in described:
+            raise PersonaError(f"{profiles.name!r} describes no {role!r}; it has {'、'.join(described)}")
+        identity = rolebench.identity(described[role])
+    elif role is not None or profiles is not None:
+        raise PersonaError("--role and --profiles go together: the role's name, and the desc.json that describes it")
+    numbers = tuple(p.strip() for p in people.split(",") if p.strip())
+    root = personas_of(config.load(config_path)).root
+    file = new_persona(root, name, display_name or role or name, numbers, identity)
+    to_do = f"twin night --persona {name}" if numbers else f"twin import SET --persona {name}"
+    typer.echo(f"made {file}; describe the person in it, then: {to_do}")
+
+
+@app.command("show")
+def persona_show(name: str, config_path: ConfigOption = CONFIG) -> None:
+    """A persona's settings, versions with their kinds, and system prompt, as JSON."""
+    personas = personas_of(config.load(config_path))
+    loaded = personas.find(name)
+    shown = {
+        "name": loaded.name, "spec": loaded.spec.model_dump(),
+        "versions": {v: _kind(personas, loaded.name, v) for v in personas.versions(loaded.name)},
+        "current": personas.current(loaded.name), "system_prompt": loaded.system_prompt,
+        "metrics": loaded.version.manifest.metrics if loaded.version else {},
+    }  # fmt: skip
+    show(shown, True)
+
+
+@app.command("publish")
+def persona_publish(
+    name: str,
+    result: Annotated[Path, typer.Argument(help="Folder with manifest.json and the files it lists.")],
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Copy a finished version in and make it current; a running daemon swaps by itself."""
+    _tell_current(personas_of(config.load(config_path)).publish(name, result))
+
+
+@app.command("rollback")
+def persona_rollback(
+    name: str,
+    version: Annotated[str | None, typer.Argument(help="Version; default: the one before.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Make an older version current."""
+    _tell_current(personas_of(config.load(config_path)).rollback(name, version))
+
+
+@app.command("verify")
+def persona_verify(name: str, config_path: ConfigOption = CONFIG) -> None:
+    """Check every version's files against its manifest."""
+    personas = personas_of(config.load(config_path))
+    for version in personas.versions(name):
+        verified = personas.verify(name, version, anew=True)
+        typer.echo(f"{version}: ok ({verified.manifest.kind})")
+
+
+@app.command("pack")
+def persona_pack(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Version; default: the one serving.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; default: NAME-VERSION.qqtwin here.")] = None,
+    force: ForceOption = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A version → one file for another machine. It holds QQ numbers and what was learned: mind who gets it."""
+    from bot import bundle
+
+    personas = personas_of(config.load(config_path))
+    chosen = version or personas.current(personas.find(name).name)
+    file = bundle.pack(personas, name, chosen, out or Path(f"{name}-{chosen}{bundle.SUFFIX}"), force=force)
+    typer.echo(f"packed {file}")
+
+
+@app.command("unpack")
+def persona_unpack(
+    file: Annotated[Path, typer.Argument(help="A file that `twin persona pack` made.")],
+    name: Annotated[str | None, typer.Option(help="Folder name here; default: the one it had.")] = None,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """Check a bundle's hashes and base, then make its version current; an existing persona.toml is kept."""
+    from bot import bundle
+    from bot.persona import Personas
+
+    settings = config.load(config_path)
+    _, base_sha256 = base_of(settings, config_path)
+    version = bundle.unpack(Personas(personas_of(settings).root, base_sha256), file, name)
+    typer.echo(f"current: {version.name}")
+
+
+def _kind(personas: "Personas", name: str, version: str) -> str:
+    """What a version is; its files are not read for it."""
+    try:
+        return personas.manifest(name, version).kind
+    except PersonaError:
+        return "unreadable"
+
+
+def _tell_current(version: "Version") -> None:
+    typer.echo(f"current: {version.name} ({version.manifest.kind})")
