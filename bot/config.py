@@ -24,7 +24,7 @@ from bot.hours import in_hours
 from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
-_SECRETS = ("access_token", "remote_api_key")
+_SECRETS = ("access_token", "remote_api_key", "token")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
@@ -369,6 +369,17 @@ class Retrain(Section):
     """A night that takes longer is stopped (seconds); what it finished is kept for the next."""
 
 
+class Api(Section):
+    """The twin for other programs: OpenAI's chat completions on [onebot]'s port, `model` being the persona."""
+
+    enabled: bool = False
+    """Whether /v1/chat/completions and /v1/models are answered."""
+    token: SecretStr | None = Field(None, min_length=1)
+    """What programs must send as `Authorization: Bearer`. Unset: one is made and kept in data/api_token."""
+    silences: bool = True
+    """An answer may be empty, where the person would have said nothing; off: something is always said."""
+
+
 class Log(Section):
     """What is written down. Message text never is, below TRACE."""
 
@@ -389,6 +400,7 @@ class Settings(Section):
     chat: Chat = Chat()
     training: Training = Training()
     retrain: Retrain = Retrain()
+    api: Api = Api()
     log: Log = Log()
 
     @property
@@ -508,11 +520,21 @@ def access_token(settings: Settings) -> tuple[str, Path | None]:
                 "other machines: anyone could speak as the owner. Set a token, or host = '127.0.0.1'"
             )
         return token, None
-    file = settings.data / "access_token"
+    return _kept_token(settings.data / "access_token")
+
+
+def api_token(settings: Settings) -> tuple[str, Path | None]:
+    """The token of `[api]`, and the file it lies in (None when it was configured); made once."""
+    if settings.api.token is not None:
+        return settings.api.token.get_secret_value(), None
+    return _kept_token(settings.data / "api_token")
+
+
+def _kept_token(file: Path) -> tuple[str, Path]:
     # An empty file, left by a crash or by hand, would let anyone in.
     if not file.exists() or not file.read_text("utf-8").strip():
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(".access_token.tmp")
+        beside = file.with_name(f".{file.name}.tmp")
         beside.unlink(missing_ok=True)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as f:

@@ -1,6 +1,6 @@
 """The port: what a reply engine can do. `bot/serving.py` is the real one; `bot/remote.py` keeps the same promises."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -80,7 +80,7 @@ class ReplyEngine(Protocol):
         """Probability that the first token is end-of-turn; one prompt evaluation, nothing generated."""
         ...
 
-    def bubbles(self, request: Request) -> AsyncIterator[str]:
+    def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """The answer's bubbles, each as soon as its line is complete; the first token is never end-of-turn.
 
         Closing the iterator stops the generation within one decode step.
@@ -114,7 +114,7 @@ class AbsentEngine:
         """Raise EngineError with the reason."""
         raise EngineError(self.reason)
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Raise EngineError with the reason."""
         raise EngineError(self.reason)
         yield ""

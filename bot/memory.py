@@ -149,7 +149,7 @@ class Memory:
         start_id = self._start_of(scene, persona.name)
         start = next((i for i, e in enumerate(found) if e.first.id == start_id), 0)
         kept = found[start:]
-        budget = _budget(persona, measure.n_ctx)
+        budget = prompt_budget(persona, measure.n_ctx)
 
         def cost(e: Exchange) -> int:
             return measure.count([*renderer.heard(e, quoted, first=False), *renderer.said(e, trained=False)])
@@ -180,7 +180,7 @@ class Memory:
         return self._starts[(scene, persona)]
 
 
-def _budget(persona: Persona, n_ctx: int) -> int:
+def prompt_budget(persona: Persona, n_ctx: int) -> int:
     """Tokens of a prompt at most: what the context holds beside the reply, and no more than was trained."""
     budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
     trained = persona.version.window_tokens if persona.version else None

@@ -315,7 +315,7 @@ class Presence:
             self._spawn(self._tell_owner(f"有一条消息没发出去（{e.failure.value}），场景 {look.scene}{more}"))
             return
         finally:
-            await bubbles.aclose()  # type: ignore[attr-defined]
+            await bubbles.aclose()
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class RemoteEngine:
             return await self._p_unnamed(request, body, found)
         return self._p_missing(found)
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Bubbles of the answer as their lines complete.
 
         The first token is never end-of-turn: vLLM is told so (`min_tokens`); of the others an empty answer is taken

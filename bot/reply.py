@@ -3,7 +3,8 @@
 import re
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -117,7 +118,7 @@ class Replier:
         p_silent = await self._engine.p_silent(request) if persona.version else None
         moment = self._moment(window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
-        shifts = self._shifts(moment, persona) | {"scene": bias, "loop": loop_shift(window.before)}
+        shifts = self.shifts(moment, persona) | {"scene": bias, "loop": loop_shift(window.before)}
         verdict = decide(moment, calibration, shifts, draw)
         to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
         return Look(
@@ -132,7 +133,7 @@ class Replier:
             return Voice(f"{persona.name}/base", None, self._engine.format)
         return Voice(f"{persona.name}/{version.name}", version.lora, FORMATS[version.manifest.format], version.model)
 
-    async def bubbles(self, look: Look) -> AsyncIterator[str]:
+    async def bubbles(self, look: Look) -> AsyncGenerator[str, None]:
         """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.
 
         Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop.
@@ -140,23 +141,26 @@ class Replier:
         Raises:
             EngineError: the generation failed.
         """
-        said: list[str] = []
         started = time.monotonic()
-        lines = self._engine.bubbles(look.request)
-        try:
+        async with aclosing(self.words(look.request)) as bubbles:
+            async for bubble in bubbles:
+                look.took_ms.setdefault("words", _ms_since(started))
+                yield bubble
+
+    async def words(self, request: Request) -> AsyncGenerator[str, None]:
+        """The same for a request that no scene stands behind; raises EngineError."""
+        said: list[str] = []
+        async with aclosing(self._engine.bubbles(request)) as lines:
             async for line in lines:
                 bubble = tidy(line)
                 if not bubble or (said and bubble == said[-1]):
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
-                look.took_ms.setdefault("words", _ms_since(started))
                 said.append(bubble)
                 yield bubble
                 if len(said) >= self._settings.chat.max_bubbles:
                     break
-        finally:
-            await lines.aclose()  # type: ignore[attr-defined]
 
     def _moment(self, window: Window, persona: Persona, account: str, p_silent: float | None) -> Moment:
         return moment_of(
@@ -165,7 +169,8 @@ class Replier:
             p_silent=p_silent,
         )  # fmt: skip
 
-    def _shifts(self, moment: Moment, persona: Persona) -> dict[str, float]:
+    def shifts(self, moment: Moment, persona: Persona) -> dict[str, float]:
+        """The configured log-odds by name, as far as they hold at a moment."""
         chat = self._settings.chat
         return {
             "mention": chat.mention_shift if moment.mentioned else 0.0,

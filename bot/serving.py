@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 from bot import config
@@ -79,7 +79,7 @@ class LlamaEngine:
             finally:
                 job.stop.set()
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Bubbles of the answer as their lines complete; raises EngineError."""
         lines: asyncio.Queue[str | float | EngineError] = asyncio.Queue()
         async with self.models.using(request.voice) as served:

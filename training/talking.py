@@ -6,7 +6,7 @@ a time, its key-value cache kept from one answer to the next.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class TransformersEngine:
         row = await asyncio.to_thread(self._first, request)
         return float(torch.softmax(row, -1)[self._token(request.voice.format.end)])
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Bubbles of the answer as their lines complete."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
         lines: asyncio.Queue[str | None] = asyncio.Queue()

@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -46,7 +46,7 @@ class Script:
     async def p_silent(self, request: Request) -> float:
         return 0.01
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         self.asked.append(request)
         try:
             for number, line in enumerate(self.lines):

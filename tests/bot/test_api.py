@@ -1,0 +1,132 @@
+"""The API's parts that HTTP does not show: what a window keeps, and that a stream left alone stops the model."""
+
+import string
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from bot.api.answers import events
+from bot.api.talks import _STEP, Talk, _fitting, _key
+from bot.api.wire import ChatRequest
+from bot.engine import Request, Voice
+from bot.errors import EngineError
+from bot.message import Message, Origin, Scene
+from bot.prompt import FORMATS, Exchange, Piece, Renderer
+
+RENDERER = Renderer(FORMATS["chatml"], "你是小满。", ZoneInfo("Asia/Shanghai"), group=False)
+HEAD: dict[str, Any] = {"id": "chatcmpl-1", "created": 0, "model": "xiaoman"}
+
+
+def _count(pieces: Any) -> int:
+    return sum(len(piece.text) for piece in pieces)
+
+
+def _history(n: int) -> list[Exchange]:
+    scene, time = Scene("private", "1"), datetime(2026, 9, 1, tzinfo=UTC)
+    found = []
+    for i in range(n):
+        heard = [Message(f"{i}.0", scene, "user", "", time, string.ascii_letters[i % 52] * 9)]
+        said = [Message(f"{i}.1", scene, "twin", "", time, "好", Origin.TWIN)] if i < n - 1 else []
+        found.append(Exchange(time if i == 0 else None, None, heard, said))
+    return found
+
+
+def test_a_full_window_moves_by_steps_so_that_the_next_prompt_begins_alike() -> None:
+    starts = []
+    for n in range(1, 60):
+        history = _history(n)
+        kept = _fitting(history, RENDERER, _count, 1500)
+        assert kept == history[len(history) - len(kept) :]
+        starts.append(len(history) - len(kept))
+    assert starts == sorted(starts)
+    assert {start % _STEP for start in starts} == {0}
+    assert starts[-1] > 0
+    assert len(set(starts)) <= starts[-1] // _STEP + 1
+
+
+def test_a_turn_longer_than_the_window_is_cut_from_its_beginning() -> None:
+    (last,) = _history(1)
+    long = Exchange(
+        None, None, [Message("0", last.first.scene, "user", "", last.first.time, "头" * 900 + "尾" * 50)], []
+    )
+    (kept,) = _fitting([long], RENDERER, _count, 400)
+    assert kept.heard[0].text.endswith("尾" * 50)
+    assert len(kept.heard[0].text) < 400
+
+
+def test_a_conversation_is_known_by_its_persona_system_and_first_words() -> None:
+    def key(persona: str, *turns: tuple[str, str]) -> str:
+        told = [{"role": role, "content": text} for role, text in turns]
+        return _key(persona, ChatRequest.model_validate({"model": persona, "messages": told}).messages)
+
+    first = key("a", ("user", "早"))
+    assert key("a", ("user", "早"), ("assistant", "早呀"), ("user", "在吗")) == first
+    others = {key("b", ("user", "早")), key("a", ("user", "晚安")), key("a", ("system", "说英语"), ("user", "早"))}
+    assert len(others | {first}) == 4
+
+
+class _Words:
+    """A replier's `words`: three bubbles or a fault, and whether it was closed."""
+
+    def __init__(self, fault: EngineError | None = None) -> None:
+        self.fault, self.given, self.closed = fault, 0, False
+
+    async def words(self, request: Request) -> AsyncGenerator[str, None]:
+        try:
+            for bubble in ("一", "二↵二", "三"):
+                self.given += 1
+                yield bubble
+            if self.fault:
+                raise self.fault
+        finally:
+            self.closed = True
+
+
+def _talk(*, speaks: bool = True) -> Talk:
+    request = Request("api", Voice("a/b", None, FORMATS["chatml"]), [Piece("")])
+    return Talk(request, speaks, 5, len, ())
+
+
+def _stream(words: _Words, talk: Talk) -> AsyncGenerator[str, None]:
+    replier: Any = words
+    return events(replier, talk, HEAD, with_usage=True)
+
+
+async def test_a_client_that_goes_away_stops_the_generation() -> None:
+    words = _Words()
+    stream = _stream(words, _talk())
+    assert "assistant" in await anext(stream)
+    assert "一" in await anext(stream)
+    await stream.aclose()
+    assert (words.given, words.closed) == (1, True)
+
+
+async def test_a_silence_streams_no_words_and_never_asks_the_model() -> None:
+    words = _Words()
+    told = [event async for event in _stream(words, _talk(speaks=False))]
+    assert words.given == 0
+    assert '"finish_reason": "stop"' in told[1]
+    assert told[-1] == "data: [DONE]\n\n"
+
+
+async def test_a_fault_in_the_middle_of_a_stream_is_told_in_it() -> None:
+    told = [event async for event in _stream(_Words(EngineError("the decode failed")), _talk())]
+    assert '"message": "the decode failed"' in told[-1]
+    assert "[DONE]" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        ("早", "早"),
+        ([{"type": "text", "text": "看"}, {"type": "image_url", "image_url": {"url": "data:"}}], "看[图片]"),
+        ([{"type": "input_audio", "input_audio": {}}], "[语音]"),
+        (None, ""),
+    ],
+)
+def test_parts_that_are_no_text_are_seen_as_in_qq(content: Any, seen: str) -> None:
+    turns = [{"role": "assistant", "content": content}, {"role": "user", "content": "嗯"}]
+    assert ChatRequest.model_validate({"model": "a", "messages": turns}).messages[0].text == seen
