@@ -66,6 +66,16 @@ def _why() -> str:
     return "; ".join(lines) or "llama.cpp gave no reason"
 
 
+def _has_amx() -> bool:
+    """Whether the library was built for AMX, whose weight layout is then not asked for; the Makefile builds without.
+
+    Its product of several recurrent sequences is that of the first alone (ggml-org/llama.cpp#19184; logits of mamba
+    and lfm2 off by up to 5.6). And GCC before 12.4 and 13.3 tells the optimizer of 8 of the 64 bytes that
+    `_tile_loadconfig` reads (gcc.gnu.org/PR114098): the rest stays unwritten, and a prompt ends in SIGILL.
+    """
+    return b"AMX_INT8 = 1" in lc.llama_print_system_info()
+
+
 def built_with() -> str:
     """What this build of llama.cpp can use, in its own words: `CPU : AVX2 = 1 | …`, and whether GPUs are among it."""
     _start_backend()
@@ -98,6 +108,7 @@ class Model:
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
         params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
         params.vocab_only = vocab_only
+        params.use_extra_bufts = not _has_amx()
         _LOG.lines.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
