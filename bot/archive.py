@@ -393,10 +393,11 @@ class Archive:
         They share the time of the first and the number of what was answered (bot/presence.py).
         """
         c = messages_table.c
-        same = (c.scene == str(bubble.scene), c.time_ms == milliseconds(bubble.time))
-        same = (*same, c.seq.is_not_distinct_from(bubble.seq))
-        query = sa.select(messages_table).where(*same, c.origin == Origin.TWIN.value).order_by(c.pk)
-        found = [_message(row) for row in self._read(query)]
+        query = sa.select(messages_table).where(
+            c.scene == str(bubble.scene), c.time_ms == milliseconds(bubble.time),
+            c.seq.is_not_distinct_from(bubble.seq), c.origin == Origin.TWIN.value,
+        )  # fmt: skip
+        found = [_message(row) for row in self._read(query.order_by(c.pk))]
         known, gone = {m.id for m in found}, self._taken_back(bubble.scene)
         for m, _ in self._waiting:
             if (m.scene, m.time, m.seq, m.origin) == (bubble.scene, bubble.time, bubble.seq, Origin.TWIN):

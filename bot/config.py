@@ -313,6 +313,16 @@ class Training(Section):
     """Seed of everything random in a run."""
     logging_steps: int = Field(5, ge=1)
     """Optimizer steps between progress lines."""
+    preference_min_pairs: int = Field(20, ge=1)
+    """The owner's corrections that a preference pass after training needs; fewer say more of the day than of them."""
+    preference_loss: Literal["dpo", "kto"] = "dpo"
+    """dpo needs what should have been said; kto also learns from a bare /不像 or recall, and needs more of them."""
+    preference_beta: float = Field(0.1, gt=0)
+    """Weight of staying near the LoRA before the pass; 0.1 is the usual choice, larger changes less."""
+    preference_learning_rate: float = Field(2e-5, gt=0)
+    """Learning rate of the pass: a tenth of the training's, since it corrects what was learned."""
+    preference_epochs: float = Field(3.0, gt=0)
+    """Passes over the corrections; there are few."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a run; unset: all when started by hand, all but one (at least one) in the daemon's night."""
 

@@ -1,8 +1,8 @@
 """What the owner says of the twin's answers: not like me, should have stayed silent, taken back within a minute.
 
-A correction is a row of the scene's log, so that it lies beside the words it is about: which message was decided on, the
-answer as it was sent, and what should have been said. The newest row of a message counts; `training.preferences` makes
-training pairs of them, `bot.drift` counts them.
+A correction is a row of the scene's log, so that it lies beside the words it is about: which message was decided on,
+the answer as it was sent, and what should have been said. The newest row of a message counts; `training.preferences`
+makes training pairs of them, `bot.drift` counts them.
 """
 
 import json

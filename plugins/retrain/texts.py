@@ -14,6 +14,6 @@ NOT_INSTALLED = (
 FAILED = "训练没跑完：{why}"
 TIMEOUT = "训练超过了 {hours:.1f} 小时，停了；做完的部分留着。"
 STEPS = {
-    "snapshot": "整理聊天记录", "train": "训练", "export": "导出", "parity": "核对导出", "evaluate": "评估",
-    "gate": "把关", "publish": "换上",
+    "snapshot": "整理聊天记录", "train": "训练", "prefer": "学主人的纠正", "export": "导出", "parity": "核对导出",
+    "evaluate": "评估", "gate": "把关", "publish": "换上",
 }  # fmt: skip
