@@ -420,7 +420,7 @@ class Archive:
         c = decisions_table.c
         query = sa.select(decisions_table).where(c.scene == str(scene)).order_by(c.time_ms.desc(), c.pk.desc())
         rows = [r._asdict() for r in reversed(self._read(query.limit(limit)))]
-        rows += [row for table, row in self._log if table is decisions_table and row["scene"] == str(scene)]
+        rows += [row for table, row in list(self._log) if table is decisions_table and row["scene"] == str(scene)]
         columns = ("message_id", "time_ms", "persona", "version", "outcome", "why")
         newest = [[r[name] for name in columns] for r in rows[: -limit - 1 : -1]]
         return [Decision(scene, of, _time(ms), *rest) for of, ms, *rest in newest]
@@ -479,7 +479,7 @@ class Archive:
         query = sa.select(c.time_ms, c.value).where(c.scene == str(scene), c.kind == kind)
         rows = self._read(query.order_by(c.time_ms.desc(), c.pk.desc()).limit(limit))
         found = [(t, value) for t, value in reversed(rows)]
-        waiting = [row for table, row in self._log if table is scene_log_table]
+        waiting = [row for table, row in list(self._log) if table is scene_log_table]
         found += [(r["time_ms"], r["value"]) for r in waiting if (r["scene"], r["kind"]) == (str(scene), kind)]
         found.sort(key=lambda change: change[0])
         return [(_time(t), value) for t, value in found[-limit if limit else 0 :]]
@@ -491,7 +491,7 @@ class Archive:
         if scene is not None:
             query = query.where(c.scene == str(scene))
         found = [tuple(row) for row in self._read(query.order_by(c.time_ms, c.pk))]
-        waiting = [row for table, row in self._log if table is scene_log_table and row["kind"] == kind]
+        waiting = [row for table, row in list(self._log) if table is scene_log_table and row["kind"] == kind]
         found += [(r["scene"], r["time_ms"], r["value"]) for r in waiting if scene in (None, Scene.parse(r["scene"]))]
         return [(Scene.parse(place), _time(ms), value) for place, ms, value in found]
 

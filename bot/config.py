@@ -377,6 +377,21 @@ class Retrain(Section):
     """A night with fewer new messages of the person since the last version is skipped and says so."""
     timeout_s: int = Field(6 * 3600, ge=60)
     """A night that takes longer is stopped (seconds); what it finished is kept for the next."""
+    roll_back: bool = True
+    """Whether a new version that does worse where it lives is rolled back by itself; else the owner is only told."""
+    watch_every_s: float = Field(3600.0, ge=1)
+    """How often the serving version is looked at (seconds)."""
+    watch_days: float = Field(7.0, gt=0)
+    """How long after its first decision a version is looked at (days); later the owner has got used to it."""
+    watch_answers: int = Field(30, ge=10)
+    """Answers it is judged by, and the person's own are compared in. At 30 the shipped persona's 200 read answers and
+    the person's own all stayed inside the bands, and 211 of 221 blocks of other speakers did not."""
+    corrected_max: float = Field(0.1, gt=0, lt=1)
+    """Part of its answers that may be corrected: rolled back when it is surely more (lower end of the 95 % interval),
+    and more than of the version before. An owner corrects only some of what is wrong."""
+    drift_sigmas: float = Field(4.0, gt=0)
+    """Half-width of the person's band in standard deviations of their own blocks. At 3 the shipped persona left it in
+    four blocks of six, at 4 in none."""
 
 
 class Log(Section):
