@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bot.cli import corpus, export, importing, machine, persona, serving, training
+from bot.cli import compare, corpus, export, importing, machine, persona, serving, training
 from bot.errors import TwinError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -37,6 +37,7 @@ app.command(name="import")(importing.import_)
 app.command()(training.train)
 app.command(name="eval")(training.evaluate)
 app.command()(training.night)
+app.command()(compare.compare)
 app.command()(machine.bench)
 app.command()(machine.doctor)
 

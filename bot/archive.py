@@ -387,6 +387,23 @@ class Archive:
             query = query.where(c.time_ms > milliseconds(after))
         return int(self._read(query)[0][0])
 
+    def answer(self, bubble: Message) -> list[Message]:
+        """Every bubble of the answer a twin's bubble belongs to, oldest first; those taken back without their words.
+
+        They share the time of the first and the number of what was answered (bot/presence.py).
+        """
+        c = messages_table.c
+        query = sa.select(messages_table).where(
+            c.scene == str(bubble.scene), c.time_ms == milliseconds(bubble.time),
+            c.seq.is_not_distinct_from(bubble.seq), c.origin == Origin.TWIN.value,
+        )  # fmt: skip
+        found = [_message(row) for row in self._read(query.order_by(c.pk))]
+        known, gone = {m.id for m in found}, self._taken_back(bubble.scene)
+        for m, _ in self._waiting:
+            if (m.scene, m.time, m.seq, m.origin) == (bubble.scene, bubble.time, bubble.seq, Origin.TWIN):
+                found += [m] if m.id not in known else []
+        return [replace(m, recalled=True, text="", segments=()) if m.id in gone else m for m in found]
+
     # -- decisions --------------------------------------------------------------------------------
 
     def decide(self, decision: Decision) -> None:
@@ -403,7 +420,7 @@ class Archive:
         c = decisions_table.c
         query = sa.select(decisions_table).where(c.scene == str(scene)).order_by(c.time_ms.desc(), c.pk.desc())
         rows = [r._asdict() for r in reversed(self._read(query.limit(limit)))]
-        rows += [row for table, row in self._log if table is decisions_table and row["scene"] == str(scene)]
+        rows += [row for table, row in list(self._log) if table is decisions_table and row["scene"] == str(scene)]
         columns = ("message_id", "time_ms", "persona", "version", "outcome", "why")
         newest = [[r[name] for name in columns] for r in rows[: -limit - 1 : -1]]
         return [Decision(scene, of, _time(ms), *rest) for of, ms, *rest in newest]
@@ -462,10 +479,38 @@ class Archive:
         query = sa.select(c.time_ms, c.value).where(c.scene == str(scene), c.kind == kind)
         rows = self._read(query.order_by(c.time_ms.desc(), c.pk.desc()).limit(limit))
         found = [(t, value) for t, value in reversed(rows)]
-        waiting = [row for table, row in self._log if table is scene_log_table]
+        waiting = [row for table, row in list(self._log) if table is scene_log_table]
         found += [(r["time_ms"], r["value"]) for r in waiting if (r["scene"], r["kind"]) == (str(scene), kind)]
         found.sort(key=lambda change: change[0])
         return [(_time(t), value) for t, value in found[-limit if limit else 0 :]]
+
+    def noted(self, kind: str, scene: Scene | None = None) -> list[tuple[Scene, datetime, str]]:
+        """Every value of a kind in all scenes (or one) with when it was set, oldest first."""
+        c = scene_log_table.c
+        query = sa.select(c.scene, c.time_ms, c.value).where(c.kind == kind)
+        if scene is not None:
+            query = query.where(c.scene == str(scene))
+        found = [tuple(row) for row in self._read(query.order_by(c.time_ms, c.pk))]
+        waiting = [row for table, row in list(self._log) if table is scene_log_table and row["kind"] == kind]
+        found += [(r["scene"], r["time_ms"], r["value"]) for r in waiting if scene in (None, Scene.parse(r["scene"]))]
+        return [(Scene.parse(place), _time(ms), value) for place, ms, value in found]
+
+    def unnote(self, kind: str, rows: Iterable[tuple[Scene, str]]) -> int:
+        """Delete values of a kind for good; gives how many rows that were.
+
+        Raises:
+            ArchiveError: the store cannot be written.
+        """
+        self.flush()
+        c, gone = scene_log_table.c, 0
+        try:
+            with self._engine.begin() as connection:
+                for scene, value in set(rows):
+                    which = (c.scene == str(scene), c.kind == kind, c.value == value)
+                    gone += connection.execute(sa.delete(scene_log_table).where(*which)).rowcount
+        except SQLAlchemyError as e:
+            raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
+        return gone
 
     # -- below ------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
             if manifest.version in personas.versions(target):
                 if personas.verify(target, manifest.version).manifest != manifest:
                     raise PersonaError(f"persona {target!r} has another version {manifest.version!r} already")
-            return personas.publish(target, Path(made) / "result")
+            return personas.publish(target, Path(made) / "result", by_hand=True)
         staged.publish(target, Path(made) / "result")
         os.replace(Path(made) / target, personas.root / target)
     return personas.verify(target, manifest.version)

@@ -3,6 +3,7 @@
 `/persona switch 小满` → the handler registered as `persona`, with the words after it.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,8 @@ class Call:
         time: when, by QQ's clock: what is said before and after it can be told apart.
         args: the words after the command's name.
         quoted: id of the message it quotes, or None.
+        id: the message's own.
+        rest: the same words as they were typed, line breaks as `↵`.
     """
 
     scene: Scene
@@ -41,6 +44,8 @@ class Call:
     time: datetime
     args: tuple[str, ...]
     quoted: str | None = None
+    id: str = ""
+    rest: str = ""
 
 
 Handler = Callable[[Call], Awaitable[str]]
@@ -65,6 +70,7 @@ class Commands:
         self._prefix = prefix
         self._superusers = superusers
         self._commands: dict[str, _Command] = {}
+        self._mention = re.compile(rf"@[^↵]{{1,40}}?\s*(?={re.escape(prefix)})")
 
     def add(self, name: str, who: Who, handler: Handler, *, private_for_everyone: bool = False) -> None:
         """Register a command.
@@ -81,9 +87,9 @@ class Commands:
         """The commands' names, sorted."""
         return sorted(self._commands)
 
-    def is_command(self, text: str) -> bool:
-        """Whether a text is a command of ours (known name; other bots may share the prefix)."""
-        return self._split(text) is not None
+    def is_command(self, message: Message) -> bool:
+        """Whether a message is a command of ours (known name; other bots may share the prefix)."""
+        return self._split(message) is not None
 
     def who_is(self, sender_id: str, role: str) -> Who:
         """What somebody is, from their number and their role in the group (`owner`, `admin`, `member`)."""
@@ -94,10 +100,10 @@ class Commands:
     async def run(self, message: Message, role: str, account: str) -> str | None:
         """Run what was typed; None when it is no command or not theirs to run (then nothing is answered)."""
         scene, sender_id = message.scene, message.sender_id
-        found = self._split(message.text)
+        found = self._split(message)
         if found is None:
             return None
-        name, args = found
+        name, rest = found
         command = self._commands[name]
         # What is typed on the bot's own account was typed by its owner.
         who = Who.SUPERUSER if sender_id == account else self.who_is(sender_id, role)
@@ -105,12 +111,17 @@ class Commands:
             who = Who.EVERYONE
         if who < command.who and not (scene.private and command.private_for_everyone):
             return None
-        return await command.handler(Call(scene, sender_id, who, account, message.time, args, message.reply_to))
+        args = tuple(rest.replace("↵", " ").split())
+        return await command.handler(
+            Call(scene, sender_id, who, account, message.time, args, message.reply_to, message.id, rest)
+        )
 
-    def _split(self, text: str) -> tuple[str, tuple[str, ...]] | None:
+    def _split(self, message: Message) -> tuple[str, str] | None:
+        """A command's name and what is typed behind it."""
+        text = message.text
+        if message.reply_to is not None:  # in groups QQ mentions whom it quotes, in front of what is typed
+            text = self._mention.sub("", text, count=1) if self._mention.match(text) else text
         if not text.startswith(self._prefix):
             return None
-        words = text[len(self._prefix) :].split()
-        if not words or words[0] not in self._commands:
-            return None
-        return words[0], tuple(words[1:])
+        name, *rest = re.split(r"[\s↵]+", text[len(self._prefix) :].strip(), maxsplit=1)
+        return (name, "".join(rest)) if name in self._commands else None

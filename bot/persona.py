@@ -12,6 +12,7 @@ import re
 import shutil
 import tomllib
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,8 @@ from bot.prompt import FORMATS
 
 LORA_FILE, MODEL_FILE = "lora.gguf", "model.gguf"
 MANIFEST_FILE = "manifest.json"
+WITHDRAWN_FILE = "withdrawn.json"
+"""Versions that were rolled back by themselves: why, when, and the hash of their weights."""
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -306,7 +309,7 @@ class Personas:
         wanted = self.current(name)
         refused = None
         if wanted is not None:
-            for candidate in [wanted, *(v for v in reversed(self.versions(name)) if v < wanted)]:
+            for candidate in [wanted, *reversed(self._older(name, wanted))]:
                 try:
                     return Persona(name, folder, spec, self.verify(name, candidate), refused)
                 except PersonaError as e:
@@ -370,15 +373,16 @@ class Personas:
             other = manifest.base.file
             raise PersonaError(f"{label} was trained on another base ({other}); retrain or change the base")
 
-    def publish(self, name: str, result: Path) -> Version:
+    def publish(self, name: str, result: Path, *, by_hand: bool = False) -> Version:
         """Copy a finished version in, verify it, and make it current; atomic at every step.
 
         Args:
             name: the persona.
             result: a folder with manifest.json and the files it lists.
+            by_hand: also what was rolled back by itself before, since somebody wants it so.
 
         Raises:
-            PersonaError: the result does not verify; nothing changed.
+            PersonaError: the result does not verify, or was withdrawn; nothing changed.
         """
         try:
             version = json.loads((result / MANIFEST_FILE).read_text("utf-8"))["version"]
@@ -386,6 +390,8 @@ class Personas:
             raise PersonaError(f"{result.name!r} holds no readable manifest.json") from e
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise PersonaError(f"{result.name!r}: version {version!r} is no folder name such as '20261122-0400'")
+        if not by_hand and self.withdrawn(name):
+            self._refuse_withdrawn(name, version, _manifest(result, version, _label(name, version)))
         final = self.root / name / "versions" / version
         if not final.exists():
             beside = final.with_name(f".{version}.tmp")
@@ -401,6 +407,7 @@ class Personas:
             _sync(beside)
             os.replace(beside, final)
         verified = self.verify(name, version)
+        self._restore(name, version)
         self._point(name, version)
         return verified
 
@@ -412,22 +419,90 @@ class Personas:
         """
         if version is None:
             now = self.current(name)
-            older = [v for v in self.versions(name) if now is None or v < now]
+            older = self._older(name, now)
             if not older:
                 raise PersonaError(f"persona {name!r} has no version before {now!r}")
             version = older[-1]
         verified = self.verify(name, version)
+        self._restore(name, version)
         self._point(name, version)
         return verified
 
+    # -- withdrawn versions -----------------------------------------------------------------------
+
+    def withdraw(self, name: str, why: str, now: datetime) -> Version | None:
+        """Roll the serving version back by itself, and see to it that it does not come back by itself.
+
+        Args:
+            name: the persona.
+            why: for whoever reads the file.
+            now: aware UTC.
+
+        Returns:
+            The version that serves from now on; None, and nothing changed, where no older one is left.
+
+        Raises:
+            PersonaError: no version serves, or the older one does not verify.
+        """
+        bad = self.current(name)
+        if bad is None:
+            raise PersonaError(f"persona {name!r} has no version to withdraw")
+        older = self._older(name, bad)
+        if not older:
+            return None
+        verified = self.verify(name, older[-1])
+        entry = {"why": why, "time": now.isoformat(timespec="seconds"), "weights": _weights(self.manifest(name, bad))}
+        self._write_withdrawn(name, self.withdrawn(name) | {bad: entry})
+        self._point(name, verified.name)
+        return verified
+
+    def withdrawn(self, name: str) -> dict[str, dict[str, Any]]:
+        """Versions that were rolled back by themselves; `restored` of those that were brought back by hand since."""
+        try:
+            found = json.loads((self.root / name / WITHDRAWN_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _refuse_withdrawn(self, name: str, version: str, manifest: Manifest) -> None:
+        for bad, entry in self.withdrawn(name).items():
+            if not entry.get("restored") and (bad == version or entry.get("weights") == _weights(manifest)):
+                raise PersonaError(
+                    f"{_label(name, version)} was rolled back on {entry.get('time')} ({entry.get('why')}) and is not "
+                    f"published again by itself; `twin persona rollback {name} {bad}` brings it back by hand"
+                )
+
+    def _restore(self, name: str, version: str) -> None:
+        """Somebody chose a withdrawn version: it is not rolled back by itself a second time."""
+        found = self.withdrawn(name)
+        if version in found:
+            self._write_withdrawn(name, found | {version: {**found[version], "restored": True}})
+
+    def _older(self, name: str, version: str | None) -> list[str]:
+        """Versions before one that may serve, oldest first."""
+        gone = {v for v, entry in self.withdrawn(name).items() if not entry.get("restored")}
+        return [v for v in self.versions(name) if (version is None or v < version) and v not in gone]
+
+    def _write_withdrawn(self, name: str, found: dict[str, dict[str, Any]]) -> None:
+        _replace(self.root / name / WITHDRAWN_FILE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+
     def _point(self, name: str, version: str) -> None:
-        file = self.root / name / "current"
-        beside = file.with_name(".current.tmp")
-        with beside.open("w", encoding="utf-8") as f:
-            f.write(version + "\n")
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, file)
+        _replace(self.root / name / "current", version + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file at once or not at all, also when the machine dies."""
+    beside = file.with_name(f".{file.name}.tmp")
+    with beside.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(beside, file)
+
+
+def _weights(manifest: Manifest) -> str:
+    """Hash of what a version speaks with."""
+    return manifest.files.get(MODEL_FILE if manifest.merged else LORA_FILE, "")
 
 
 def _label(name: str, version: str) -> str:

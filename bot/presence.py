@@ -168,6 +168,14 @@ class Presence:
             else:
                 self._stop(turn, "recalled")
 
+    def withdrawn(self, scene: Scene) -> None:
+        """A bubble of ours was taken back while the answer goes on: say nothing more of it."""
+        turn = self._turns.get(scene)
+        if turn is not None and turn.speaking:
+            self._stop(turn)
+            turn.again = False
+            turn.fresh.clear()
+
     def muted(self, scene: Scene, seconds: float) -> None:
         """The account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
         self.budget.mute(scene, time.monotonic() + seconds)

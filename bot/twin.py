@@ -130,7 +130,7 @@ class Twin:
         While the archive cannot be read or written, the message waits in memory; a replay may then pass for new, and
         is stored once all the same.
         """
-        if self.commands.is_command(message.text):
+        if self.commands.is_command(message):
             message = replace(message, origin=Origin.SYSTEM)
         try:
             known = self.archive.get(message.scene, message.id)

@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -151,6 +151,24 @@ def _built(
         scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until, cleaning))
     scenes = _without_duplicates(scenes, cleaning)
     return _assembled(scenes, who, names, rules, counts)
+
+
+def of_scene(
+    archive: Archive,
+    scene: Scene,
+    people: frozenset[str],
+    rules: Conversation,
+    until: datetime | None = None,
+    cleaning: Cleaning = Cleaning(),  # noqa: B008 - frozen
+) -> SceneCorpus:
+    """One scene as `build` cuts it, also where it holds no label (the person talking with their own twin).
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    stored = archive.history(scene, until, recalled=True)
+    known_until = until or (stored[-1].time if stored else datetime.now(UTC))
+    return _scene(scene, stored, archive.timeline(scene, "state"), people, rules, known_until, cleaning)
 
 
 def twin_was_off(timeline: Timeline, start: datetime, stop: datetime) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from loguru import logger
 from pydantic import ValidationError
 
+from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Settings
@@ -30,7 +31,21 @@ from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity, proof
-from training import answers, base, corpus, evaluate, gate, qlora, report, samples, sets, watch
+from training import (
+    aligning,
+    answers,
+    base,
+    batches,
+    corpus,
+    evaluate,
+    gate,
+    preferences,
+    qlora,
+    report,
+    samples,
+    sets,
+    watch,
+)
 from training.hf import HFTokenizer
 from training.watch import read_state, write_state
 
@@ -200,7 +215,25 @@ class Night:
             self.progress("train", p.step, p.steps, words)
 
         qlora.train(windows, checkpoint, self.folder, self.settings.training, told)
+        self.prefer(checkpoint)
         return self.folder
+
+    def prefer(self, checkpoint: Path) -> dict[str, Any]:
+        """Let the trained LoRA prefer what the owner's corrections wanted; gives what was done."""
+        self.progress("prefer", 0, 0, "")
+        until = datetime.fromisoformat(self.snapshot["until"])
+        archive = Archive(self.settings.archive_url)
+        try:
+            made = [c for c in corrections.current(archive, until=until) if c.persona == self.persona.name]
+            pairs = preferences.pairs(
+                archive, made, self.learned, HFTokenizer(checkpoint), self.format, self.persona.spec.system_prompt,
+                self._window_max, until, self.settings.corpus,
+            )  # fmt: skip
+        finally:
+            archive.close()
+        replay, tune = (batches.rows_of(self.windows, split) for split in (samples.Split.TRAIN, samples.Split.TUNE))
+        peft = self.folder / qlora.LORA_FOLDER
+        return aligning.align(pairs, replay, tune, checkpoint, self.folder, peft, self.settings.training)
 
     def export(self) -> Path:
         """PEFT LoRA → GGUF; gives the file."""
@@ -547,6 +580,7 @@ class Night:
                 "loss_base": figures.bare.metrics.loss.value if figures.bare.metrics.loss else None,
                 "trained_tokens_per_s": record["trained_tokens_per_s"], "seconds": record["seconds"],
                 "peak_rss_bytes": record["peak_rss_bytes"],
+                "preferences": read_state(self.folder / aligning.RECORD_FILE),
             },
             parity=proof.model_dump(mode="json"),
             calibration=figures.calibration,

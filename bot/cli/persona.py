@@ -82,7 +82,7 @@ def persona_publish(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Copy a finished version in and make it current; a running daemon swaps by itself."""
-    _tell_current(personas_of(config.load(config_path)).publish(name, result))
+    _tell_current(personas_of(config.load(config_path)).publish(name, result, by_hand=True))
 
 
 @app.command("rollback")

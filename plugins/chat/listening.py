@@ -36,10 +36,10 @@ class Listener:
             return
         sender = raw.get("sender")
         role = str(sender.get("role") or "") if isinstance(sender, Mapping) else ""
-        if self._twin.commands.is_command(stored.text) and self._twin.presence.stale(stored):
+        if self._twin.commands.is_command(stored) and self._twin.presence.stale(stored):
             logger.info("a command of long ago is not obeyed any more")
             return
-        if self._twin.commands.is_command(stored.text) and not self._commands_here(stored, account):
+        if self._twin.commands.is_command(stored) and not self._commands_here(stored, account):
             return
         answer = await self._twin.commands.run(stored, role, account)
         if answer is not None:

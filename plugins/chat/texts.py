@@ -36,3 +36,8 @@ ABOUT = (
     "我是「{persona}」的数字分身（qqtwin），不是本人：用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。\n"
     "版本：{version}。命令：{commands}"
 )
+CORRECTED = "记下了：「{said}」不像。"
+CORRECTED_WANTED = "记下了：不该说「{said}」，该说「{wanted}」。"
+CORRECTED_HUSH = "记下了：「{said}」不该说，该不说话。"
+NOTHING_TO_CORRECT = "这里没有可以纠正的话。引用我说的那条再发：/不像 本来会说的话（可以不写），或 /该闭嘴"
+HUSH_USAGE = "用法：引用我说的那条，发 /该闭嘴。该说别的，用 /不像 本来会说的话"

@@ -1,7 +1,9 @@
 """Event → archive: who made a message, and whether it is new."""
 
+from contextlib import suppress
 from dataclasses import replace
 
+from bot import corrections
 from bot.errors import ArchiveError
 from bot.events import Mute, Recall
 from bot.message import Message, Origin
@@ -62,7 +64,21 @@ class Recorder:
         self._twin.presence.muted(mute.scene, mute.seconds)
 
     async def recall(self, recall: Recall) -> None:
-        """Mark a message as taken back; an answer prepared on its ground is decided anew."""
-        scene = self._twin.archive.scene_of_recall(recall.scene, recall.message_id)
-        self._twin.archive.recall(scene, recall.message_id, recall.time)
-        self._twin.presence.recalled(scene, recall.message_id)
+        """Mark a message as taken back; an answer prepared on its ground is decided anew.
+
+        Of the twin's own words, taken back by an owner or on its account, it may be a correction.
+        """
+        archive, presence = self._twin.archive, self._twin.presence
+        scene = archive.scene_of_recall(recall.scene, recall.message_id)
+        with suppress(ArchiveError):
+            own = archive.get(scene, recall.message_id)
+            owners = {*self._twin.settings.onebot.superusers, *([own.sender_id] if own is not None else [])}
+            if own is not None and own.origin is Origin.TWIN:
+                presence.withdrawn(scene)
+            if recall.operator_id in owners:
+                corrections.recalled(
+                    archive, scene, recall.message_id, by=recall.operator_id,
+                    persona=presence.scenes.persona(scene), now=recall.time,
+                )  # fmt: skip
+        archive.recall(scene, recall.message_id, recall.time)
+        presence.recalled(scene, recall.message_id)

@@ -59,7 +59,7 @@ async def test_the_handler_gets_the_words_and_who_typed_them() -> None:
     calls: list[Call] = []
     answer = await run(registry(calls), "/twin  on   now", GROUP, SOMEONE, "admin")
     assert answer == "好"
-    assert calls == [Call(GROUP, SOMEONE, Who.GROUP_ADMIN, ACCOUNT, AT, ("on", "now"))]
+    assert calls == [Call(GROUP, SOMEONE, Who.GROUP_ADMIN, ACCOUNT, AT, ("on", "now"), None, "1", "on   now")]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ async def test_the_handler_gets_the_words_and_who_typed_them() -> None:
 )  # fmt: skip
 async def test_only_a_known_name_after_the_prefix_is_a_command(text: str, is_one: bool) -> None:
     commands = registry([])
-    assert commands.is_command(text) is is_one
+    assert commands.is_command(Message("1", GROUP, OWNER, "", AT, text)) is is_one
     assert (await run(commands, text, GROUP, OWNER) is not None) is is_one
 
 
@@ -83,4 +83,20 @@ async def test_the_prefix_can_be_anything() -> None:
 
     commands.add("about", Who.EVERYONE, handler)
     assert await run(commands, "小满，about 你", GROUP, SOMEONE) == "你"
-    assert not commands.is_command("/about")
+    assert not commands.is_command(Message("1", GROUP, SOMEONE, "", AT, "/about"))
+
+
+@pytest.mark.parametrize(
+    ("text", "quotes", "rest"),
+    [
+        ("@小满 /why 好耶↵我也要去  啊", True, "好耶↵我也要去  啊"), ("@小 满/why a", True, "a"),
+        ("@小满 /why a", False, None), ("/why↵早呀", False, "早呀"),
+    ],
+)  # fmt: skip
+async def test_a_mention_that_comes_with_a_quote_is_passed_over_and_lines_are_kept(
+    text: str, quotes: bool, rest: str | None
+) -> None:
+    calls: list[Call] = []
+    message = Message("1", GROUP, OWNER, "", AT, text, reply_to="7" if quotes else None)
+    await registry(calls).run(message, "", ACCOUNT)
+    assert [call.rest for call in calls] == ([] if rest is None else [rest])

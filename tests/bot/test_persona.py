@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,7 @@ def test_rollback_to_a_damaged_version_changes_nothing(personas: Personas, tmp_p
 
 _CHILD = """
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from bot.persona import Personas
 personas = Personas(Path(sys.argv[1]), sys.argv[2])
@@ -358,3 +360,58 @@ def test_kill_9_while_publishing_leaves_a_whole_version_serving(personas: Person
             personas.verify("xiaoman", version)
     # What the killed one left half done is in nobody's way.
     assert personas.publish("xiaoman", Path(made[-1])).name == serving(personas) == names[-1]
+
+
+# -- withdrawn by themselves ----------------------------------------------------------------------
+
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def published(personas: Personas, folder: Path, *versions: str) -> None:
+    for version in versions:
+        personas.publish("xiaoman", result(folder, version, lora=version.encode()))
+
+
+def test_a_withdrawn_version_gives_way_and_is_not_published_again_by_itself(personas: Personas, tmp_path: Path) -> None:
+    published(personas, tmp_path, "1", "2", "3")
+    back = personas.withdraw("xiaoman", "12 次回答被纠正了 6 次", NOW)
+    assert back is not None
+    assert (back.name, serving(personas)) == ("2", "2")
+    assert personas.withdrawn("xiaoman")["3"]["why"] == "12 次回答被纠正了 6 次"
+    for again in (result(tmp_path, "3", lora=b"3"), result(tmp_path, "4", lora=b"3")):
+        with pytest.raises(PersonaError, match=r"rolled back on 2026-12-01.*纠正"):
+            personas.publish("xiaoman", again)
+        assert serving(personas) == "2"
+    assert "4" not in personas.versions("xiaoman")
+    published(personas, tmp_path, "5")
+    assert serving(personas) == "5"
+
+
+def test_rolling_back_passes_over_withdrawn_versions(personas: Personas, tmp_path: Path) -> None:
+    published(personas, tmp_path, "1", "2")
+    personas.withdraw("xiaoman", "why", NOW)
+    published(personas, tmp_path, "3")
+    (personas.root / "xiaoman" / "versions" / "3" / "lora.gguf").write_bytes(b"broken")
+    assert serving(personas) == "1", "what does not verify is not replaced by what was withdrawn"
+    assert personas.rollback("xiaoman").name == "1"
+
+
+@pytest.mark.parametrize("how", ["rollback", "publish"])
+def test_a_withdrawn_version_is_brought_back_by_hand(personas: Personas, tmp_path: Path, how: str) -> None:
+    published(personas, tmp_path, "1", "2")
+    personas.withdraw("xiaoman", "why", NOW)
+    if how == "rollback":
+        personas.rollback("xiaoman", "2")
+    else:
+        personas.publish("xiaoman", result(tmp_path, "2", lora=b"2"), by_hand=True)
+    assert serving(personas) == "2"
+    assert personas.withdrawn("xiaoman")["2"]["restored"] is True
+    personas.rollback("xiaoman", "1")
+    published(personas, tmp_path, "2")
+    assert serving(personas) == "2"
+
+
+def test_the_only_version_is_not_withdrawn(personas: Personas, tmp_path: Path) -> None:
+    published(personas, tmp_path, "1")
+    assert personas.withdraw("xiaoman", "why", NOW) is None
+    assert (serving(personas), personas.withdrawn("xiaoman")) == ("1", {})

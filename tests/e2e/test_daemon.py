@@ -15,11 +15,15 @@ import httpx
 import lessons
 import napcat
 import pytest
+import tinylora
 from daemon import OWNER, Daemon, free_port, persona, settings
 from napcat import ACCOUNT, NapCat
 from websockets.exceptions import InvalidStatus
 
+from bot import corrections
+from bot.checksum import sha256
 from bot.message import Origin, Scene
+from bot.persona import Base, Manifest, Personas
 
 GROUP = 201
 
@@ -222,6 +226,96 @@ async def test_persona_switch_changes_who_answers_here_alone(daemon: Daemon, cli
     assert "做不到" in await client.ask("/persona switch 没这人", user=OWNER, group=203)
     commands = [m.text for m in daemon.stored("group:203") if m.text.startswith("/")]
     assert commands == []
+
+
+# -- corrections ----------------------------------------------------------------------------------
+
+
+async def test_the_owner_corrects_answers_where_they_stand(daemon: Daemon, client: NapCat) -> None:
+    scene = Scene("group", "294")
+    assert "开" in await client.ask("/twin on", user=OWNER, group=294)
+    asked = await client.say("吃什么", group=294)
+    first, second = await client.expect(2)
+    daemon.wait(lambda: daemon.outcomes("group:294") == ["spoke"])
+    # In groups QQ mentions whom it quotes, in front of what is typed.
+    words = [napcat.at(ACCOUNT), napcat.text(" /不像 不吃\n减肥呢")]
+    assert first.id is not None
+    assert second.id is not None
+    await client.say(words, user=10002, group=294, quotes=first.id)
+    await client.quiet(0.5)
+    await client.say(words, user=OWNER, group=294, quotes=second.id)
+    assert "不该说「吃面 加个蛋」，该说「不吃 减肥呢」" in (await client.expect(1))[0].text
+    with daemon.archive() as archive:
+        (kept,) = corrections.current(archive, scene)
+    assert (kept.on, kept.rejected, kept.wanted) == (str(asked), ("吃面", "加个蛋"), ("不吃", "减肥呢"))
+    assert (kept.persona, kept.version, kept.by) == ("xiaoman", None, str(OWNER))
+    command = await client.say("/该闭嘴", user=OWNER, group=294)
+    assert "不该说" in (await client.expect(1))[0].text
+    with daemon.archive() as archive:
+        assert [c.wanted for c in corrections.current(archive, scene)] == [()]
+    await client.recall(command)
+    await client.quiet(0.5)
+    with daemon.archive() as archive:
+        assert corrections.current(archive, scene) == []
+    assert [m.text for m in daemon.stored("group:294")] == ["吃什么", "吃面", "加个蛋"]
+
+
+async def test_an_answer_taken_back_on_the_account_ends_there_and_does_not_stand_as_said(
+    daemon: Daemon, client: NapCat
+) -> None:
+    client.delays["send_private_msg"] = 0.6
+    await client.say("吃什么", user=129)
+    (first,) = await client.expect(1)
+    daemon.wait(lambda: len(daemon.stored("private:129")) == 2)
+    await client.emit(post_type="notice", notice_type="friend_recall", user_id=int(ACCOUNT), message_id=first.id)
+    daemon.wait(lambda: [m.text for m in daemon.stored("private:129")][:1] == ["吃什么"])
+    daemon.wait(lambda: daemon.outcomes("private:129") == ["cut short"])
+    with daemon.archive() as archive:
+        (kept,) = corrections.current(archive, Scene("private", "129"))
+    assert (kept.how, kept.rejected[0], kept.wanted) == (corrections.How.RECALLED, "吃面", None)
+    assert "吃面" not in [m.text for m in daemon.stored("private:129")]
+
+
+async def test_a_version_that_the_owner_keeps_correcting_goes_back_by_itself(
+    learned_base: Path, tmp_path: Path
+) -> None:
+    retrain = {"enabled": False, "watch_every_s": 1.0}
+    daemon = Daemon(tmp_path, settings(learned_base, retrain=retrain))
+    folder = daemon.data / "personas" / "xiaoman"
+    persona(folder, lessons.NAME, [ACCOUNT], bias=30)
+    for version in ("v1", "v2"):
+        made = tmp_path / version
+        made.mkdir()
+        tinylora.write(made / "lora.gguf", learned_base, seed=len(version), strength=1e-3)
+        manifest = Manifest(
+            version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
+            base=Base(file="b", sha256=sha256(learned_base), architecture="gemma3"),
+            files={"lora.gguf": sha256(made / "lora.gguf")},
+        )  # fmt: skip
+        (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+        Personas(daemon.data / "personas").publish("xiaoman", made)
+    with daemon:
+        async with NapCat(daemon.url, daemon.token) as client:
+            for user in range(101, 105):
+                await client.say("在吗", user=user)
+                (answer,) = await client.expect(1)
+                daemon.wait(lambda user=user: daemon.outcomes(f"private:{user}") == ["spoke"])
+                assert answer.id is not None
+                await client.say_myself([napcat.reply(answer.id), napcat.text("/该闭嘴")], to=user)
+                assert "不该说" in (await client.expect(1))[0].text
+            (told,) = await client.expect(1)
+        assert told.scene == f"private:{OWNER}"
+        assert "新版本 v2 我撤下来了，换回了 v1" in told.text
+        assert "次回答被纠正了" in told.text
+        assert (folder / "current").read_text("utf-8") == "v1\n"
+        async with NapCat(daemon.url, daemon.token) as client:
+            await client.say("早", user=107)
+            await client.expect(1)
+            daemon.wait(lambda: daemon.outcomes("private:107") == ["spoke"])
+            with daemon.archive() as archive:
+                assert archive.decisions(Scene("private", "107"))[0].version == "v1"
+            await client.quiet(2.5)
+        daemon.end()
 
 
 # -- the person's own account ---------------------------------------------------------------------

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +15,14 @@ import psutil
 import pytest
 from apscheduler.triggers.cron import CronTrigger
 
+from bot import corrections
+from bot.archive import Archive, Decision
+from bot.checksum import sha256
 from bot.commands import Commands
 from bot.config import Paths, Retrain, Settings
 from bot.doctor import missing_for_training
+from bot.message import Message, Origin, Scene
+from bot.persona import Personas, new_persona
 
 pytestmark = pytest.mark.skipif(bool(missing_for_training()), reason="nights need what trains")
 
@@ -56,7 +61,7 @@ def retrain(owner: Owner) -> SimpleNamespace:
     config: Any = nonebot.get_driver().config
     if not hasattr(config, "twin"):
         config.twin, config.config_path = owner, Path("bot.toml")
-    names = ("nights", "schedule", "texts")
+    names = ("nights", "probation", "schedule", "texts")
     return SimpleNamespace(**{n: import_module(f"plugins.retrain.{n}") for n in names})
 
 
@@ -195,3 +200,44 @@ async def test_a_night_with_too_few_messages_is_skipped_and_the_owner_is_told_so
     await until(lambda: not nights.running)
     (told,) = owner.told
     assert told.startswith("小满今晚没有训练：上次之后本人只说了 0 条")
+
+
+# -- the serving version, looked at ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("roll_back", "versions"), [(True, "12"), (False, "12"), (True, "2")])
+async def test_what_does_worse_goes_back_where_it_may_and_can_and_the_owner_is_told_once(
+    retrain: SimpleNamespace, tmp_path: Path, roll_back: bool, versions: str
+) -> None:
+    settings = Settings(paths=Paths(data=tmp_path), retrain=Retrain(roll_back=roll_back))
+    owner: Any = Owner(settings)
+    owner.archive, owner.personas = Archive(settings.archive_url), Personas(tmp_path / "personas")
+    new_persona(tmp_path / "personas", "xiaoman", "小满", ("30001",))
+    for version in versions:
+        made = tmp_path / version
+        made.mkdir()
+        (made / "lora.gguf").write_bytes(version.encode())
+        manifest = {
+            "version": version, "created": "", "format": "gemma", "system_prompt": "",
+            "base": {"file": "", "sha256": "", "architecture": ""},
+            "files": {"lora.gguf": sha256(made / "lora.gguf")},
+        }  # fmt: skip
+        (made / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        owner.personas.publish("xiaoman", made)
+    scene, now = Scene("private", "777"), datetime.now(UTC).replace(microsecond=0)
+    for n in range(6):
+        heard = Message(f"h{n}", scene, "777", "阿泽", now + timedelta(seconds=n * 2 - 60), "在吗", seq=n)
+        said = Message(f"s{n}", scene, "9", "小满", heard.time, "不在", Origin.TWIN, seq=n)
+        owner.archive.append([heard, said])
+        owner.archive.decide(Decision(scene, f"h{n}", heard.time, "xiaoman", "2", "spoke"))
+        how = {"by": "9", "told": None, "persona": "xiaoman", "now": now}
+        corrections.correct(owner.archive, said, corrections.How.HUSH, (), **how)
+    probation = retrain.probation.Probation(owner)
+    told = await probation.look("xiaoman")
+    went = roll_back and versions == "12"
+    assert owner.personas.current("xiaoman") == ("1" if went else "2")
+    assert ("换回了 1" if went else "没有自动撤下") in told
+    assert "6 次回答被纠正了 6 次" in told
+    assert await probation.look("xiaoman") is None
+    assert owner.told == [told]
+    owner.archive.close()

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import tinymodel
 
+from bot import corrections
 from bot.archive import Archive
 from bot.checksum import sha256
-from bot.config import Paths, Retrain, Settings
+from bot.config import Paths, Retrain, Settings, Training
 from bot.errors import TrainingError
 from bot.llama import Model
-from bot.message import Message, Scene
+from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas
+from training import samples
 from training.nightly import ATTEMPTS_MAX, Night
 
 ME, SCENE = "10001", Scene("private", "20001")
@@ -357,3 +359,33 @@ def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path:
     with pytest.raises(TrainingError, match=r"did not finish \(it has no train\.json\); `twin train` goes on with it"):
         _ = given.trained
     assert given.manifest is None
+
+
+def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    training = Training(
+        precision="none", r=4, max_steps=2, model_max_length=128, threads=1, preference_min_pairs=2,
+        preference_learning_rate=1e-3, preference_epochs=1,
+    )  # fmt: skip
+    settings = settings.model_copy(update={"training": training})
+    start, friend = datetime(2026, 3, 3, 4, 0, tzinfo=UTC), SCENE.id
+    archive = Archive(settings.archive_url)
+    for day in range(24):
+        when = start + timedelta(days=day)
+        archive.append([
+            Message(f"a{day}", SCENE, friend, "阿泽", when, "早"),
+            Message(f"b{day}", SCENE, ME, "小满", when + timedelta(seconds=5), "早呀"),
+            Message(f"c{day}", SCENE, friend, "阿泽", when + timedelta(seconds=70), "在吗"),
+            said := Message(f"d{day}", SCENE, ME, "小满", when + timedelta(seconds=75), "不在", Origin.TWIN),
+        ])  # fmt: skip
+        whose = "xiaoman" if day % 2 else "shitou"
+        corrections.correct(
+            archive, said, corrections.How.HUSH, (), by=ME, told=None, persona=whose, now=when + timedelta(minutes=9)
+        )
+    archive.close()
+    run = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
+    record = json.loads((run / "preferences.json").read_text("utf-8"))
+    assert (record["outcome"], record["lora"]) == ("kept", sha256(run / "peft" / "adapter_model.safetensors"))
+    in_train = [day for day in range(1, 24, 2) if samples.split_of(SCENE, f"a{day}") is samples.Split.TRAIN]
+    assert record["pairs"] == len(in_train) > 6, "of another persona, or held out, none is trained"
+    assert record["after"]["margin"] > record["before"]["margin"]

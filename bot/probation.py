@@ -1,0 +1,177 @@
+"""A version in the days after it was swapped in: what the archive says of it → whether it must go back.
+
+Judged are the owner's corrections and the live answers (bot/drift.py), each against the version before as well: what
+that one did no better is no reason to return to it. Nothing is changed here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+from bot import corrections, drift
+from bot.archive import Archive, Decision
+from bot.config import Settings
+from bot.drift import Answer, Band, Outside
+from bot.message import Message, Origin, Scene
+from bot.persona import Spec
+
+MIN_CORRECTED = 4
+"""Corrected answers at least: two of two are surely more than a tenth, and still the mood of one evening."""
+POINTS = 4
+"""Decision points in a block for each answer in one: the rate of 30 moments alone says little."""
+_BEFORE = timedelta(days=60)
+"""How far back the version before is looked for."""
+RATE = {True: "rate_private", False: "rate_group"}
+"""Names of the measures of how often it answers, by whether the scene is private."""
+_UNDECIDED = ("cancelled", "recalled", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """Too many answers were corrected: so many of so many, and of the version before."""
+
+    corrected: int
+    answers: int
+    before: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """The person's own bands.
+
+    Args:
+        style: by measure.
+        rate: by whether the scene is private, None where there is too little history.
+    """
+
+    style: dict[str, Band]
+    rate: dict[bool, Band | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What one version did: its decisions and its answers, oldest first."""
+
+    decisions: Sequence[Decision]
+    answers: Sequence[Answer]
+
+
+def judge(
+    archive: Archive, persona: str, spec: Spec, version: str, settings: Settings, now: datetime,
+    person_of: Callable[[datetime], Person],
+) -> Corrected | list[Outside] | None:  # fmt: skip
+    """Why a version should go back; None if it may stay, or is no longer (or not yet) looked at.
+
+    Args:
+        archive: the message store.
+        persona: folder name.
+        spec: its persona.toml.
+        version: the version that serves.
+        settings: [retrain] and [conversation].
+        now: aware UTC.
+        person_of: the person's bands, from what was said before a moment (`person`).
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    rules = settings.retrain
+    decisions = [d for d in archive.decisions_since(now - _BEFORE) if d.persona == persona]
+    own = [d for d in decisions if d.version == version]
+    if not own or now - own[0].time > timedelta(days=rules.watch_days):
+        return None
+    since = own[0].time
+    before = next((d.version for d in reversed(decisions) if d.time < since and d.version is not None), None)
+    kept = corrections.current(archive)
+    hits, n = drift.corrected_rate(own, kept, version)
+    other = drift.corrected_rate(decisions, kept, before) if before else (0, 0)
+    low, _ = drift.wilson(hits, n)
+    if hits >= MIN_CORRECTED and low > rules.corrected_max and low > other[0] / max(other[1], 1):
+        return Corrected(hits, n, other)
+    scenes = {d.scene for d in decisions}
+    now_live = Live(own, _answers(archive, scenes, spec, since, now))
+    person = person_of(since)
+    found = outside(now_live, person, rules.watch_answers)
+    if not found or before is None:
+        return found or None
+    earlier = [d for d in decisions if d.version == before]
+    theirs = Live(earlier, _answers(archive, scenes, spec, earlier[0].time, since))
+    was = {o.measure for o in outside(theirs, person, rules.watch_answers)}
+    return [o for o in found if o.measure not in was] or None
+
+
+def outside(live: Live, person: Person, block: int) -> list[Outside]:
+    """The measures of a version's newest block that lie outside the person's bands.
+
+    Args:
+        live: what it did.
+        person: the bands, of blocks of that size.
+        block: answers in a block.
+    """
+    found = []
+    if len(live.answers) >= block:
+        found += drift.style_outside(live.answers[-block:], person.style)
+    for private, band in person.rate.items():
+        inclined = [
+            p for d in _final(live.decisions) if d.scene.private is private and (p := drift.inclination(d)) is not None
+        ]
+        points = inclined[-block * POINTS :]
+        if band is not None and len(points) == block * POINTS:
+            rate = sum(points) / len(points)
+            found += [] if band.low <= rate <= band.high else [Outside(RATE[private], rate, band)]
+    return found
+
+
+def person(archive: Archive, spec: Spec, settings: Settings, until: datetime) -> Person:
+    """The person's bands, from everything they said before a moment; reads whole scenes, so not on the event loop.
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    people, rules, block = frozenset(spec.people), settings.retrain, settings.retrain.watch_answers
+    answers: list[tuple[datetime, Answer]] = []
+    points: dict[bool, list[tuple[datetime, bool]]] = {True: [], False: []}
+    for summary in archive.scenes():
+        scene = summary.scene
+        if scene.private and scene.id in people:
+            continue
+        messages = archive.history(scene, until)
+        answers += drift.answers_of(messages, lambda m: m.origin is Origin.HUMAN and m.sender_id in people)
+        off = _before_any_twin(archive, scene, messages)
+        points[scene.private] += drift.decision_points(off, people, settings.conversation)
+    style = drift.style_bands([a for _, a in sorted(answers)], block, rules.drift_sigmas)
+    rate = {
+        private: drift.rate_band([spoke for _, spoke in sorted(found)], block * POINTS, rules.drift_sigmas)
+        for private, found in points.items()
+    }
+    return Person(style, rate)
+
+
+def remembered(read: Callable[[datetime], Person]) -> Callable[[datetime], Person]:
+    """The same, read once for a moment: bands are of what was said before a version came, which does not change."""
+    return lru_cache(maxsize=1)(read)
+
+
+def _answers(
+    archive: Archive, scenes: set[Scene], spec: Spec, since: datetime, until: datetime
+) -> list[Answer]:  # fmt: skip
+    """What the persona's twin said in scenes within a time, oldest first."""
+
+    def said(message: Message) -> bool:
+        ours = message.origin is Origin.TWIN and message.sender_name == spec.display_name
+        return ours and since <= message.time + timedelta(seconds=1)  # OneBot's seconds are cut
+
+    found = [a for scene in scenes for a in drift.answers_of(archive.history(scene, until), said)]
+    return [answer for _, answer in sorted(found)]
+
+
+def _final(decisions: Sequence[Decision]) -> list[Decision]:
+    """Decisions that were not taken anew: the newest on each message."""
+    newest = {(d.scene, d.message_id): d for d in decisions if d.outcome not in _UNDECIDED}
+    return list(newest.values())
+
+
+def _before_any_twin(archive: Archive, scene: Scene, messages: list[Message]) -> list[Message]:
+    """What was said there before a twin was first on: afterwards the person's quiet means nothing."""
+    on = next((time for time, value in archive.timeline(scene, "state") if value != "off"), None)
+    return messages if on is None else [m for m in messages if m.time < on]

@@ -1,0 +1,98 @@
+"""bot/drift.py: the person's own bands, against cases with known values."""
+
+import math
+import random
+
+import pytest
+from chats import FRIEND, GROUP, ME, OTHER, at, say
+
+from bot import drift
+from bot.archive import Decision
+from bot.config import Conversation
+from bot.drift import Answer
+
+BLOCK = 30
+
+
+def answers(n: int, seed: int = 0, *, longer: int = 0, laughs: float = 0.3, bubbles: int = 1) -> list[Answer]:
+    """Answers of somebody with habits: length, laughter, number of bubbles."""
+    rng = random.Random(seed)
+    found = []
+    for number in range(n):
+        words = "".join(rng.choice("今天我们去哪里吃饭呢好不好呀") for _ in range(rng.randrange(2, 9) + longer))
+        laugh = "哈哈" if rng.random() < laughs else ""
+        found.append([f"{words}{laugh}{number:03d}", *[f"嗯{number:03d}"] * (rng.randrange(2) + bubbles - 1)])
+    return found
+
+
+def test_the_measures_of_a_block_are_what_they_say() -> None:
+    block = [["好。", "哈哈[捂脸]"], ["好。"], ["去"]]
+    values = {name: of(block) for name, of in drift.STYLE.items()}
+    assert values["log_chars"] == pytest.approx((math.log(3) * 2 + math.log(7) + math.log(2)) / 4)
+    assert values["bubbles"] == pytest.approx(math.log(2) / 3)
+    assert (values["punctuation"], values["faces"], values["distinct"]) == (2 / 4, 1 / 4, 3 / 4)
+    assert values["laughter"] == pytest.approx(1 / 3)
+
+
+def test_the_person_stays_inside_their_own_bands() -> None:
+    bands = drift.style_bands(answers(900), BLOCK, 4.0)
+    assert set(bands) == set(drift.STYLE)
+    later = answers(600, seed=7)
+    assert [drift.style_outside(later[i : i + BLOCK], bands) for i in range(0, 600, BLOCK)] == [[]] * 20
+
+
+@pytest.mark.parametrize(
+    ("changed", "measure"),
+    [({"longer": 20}, "log_chars"), ({"laughs": 1.0}, "laughter"), ({"bubbles": 4}, "bubbles")],
+)
+def test_a_changed_habit_is_named(changed: dict[str, int], measure: str) -> None:
+    bands = drift.style_bands(answers(900), BLOCK, 4.0)
+    found = drift.style_outside(answers(BLOCK, seed=3, **changed), bands)  # type: ignore[arg-type]
+    assert measure in [o.measure for o in found]
+
+
+def test_a_twin_that_says_one_thing_is_outside() -> None:
+    found = drift.style_outside([["好的"]] * BLOCK, drift.style_bands(answers(900), BLOCK, 4.0))
+    assert "distinct" in [o.measure for o in found]
+
+
+def test_too_little_of_the_person_gives_no_band() -> None:
+    assert drift.style_bands(answers(BLOCK * drift.MIN_BLOCKS - 1), BLOCK, 4.0) == {}
+    assert drift.rate_band([True, False] * 5, BLOCK, 4.0) is None
+    band = drift.rate_band([True, False] * (BLOCK * 4), BLOCK, 4.0)
+    assert band is not None
+    assert band.low < band.mean == 0.5 < band.high
+
+
+def test_what_was_learned_is_told_without_the_owners_shifts() -> None:
+    terms = {"intercept": -1.0, "log_odds": 1.0, "shift:bias": 30.0, "shift:mention": 2.0}
+    assert drift.inclination(Decision(GROUP, "1", at(0), "x", "v", "spoke", {"terms": terms})) == pytest.approx(0.5)
+    assert drift.inclination(Decision(GROUP, "1", at(0), "x", "v", "failed: engine")) is None
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(0, 0, 0.0, 1.0), (5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilsons_interval(hits: int, n: int, low: float, high: float) -> None:
+    # 81 of 263: R. Newcombe, Statistics in Medicine 17 (1998), table I.
+    assert drift.wilson(hits, n) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_answers_are_runs_of_ones_own_bubbles() -> None:
+    said = [
+        say(0, ME, "早"), say(1, ME, "在吗"), say(2, FRIEND, "在"), say(3, ME, ""), say(4, ME, "好"),
+        say(5, OTHER, "嗯"),
+    ]  # fmt: skip
+    found = drift.answers_of(said, lambda m: m.sender_id == ME)
+    assert found == [(at(0), ("早", "在吗")), (at(4), ("好",))]
+
+
+def test_decision_points_are_where_the_person_was_around() -> None:
+    rules = Conversation(presence_s=3600)
+    said = [
+        say(0, FRIEND, "有人吗"), say(60, ME, "有"), say(120, FRIEND, "哦"), say(180, FRIEND, "吃吗"),
+        say(185, ME, "吃"), say(9000, FRIEND, "人呢"),
+    ]  # fmt: skip
+    found = drift.decision_points(said, frozenset([ME]), rules)
+    assert found == [(at(0), True), (at(120), False), (at(180), True)]

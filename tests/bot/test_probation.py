@@ -1,0 +1,128 @@
+"""bot/probation.py over a real archive: which new version must go back."""
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from chats import ACCOUNT, FRIEND, ME, at, say
+
+from bot import corrections, probation
+from bot.archive import Archive, Decision
+from bot.config import Retrain, Settings
+from bot.corrections import How
+from bot.drift import Outside
+from bot.message import Scene
+from bot.persona import Spec
+from bot.probation import Corrected
+
+SETTINGS = Settings(retrain=Retrain(watch_answers=10))
+SPEC = Spec(display_name="小满", people=(ME,))
+CHAT = Scene("private", "777")
+DAY = 86400.0
+SWAP = 100 * DAY
+"""When version v2 gave its first decision, seconds after START."""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    """The person answered two of three moments for weeks, in short words."""
+    opened = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    rng = random.Random(0)
+    messages = []
+    for n in range(700):
+        messages.append(say(n * 300, "777", f"话{n}", CHAT, seq=n))
+        if rng.random() < 2 / 3:
+            messages.append(say(n * 300 + 5, ME, words(rng), CHAT, seq=n))
+    opened.append(messages)
+    opened.note(CHAT, "state", "on", at(90 * DAY))
+    yield opened
+    opened.close()
+
+
+def words(rng: random.Random, longer: int = 0) -> str:
+    return "".join(rng.choice("今天我们去哪里吃饭呢好不好呀") for _ in range(rng.randrange(2, 9) + longer))
+
+
+def lives(
+    archive: Archive, version: str, start: float, n: int, *, longer: int = 0, p: float = 2 / 3, corrected: int = 0,
+    bias: float = 0.0,
+) -> None:  # fmt: skip
+    """A version answers n messages a minute apart; the first `corrected` answers are corrected."""
+    rng = random.Random(start)
+    logit = 0.6931 if p == 2 / 3 else (4.0 if p > 2 / 3 else -4.0)
+    for k in range(n):
+        when = start + k * 60
+        heard = say(when, "777", f"新话{when:g}", CHAT, seq=int(when))
+        said = say(when + 3, ACCOUNT, words(rng, longer), CHAT, id=f"s{when:g}", seq=int(when))
+        archive.append([heard, said])
+        why = {"terms": {"intercept": logit, "shift:bias": bias}}
+        archive.decide(Decision(CHAT, heard.id, at(when + 4), "xiaoman", version, "spoke", why))
+        if k < corrected:
+            corrections.correct(archive, said, How.HUSH, (), by=FRIEND, told=None, persona="xiaoman", now=at(when + 5))
+
+
+def judged(archive: Archive, after: float = DAY) -> Corrected | list[Outside] | None:
+    def person(until: object) -> probation.Person:
+        return probation.person(archive, SPEC, SETTINGS, until)  # type: ignore[arg-type]
+
+    return probation.judge(archive, "xiaoman", SPEC, "v2", SETTINGS, at(SWAP + after), person)
+
+
+def test_a_version_like_the_person_stays(archive: Archive) -> None:
+    lives(archive, "v2", SWAP, 60)
+    assert judged(archive) is None
+
+
+@pytest.mark.parametrize(
+    ("corrected", "back"), [(3, False), (4, False), (10, True)]  # 4 of 20: as low as 8 %; 10 of 20: 30 %
+)  # fmt: skip
+def test_it_goes_back_when_more_than_a_tenth_was_surely_corrected(archive: Archive, corrected: int, back: bool) -> None:
+    lives(archive, "v2", SWAP, 20, corrected=corrected)
+    assert judged(archive) == (Corrected(corrected, 20, (0, 0)) if back else None)
+
+
+def test_few_corrections_are_an_evenings_mood(archive: Archive) -> None:
+    lives(archive, "v2", SWAP, 3, corrected=3)
+    assert judged(archive) is None
+
+
+def test_what_the_version_before_did_no_better_is_no_reason(archive: Archive) -> None:
+    lives(archive, "v1", SWAP - 10 * DAY, 20, corrected=14, longer=30)
+    lives(archive, "v2", SWAP, 20, corrected=10, longer=30)
+    assert judged(archive) is None
+
+
+def test_answers_unlike_the_persons_are_named(archive: Archive) -> None:
+    lives(archive, "v1", SWAP - 10 * DAY, 20)
+    lives(archive, "v2", SWAP, 20, longer=30)
+    found = judged(archive)
+    assert isinstance(found, list)
+    assert [o.measure for o in found] == ["log_chars"]
+    assert found[0].value > found[0].band.high
+
+
+def test_a_rate_the_person_never_had_is_named_and_the_owners_bias_is_none(archive: Archive) -> None:
+    lives(archive, "v2", SWAP, 60, p=0.98)
+    found = judged(archive)
+    assert isinstance(found, list)
+    assert [o.measure for o in found] == ["rate_private"]
+    assert 0.5 < found[0].band.mean < 0.8
+
+
+def test_the_owners_bias_is_no_drift(archive: Archive) -> None:
+    lives(archive, "v2", SWAP, 60, bias=30.0)
+    assert judged(archive) is None
+
+
+@pytest.mark.parametrize(("days", "looked_at"), [(6.9, True), (7.1, False)])
+def test_it_is_looked_at_for_a_week(archive: Archive, days: float, looked_at: bool) -> None:
+    lives(archive, "v2", SWAP, 20, corrected=10)
+    assert (judged(archive, days * DAY) is not None) == looked_at
+
+
+def test_a_version_that_decided_nothing_yet_is_not_judged(archive: Archive) -> None:
+    lives(archive, "v1", SWAP - DAY, 20, corrected=10)
+    assert judged(archive) is None
+    assert timedelta(days=SETTINGS.retrain.watch_days) == timedelta(days=7)
