@@ -30,7 +30,7 @@ from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from export import lora, parity, proof
-from training import answers, base, corpus, evaluate, gate, qlora, report, samples, sets, watch
+from training import answers, base, corpus, evaluate, gate, modelclean, qlora, report, samples, sets, watch
 from training.hf import HFTokenizer
 from training.watch import read_state, write_state
 
@@ -432,6 +432,7 @@ class Night:
             )
         finally:
             archive.close()
+        built = modelclean.cleaned(built, self.settings)
         there = set(sets.stored(self._sets))
         names = [name for name in self.snapshot.get("sets", []) if name in there]
         return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues, self.settings.corpus)
