@@ -126,7 +126,7 @@ def question(part: SceneCorpus, place: int, text: str, settings: Settings) -> Me
     It is said at the answer's own time, and shown as others' words are.
     """
     answer = part.exchanges[place].said[0]
-    near = [*reversed(part.exchanges[:place]), *part.exchanges[place + 1 :]]
+    near = [*reversed(part.exchanges[: place + 1]), *part.exchanges[place + 1 :]]
     someone = next((e.heard[-1] for e in near if e.heard), None)
     if someone is None:
         return None

@@ -15,7 +15,7 @@ import peer
 import pytest
 import tinymodel
 from daemon import free_port
-from peer import Answer, Peer, chatted
+from peer import Answer, chatted
 
 from bot.config import ModelCleaning
 from bot.errors import TrainingError
@@ -104,7 +104,11 @@ async def test_json_is_asked_for_as_strictly_as_the_server_takes_it(verdicts: Ve
         async with peer.serving(fussy(taken)) as server:
             await ask(verdicts, settings(server.url, concurrency=1), [sample(100 * number + n) for n in range(32)])
             asked.append([body.get("response_format", {}).get("type") for body in server.asked])
-    assert asked == [["json_schema"] * 2, ["json_schema", *["json_object"] * 2], ["json_schema", "json_object", None, None]]
+    assert asked == [
+        ["json_schema"] * 2,
+        ["json_schema", *["json_object"] * 2],
+        ["json_schema", "json_object", None, None],
+    ]
     wanted = server.asked[0]["response_format"]["json_schema"]["schema"]
     assert wanted["required"] == [str(n) for n in range(1, 17)]
     assert wanted["properties"]["16"] == SCORE
@@ -128,7 +132,9 @@ async def test_what_was_not_asked_for_is_asked_again_once_and_then_left(verdicts
 async def test_only_the_sample_whose_value_is_wrong_is_asked_again(verdicts: Verdicts) -> None:
     def answer(body: dict[str, Any]) -> Answer:
         numbers = asked_of(body)
-        return chatted(json.dumps({"1": 4, "2": 7, "3": "5", "4": True}) if len(numbers) == 4 else '{"1":1,"2":2,"3":3}')
+        return chatted(
+            json.dumps({"1": 4, "2": 7, "3": "5", "4": True}) if len(numbers) == 4 else '{"1":1,"2":2,"3":3}'
+        )
 
     samples = [sample(n) for n in range(4)]
     async with peer.serving(answer) as server:
@@ -171,9 +177,7 @@ async def test_what_is_too_long_is_split_and_at_last_loses_its_oldest_lines(verd
 
 
 async def test_a_sample_that_is_refused_alone_is_counted_and_left(verdicts: Verdicts) -> None:
-    async with peer.serving(
-        lambda body: Answer([b"{}"], 413) if 3 in asked_of(body) else good(body)
-    ) as server:
+    async with peer.serving(lambda body: Answer([b"{}"], 413) if 3 in asked_of(body) else good(body)) as server:
         tally = await ask(verdicts, settings(server.url), [sample(n) for n in range(6)])
     assert (tally.answered, tally.refused) == (5, 1)
 
@@ -188,7 +192,9 @@ async def test_a_server_that_refuses_everything_is_not_asked_to_the_end(verdicts
 # -- outages -----------------------------------------------------------------------------------------
 
 
-async def test_a_short_outage_is_waited_for_and_an_answer_that_breaks_off_is_asked_for_again(verdicts: Verdicts) -> None:
+async def test_a_short_outage_is_waited_for_and_an_answer_that_breaks_off_is_asked_for_again(
+    verdicts: Verdicts,
+) -> None:
     faults = iter([Answer([b"{}"], 503), Answer([b'{"choices": ['], cut=True)])
     async with peer.serving(lambda body: next(faults, None) or good(body)) as server:
         tally = await ask(verdicts, settings(server.url, concurrency=1), [sample(n) for n in range(5)])
@@ -217,7 +223,9 @@ async def test_a_long_outage_loses_nothing_and_the_next_run_goes_on(verdicts: Ve
 
 
 async def test_nobody_there_and_a_wrong_key_are_told_with_the_setting(verdicts: Verdicts) -> None:
-    with pytest.raises(TrainingError, match=r"no server answers at .*tried 3 times\); start it, or mend \[cleaning\] url"):
+    with pytest.raises(
+        TrainingError, match=r"no server answers at .*tried 3 times\); start it, or mend \[cleaning\] url"
+    ):
         await ask(verdicts, settings(f"http://127.0.0.1:{free_port()}/v1"), [sample(0)])
     async with peer.serving(lambda _: Answer([b"{}"], 401)) as server:
         with pytest.raises(TrainingError, match="set TWIN__CLEANING__API_KEY") as caught:
