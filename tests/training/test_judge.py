@@ -145,7 +145,8 @@ async def test_only_the_sample_whose_value_is_wrong_is_asked_again(verdicts: Ver
 
 
 @pytest.mark.parametrize("text", [
-    '```json\n{"1": 2, "2": 3}\n```', '<think>{"1": 1, "2": 1}</think>{"1": 2, "2": 3}', '好的 {} 结果：{"1": 2, "2": 3}。',
+    '```json\n{"1": 2, "2": 3}\n```', '<think>{"1": 1, "2": 1}</think>{"1": 2, "2": 3}',
+    '好的 {} 结果：{"1": 2, "2": 3}。',
 ])  # fmt: skip
 async def test_an_answer_among_other_words_is_found(verdicts: Verdicts, text: str) -> None:
     async with peer.serving(lambda _: chatted(text)) as server:
@@ -192,7 +193,7 @@ async def test_a_server_that_refuses_everything_is_not_asked_to_the_end(verdicts
 # -- outages -----------------------------------------------------------------------------------------
 
 
-async def test_a_short_outage_is_waited_for_and_an_answer_that_breaks_off_is_asked_for_again(
+async def test_a_short_outage_is_waited_for_and_a_broken_answer_asked_for_again(
     verdicts: Verdicts,
 ) -> None:
     faults = iter([Answer([b"{}"], 503), Answer([b'{"choices": ['], cut=True)])
@@ -247,7 +248,8 @@ async def test_samples_go_nowhere_else(verdicts: Verdicts) -> None:
 
 
 @pytest.mark.parametrize(("there", "model", "told"), [
-    (["a", "b"], "c", r"model = 'c' is not there; http.* has 'a', 'b'"), (["a"], None, r"model is not set; http.* has 'a'"),
+    (["a", "b"], "c", r"model = 'c' is not there; http.* has 'a', 'b'"),
+    (["a"], None, r"model is not set; http.* has 'a'"),
     (None, None, "does not list those it has"), (["a", "b"], "b", None), (None, "b", None),
 ])  # fmt: skip
 async def test_the_models_that_are_there_are_named(
@@ -278,8 +280,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python -m llama_cpp.server` with a tiny model of random weights."""
     port, folder = free_port(), tmp_path_factory.mktemp("llama")
     model = {
-        "model": str(tinymodel.build(folder / "tiny", "gemma3").gguf), "model_alias": MODEL, "n_ctx": 512, "n_threads": 1, "n_threads_batch": 1,
-        "n_gpu_layers": 0, "verbose": False, "chat_format": "gemma",
+        "model": str(tinymodel.build(folder / "tiny", "gemma3").gguf), "model_alias": MODEL, "n_ctx": 512,
+        "n_threads": 1, "n_threads_batch": 1, "n_gpu_layers": 0, "verbose": False, "chat_format": "gemma",
     }  # fmt: skip
     wanted = {"host": "127.0.0.1", "port": port, "models": [model]}
     (folder / "server.json").write_text(json.dumps(wanted))

@@ -43,7 +43,7 @@ GROUP_TALK = [
 ]  # fmt: skip
 
 
-class Words8:
+class Characters:
     """A tokenizer of characters."""
 
     bos = None
@@ -89,7 +89,7 @@ def model(said: dict[str, Callable[[str], Any]]) -> Callable[[dict[str, Any]], A
 
 
 OPENINGS = {
-    "score": "你在为一个聊天模型挑选", "question": "你在补全聊天记录", "fragments": "你在整理聊天记录", "pairing": "你在整理群聊记录",
+    "score": "你在为一个聊天模型", "question": "你在补全聊天", "fragments": "你在整理聊天", "pairing": "你在整理群聊",
 }  # fmt: skip
 
 
@@ -114,12 +114,12 @@ def learned(archive: Archive, wanted: Settings, messages: list[Message]) -> Corp
 
 def trained(corpus: Corpus) -> str:
     """All text that is a label."""
-    found = windows(corpus, Words8(), FORMATS["chatml"], "你是小满。", 4000)
+    found = windows(corpus, Characters(), FORMATS["chatml"], "你是小满。", 4000)
     return "".join(chr(w.ids[i]) for w in found for label in w.labels for i in label.trained)
 
 
 def rendered(corpus: Corpus) -> str:
-    return "".join(chr(i) for w in windows(corpus, Words8(), FORMATS["chatml"], "你是小满。", 4000) for i in w.ids)
+    return "".join(chr(i) for w in windows(corpus, Characters(), FORMATS["chatml"], "你是小满。", 4000) for i in w.ids)
 
 
 def test_answers_of_low_score_are_masked_and_stay_in_the_context(archive: Archive, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_written_question_is_heard_and_never_trained_decided_or_timed(archive:
     of = [
         [
             (label.decision, label.moment)
-            for w in windows(c, Words8(), FORMATS["chatml"], "", 4000)
+            for w in windows(c, Characters(), FORMATS["chatml"], "", 4000)
             for label in w.labels
         ]
         for c in (built, found)
