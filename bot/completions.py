@@ -1,4 +1,4 @@
-"""The completion endpoint of an OpenAI-compatible server over httpx: a request → its answer, whole or as a stream.
+"""An OpenAI-compatible server over httpx: a completion → its answer, whole or as a stream; a chat → its answer whole.
 
 Every fault is an EngineError that says what, which server and what to do. It never holds the key, the prompt, or the
 server's own words: some servers quote the request in them.
@@ -10,8 +10,9 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from bot.errors import EngineError
 _BACK_OFF_S = (0.5, 1.5)
 """Pauses before a second and a third attempt."""
 _BUSY = frozenset({429, 502, 503, 504})
+_COUNTED = ("prompt", "completion")
 _CODE = re.compile(r"[A-Za-z_]{1,40}")
 
 
@@ -38,6 +40,35 @@ class Refused(EngineError):
         self.status = status
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the settings behind a client are called, for its errors."""
+
+    url: str = "[engine] remote_url"
+    model: str = "[engine] remote_model"
+    key: str = "TWIN__ENGINE__REMOTE_API_KEY"
+    timeout: str = "[engine] remote_timeout_s"
+    deadline: str = "[engine] deadline_s"
+    length: str = "[engine] n_ctx tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A chat's answer.
+
+    Args:
+        text: what the model said.
+        cut: whether its context was full before it was done.
+        prompt_tokens: tokens the server counted in the prompt; 0 where it does not say.
+        completion_tokens: the same of the answer.
+    """
+
+    text: str
+    cut: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Completions:
     """A client of `<url>/completions`. Proxies of the environment are not used: chats go to the named server alone.
 
@@ -46,11 +77,22 @@ class Completions:
         api_key: sent as a bearer token.
         timeout_s: wait for the next byte.
         deadline_s: wait for a whole answer, time the reader of a stream takes not counted.
+        named: what its errors call the settings.
+        back_off_s: pauses before a second, a third … attempt (seconds).
     """
 
-    def __init__(self, url: str, api_key: str | None, timeout_s: float, deadline_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        timeout_s: float,
+        deadline_s: float,
+        named: Named = Named(),
+        back_off_s: Sequence[float] = _BACK_OFF_S,
+    ) -> None:
         self.url = url
         self._timeout_s, self._deadline_s = timeout_s, deadline_s
+        self._named, self._back_off_s = named, back_off_s
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
@@ -80,6 +122,40 @@ class Completions:
             raise self._not_understood(response)
         counted = (answer.get("usage") or {}).get("prompt_tokens")
         return choice, counted if isinstance(counted, int) else None
+
+    async def chat(self, body: dict[str, Any]) -> Told:
+        """The answer to a chat. One that breaks off is asked for again, as is one of a busy server.
+
+        Raises:
+            EngineError: of any fault; Refused when the server said no.
+        """
+        response = await self._send(body, "chat/completions", whole=True)
+        answer = self._parsed(response.content, response)
+        choice = self._choice(answer, response)
+        message = choice.get("message") if choice else None
+        if choice is None or not isinstance(message, dict):
+            raise self._not_understood(response)
+        usage = answer.get("usage")
+        counted = usage if isinstance(usage, dict) else {}
+        prompt, completion = (n if isinstance(n := counted.get(f"{k}_tokens"), int) else 0 for k in _COUNTED)
+        return Told(str(message.get("content") or ""), choice.get("finish_reason") == "length", prompt, completion)
+
+    async def models(self) -> list[str] | None:
+        """Names of the models the server has; None where it does not say.
+
+        Raises:
+            EngineError: it does not answer, or refuses the key.
+        """
+        try:
+            response = await self._send(None, "models", whole=True)
+        except Refused as e:
+            if e.status in (401, 403):
+                raise
+            return None
+        told = self._parsed(response.content, response).get("data")
+        listed = told if isinstance(told, list) else []
+        names = [m["id"] for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        return names or None
 
     async def loras(self) -> int | None:
         """How many LoRAs a llama-server has loaded; None where the server does not say."""
@@ -135,35 +211,39 @@ class Completions:
         except httpx.HTTPError as e:
             raise self._cut(e) from e
 
-    async def _send(self, body: dict[str, Any]) -> httpx.Response:
-        """An open response with status 200; busy and broken servers are asked again."""
+    async def _send(
+        self, body: dict[str, Any] | None, path: str = "completions", *, whole: bool = False
+    ) -> httpx.Response:
+        """A response with status 200, read if `whole`, else open; busy and broken servers are asked again."""
         tried = 0
         while True:
-            request = self._client.build_request("POST", "completions", json=body)
+            request = self._client.build_request("GET" if body is None else "POST", path, json=body)
             tried += 1
             try:
                 response = await self._client.send(request, stream=True)
+                if whole and response.status_code == 200:
+                    await response.aread()
             except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as e:
                 raise EngineError(
-                    f"{self.url} did not answer within [engine] remote_timeout_s = {self._timeout_s:g}; "
+                    f"{self.url} did not answer within {self._named.timeout} = {self._timeout_s:g}; "
                     "is it overloaded, or a prompt long?"
                 ) from e
             except httpx.HTTPError as e:
-                if tried > len(_BACK_OFF_S):
+                if tried > len(self._back_off_s):
                     raise EngineError(
                         f"no server answers at {self.url} ({type(e).__name__}, tried {tried} times); start it, or mend "
-                        "[engine] remote_url"
+                        f"{self._named.url}"
                     ) from e
             else:
                 if response.status_code == 200:
                     return response
-                refusal = await self._refusal(response, str(body.get("model")), tried)
-                if response.status_code not in _BUSY or tried > len(_BACK_OFF_S):
+                refusal = await self._refusal(response, str((body or {}).get("model")), path, tried)
+                if response.status_code not in _BUSY or tried > len(self._back_off_s):
                     raise refusal
-            logger.debug("attempt {} at the engine's server failed; trying again", tried)
-            await asyncio.sleep(_BACK_OFF_S[tried - 1])
+            logger.debug("attempt {} at {} failed; trying again", tried, self.url)
+            await asyncio.sleep(self._back_off_s[tried - 1])
 
-    async def _refusal(self, response: httpx.Response, model: str, tried: int) -> Refused:
+    async def _refusal(self, response: httpx.Response, model: str, path: str, tried: int) -> Refused:
         status = response.status_code
         try:
             answer = json.loads(await response.aread())
@@ -175,13 +255,13 @@ class Completions:
             await response.aclose()
         what = f"HTTP {status}" + (f", {named}" if _CODE.fullmatch(named) else "")
         if status in (401, 403):
-            words = f"refuses the API key ({what}); set TWIN__ENGINE__REMOTE_API_KEY"
+            words = f"refuses the API key ({what}); set {self._named.key}"
         elif status == 404:
-            words = f"knows no model {model!r} or no /completions ({what}); mend [engine] remote_model or remote_url"
+            words = f"knows no model {model!r} or no /{path} ({what}); mend {self._named.model} or {self._named.url}"
         elif status in _BUSY:
             words = f"is overloaded or still loading ({what}, tried {tried} times); wait, or ask less of it"
         elif status in (400, 413, 422):
-            words = f"refuses the request ({what}); its context must hold [engine] n_ctx tokens"
+            words = f"refuses the request ({what}); its context must hold {self._named.length}"
         else:
             words = f"failed ({what}); its own log says why"
         return Refused(f"{self.url} {words}", status)
@@ -209,14 +289,14 @@ class Completions:
     def _not_understood(self, response: httpx.Response) -> EngineError:
         kind = response.headers.get("content-type", "nothing").partition(";")[0]
         return EngineError(
-            f"{self.url} answers with {kind[:40]!r}, not as a completion endpoint does; [engine] remote_url usually "
+            f"{self.url} answers with {kind[:40]!r}, not as a completion endpoint does; {self._named.url} usually "
             "ends in /v1"
         )
 
     def _cut(self, error: httpx.HTTPError | None) -> EngineError:
         if isinstance(error, httpx.TimeoutException):
             return EngineError(
-                f"{self.url} fell silent in the middle of an answer for [engine] remote_timeout_s = {self._timeout_s:g}"
+                f"{self.url} fell silent in the middle of an answer for {self._named.timeout} = {self._timeout_s:g}"
             )
         return EngineError(f"{self.url} broke off in the middle of an answer; its own log says why")
 
@@ -227,5 +307,5 @@ class Completions:
                 yield
         except TimeoutError:
             raise EngineError(
-                f"{self.url} took longer for an answer than [engine] deadline_s = {self._deadline_s:g}"
+                f"{self.url} took longer for an answer than {self._named.deadline} = {self._deadline_s:g}"
             ) from None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -24,7 +25,7 @@ from bot.hours import in_hours
 from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
-_SECRETS = ("access_token", "remote_api_key", "token")
+_SECRETS = ("access_token", "remote_api_key", "api_key", "token")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
@@ -64,6 +65,12 @@ def _known_hours(text: str) -> str:
     except ValueError as e:
         raise ValueError(f"{text!r} is not hours such as '23:30-07:00', or empty") from e
     return text
+
+
+def _url(url: str | None) -> str | None:
+    if url is not None and not re.match(r"https?://[^/@\s]+(/\S*)?$", url):
+        raise ValueError("must be a URL such as http://127.0.0.1:8000/v1, without a name or password in it")
+    return url
 
 
 Zone = Annotated[str, AfterValidator(_known_zone)]
@@ -175,9 +182,7 @@ class Engine(Section):
     def _reachable(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is None and info.data.get("backend") == "remote":
             raise ValueError("must be set with backend = 'remote', such as http://127.0.0.1:8000/v1")
-        if url is not None and not re.match(r"https?://[^/@\s]+(/\S*)?$", url):
-            raise ValueError("must be a URL such as http://127.0.0.1:8000/v1, without a name or password in it")
-        return url
+        return _url(url)
 
     @field_validator("kv_tokens")
     @classmethod
@@ -362,6 +367,51 @@ class Cleaning(Section):
     """Answers that read nearly alike are trained so often and no more, the first ones."""
     duplicate_min_chars: int = Field(16, ge=1)
     """Shorter answers are never capped: saying 哈哈哈 often is a habit, sending one notice to ten groups is not."""
+    pairing: Literal["scored", "previous", "mentioned", "empty", "model"] = "scored"
+    """Which message an answer in a group answers, for `twin corpus export --pairs` and `stats`, where no quote or @
+    says it: by a fitted rule; the message before; only where the person was @-ed; none; or as the model of [cleaning]
+    chose."""
+
+
+class ModelCleaning(Section):
+    """A language model that judges the history, asked by `twin corpus clean --model`; nights use what it has said."""
+
+    url: str | None = None
+    """Root of an OpenAI-compatible API, such as http://127.0.0.1:8080/v1. Unset: no model is asked, and nothing one has
+    said is used. Samples of the history are sent there, redacted if [corpus] redact says so."""
+    model: str | None = None
+    """The model to ask, as the server names it; a wrong name is answered with the names it has."""
+    allow_remote: bool = Field(False, validate_default=True)
+    """Confirms that url may be another machine than this one: what people wrote leaves this machine."""
+    api_key: SecretStr | None = None
+    """Key the server asks for; from the environment: TWIN__CLEANING__API_KEY."""
+    tasks: tuple[Literal["score", "question", "fragments"], ...] = ("score",)
+    """score: answers below threshold are not trained. question: an answer to nothing is given a line to answer, which
+    is not trained. fragments: bubbles that are pieces of one sentence become one. Their words: data/prompts/."""
+    threshold: int = Field(2, ge=1, le=5)
+    """Least score, of 1 to 5, of an answer that is trained; masked answers stay in the context. WeClone's default."""
+    batch_size: int = Field(16, ge=1, le=64)
+    """Samples in one request; 15 to 20 is usual. What is too long for the model's context is split."""
+    concurrency: int = Field(4, ge=1, le=64)
+    """Requests under way at once; a server of its own on two cores does not gain from more than 1."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Wait for the server's next byte (seconds): of a whole batch, since answers are not streamed."""
+
+    @field_validator("url")
+    @classmethod
+    def _reachable(cls, url: str | None) -> str | None:
+        return _url(url)
+
+    @field_validator("allow_remote")
+    @classmethod
+    def _meant(cls, allowed: bool, info: ValidationInfo) -> bool:
+        url = info.data.get("url")
+        if url is not None and not allowed and not loopback(urlsplit(url).hostname or ""):
+            raise ValueError(
+                f"must be true for {url!r}, which is not this machine: what people wrote would be sent there; set it "
+                "if that is meant, or run a model here"
+            )
+        return allowed
 
 
 class Retrain(Section):
@@ -422,6 +472,7 @@ class Settings(Section):
     engine: Engine = Engine()
     conversation: Conversation = Conversation()
     corpus: Cleaning = Cleaning()
+    cleaning: ModelCleaning = ModelCleaning()
     chat: Chat = Chat()
     training: Training = Training()
     retrain: Retrain = Retrain()

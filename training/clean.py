@@ -48,6 +48,8 @@ class Reason(StrEnum):
     LONG = "long"
     BLOCKED = "blocked"
     DUPLICATE = "duplicate"
+    LOW_SCORE = "low_score"
+    """By a language model (`training.modelclean`)."""
 
 
 def masked(said: Sequence[str], heard: str | None, rules: Cleaning) -> Reason | None:

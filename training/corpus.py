@@ -44,6 +44,8 @@ class SceneCorpus:
         conversation: id of the first message of the exchange's conversation, be it taken back or not.
         quotes: quoted messages by id.
         masked: exchanges whose answer stands in the context and is not trained, by place, and why.
+        written: questions a language model wrote, by place: for answers to nothing, and for those of which no message
+            was found that they answer. They are no exchange's: nothing is decided, measured or timed on them.
         hidden: messages that were said and are not shown: by a system sender, or nothing is left of them.
         of_set: whether it is a dialogue of a training set: its times are no times.
         system: a system prompt in place of the persona's and the scene's line; None: those.
@@ -59,12 +61,22 @@ class SceneCorpus:
     quotes: dict[str, Message]
     masked: Mapping[int, clean.Reason] = field(default_factory=dict)
     hidden: int = 0
+    written: Mapping[int, Message] = field(default_factory=dict)
     of_set: bool = False
     system: str | None = None
 
     def quoted(self, message: Message) -> Message | None:
         """The message another one quotes, or None."""
         return None if message.reply_to is None else self.quotes.get(message.reply_to)
+
+    def as_rendered(self, place: int) -> Exchange:
+        """An exchange with the question that was written for it."""
+        exchange = self.exchanges[place]
+        return exchange if exchange.heard else replace(exchange, heard=self.written_for(place))
+
+    def written_for(self, place: int) -> list[Message]:
+        """The question that was written for an answer, or none."""
+        return [self.written[place]] if place in self.written else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from training import (
     corpus,
     evaluate,
     gate,
+    modelclean,
     preferences,
     qlora,
     report,
@@ -465,6 +466,7 @@ class Night:
             )
         finally:
             archive.close()
+        built = modelclean.cleaned(built, self.settings)
         there = set(sets.stored(self._sets))
         names = [name for name in self.snapshot.get("sets", []) if name in there]
         return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues, self.settings.corpus)

@@ -14,13 +14,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from bot.message import Message
+from bot.message import Message, Origin
+from bot.prompt import Exchange
 
 Mode: TypeAlias = Literal["scored", "previous", "mentioned", "empty"]
 """`previous`: the message before; `mentioned`: only the last one that @s the speaker; `empty`: none, for all."""
+CANDIDATES = 10
+"""Messages a language model chooses among."""
 FEATURES = (
     "log_gap", "log_distance", "previous", "previous_other", "same", "own_last", "names", "names_last", "names_another",
     "named", "elsewhere", "partner", "spoke_since", "answered", "question", "overlap", "overlap_other",
@@ -52,7 +56,7 @@ class Link:
         answer: the answer.
         to: the message it answers; None: nothing that was said.
         score: how sure that is, 0 to 1; 1 for a quote.
-        by: `quote`, `mention` or the mode.
+        by: `quote`, `mention`, the mode, or `model`.
     """
 
     answer: Message
@@ -71,7 +75,12 @@ class _Seen:
     asks: bool
 
 
-def links(messages: Sequence[Message], answers: Collection[str], mode: Mode = "scored") -> list[Link]:
+def links(
+    messages: Sequence[Message],
+    answers: Collection[str],
+    mode: Mode = "scored",
+    picks: Mapping[str, Message | None] = MappingProxyType({}),
+) -> list[Link]:
     """What each answer answers, in order.
 
     A bubble that follows the speaker's own goes on with what that one answered, unless it quotes or @s somebody.
@@ -80,6 +89,7 @@ def links(messages: Sequence[Message], answers: Collection[str], mode: Mode = "s
         messages: one scene's, as shown, oldest first, without recalled and system ones.
         answers: ids of the messages to find it for, such as those of the person.
         mode: the rule where nothing says it outright; the others than `scored` ask nothing else.
+        picks: what a language model chose, by id of the answer; it goes before the rule.
     """
     scene = Scene(messages)
     found: list[Link] = []
@@ -87,12 +97,32 @@ def links(messages: Sequence[Message], answers: Collection[str], mode: Mode = "s
         if message.id not in answers:
             continue
         link = _simple(messages, place, mode) if mode != "scored" else scene.link(place, own=False)
+        if message.id in picks and link.by == "scored":
+            link = Link(message, picks[message.id], 1.0, "model")
         before = messages[place - 1] if place else None
         follows = before is not None and found and found[-1].answer is before and before.sender_id == message.sender_id
         if follows and link.by == "scored":
             link = replace(found[-1], answer=message)
         found.append(link)
     return found
+
+
+def talk(exchanges: Sequence[Exchange]) -> tuple[list[Message], dict[str, int]]:
+    """A scene's messages in order, and where the first bubbles of the person's answers stand, by id."""
+    messages: list[Message] = []
+    answers: dict[str, int] = {}
+    for exchange in exchanges:
+        messages += exchange.heard
+        if exchange.said and exchange.said[0].origin is Origin.HUMAN:
+            answers[exchange.said[0].id] = len(messages)
+        messages += exchange.said
+    return messages, answers
+
+
+def last_ten(messages: Sequence[Message], place: int) -> list[Message]:
+    """What a language model chooses among: the messages before a place, oldest first, back to the speaker's own."""
+    near = reversed(messages[max(0, place - CANDIDATES) : place])
+    return list(takewhile(lambda m: m.sender_id != messages[place].sender_id, near))[::-1]
 
 
 def _simple(messages: Sequence[Message], place: int, mode: Mode) -> Link:

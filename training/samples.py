@@ -184,7 +184,7 @@ class _Packer:
 
     def _turn(self, index: int, *, first: bool) -> _Turn:
         if (index, first) not in self._turns:
-            self._turns[index, first] = self._rendered(index, self.part.exchanges[index], first=first)
+            self._turns[index, first] = self._rendered(index, self.part.as_rendered(index), first=first)
         return self._turns[index, first]
 
     def _rendered(self, index: int, exchange: Exchange, *, first: bool) -> _Turn:

@@ -7,16 +7,17 @@ sample, and silences that are no labels are no turns.
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bot.errors import TwinError
-from bot.message import Origin
-from bot.prompt import FORMATS, Piece
+from bot.message import Message, Origin
+from bot.prompt import FORMATS, Exchange, Piece
 from training.corpus import Corpus, SceneCorpus
 from training.dialogue import Dialogue, Turn
+from training.pairing import Link
 from training.samples import Split, renderer_for, split_of
 
 INFO_FILE = "dataset_info.json"
@@ -41,6 +42,40 @@ def talks(
                 yield from _samples(part, corpus, system_prompt, range(begin, end), silences=silences)
 
 
+def pairs(
+    corpus: Corpus, system_prompt: str, splits: Collection[Split], linked: Callable[[SceneCorpus], Sequence[Link]]
+) -> Iterator[Dialogue]:
+    """The person's answers one by one, each with what it answers: in a group one message, else all that was heard.
+
+    Args:
+        corpus: what can be learned.
+        system_prompt: the persona's; the scene's line is added.
+        splits: which conversations.
+        linked: what the answers of a group answer; those to nothing are left out, but where no question is wanted
+            (`empty`) or one was written.
+    """
+    for part in corpus.scenes:
+        links = {} if part.scene.private else {link.answer.id: link for link in linked(part)}
+        renderer = renderer_for(part, corpus, FORMATS["chatml"], system_prompt)
+        system = _text(renderer.opening())
+        for place in range(len(part.exchanges)):
+            exchange = part.as_rendered(place)
+            own = exchange.said and all(m.origin is Origin.HUMAN for m in exchange.said)
+            if not own or place in part.masked or split_of(part.scene, part.conversation[place]) not in splits:
+                continue
+            heard: Sequence[Message] = exchange.heard
+            if not part.scene.private and not part.of_set:
+                if (link := links.get(exchange.said[0].id)) is None:
+                    continue
+                heard = part.written_for(place) if link.to is None else [link.to]
+                if not heard and link.by != "empty":
+                    continue
+            if heard or not part.scene.private:
+                asked = _text(renderer.heard(Exchange(heard=list(heard)), part.quoted, first=True))
+                answer = _text(renderer.said(exchange, trained=False))
+                yield Dialogue(system, (Turn("user", asked), Turn("assistant", answer)))
+
+
 def _conversations(part: SceneCorpus) -> Iterator[tuple[int, int]]:
     """Runs of exchanges of one conversation: from, and up to without."""
     begin = 0
@@ -58,7 +93,7 @@ def _samples(
     turns: list[Turn] = []
     waiting: list[str] = []
     for index in indices:
-        exchange = part.exchanges[index]
+        exchange = part.as_rendered(index)
         if index in part.masked or any(m.origin is not Origin.HUMAN for m in exchange.said):
             yield from _whole(system, turns)
             turns, waiting = [], []

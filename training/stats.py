@@ -5,7 +5,7 @@ Never words, but for `examples`, which is asked for them: of a text, names of fa
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from bot.prompt import Exchange
 from bot.redact import placeholders
 from bot.segments import face_ids
 from training.corpus import Corpus, SceneCorpus
-from training.pairing import links
+from training.pairing import Link, links, talk
 
 _STICKER = re.compile(r"\[动画表情(?::[^\[\]]*)?\]")
 _BRACKETED = re.compile(r"\[([^\[\]\s]{1,12})\]")
@@ -47,8 +47,13 @@ REDACTION_UNSEEN = Rates(marked=40, missed=8, clean=25, false_alarms=1)
 """The part that was written after the rules."""
 
 
-def figures(corpus: Corpus) -> dict[str, Any]:
-    """Everything `twin corpus stats` tells, as plain values; times in seconds, hours local, lengths in characters."""
+def figures(corpus: Corpus, linked: Callable[[SceneCorpus], Sequence[Link]] | None = None) -> dict[str, Any]:
+    """Everything `twin corpus stats` tells, as plain values; times in seconds, hours local, lengths in characters.
+
+    Args:
+        corpus: what can be learned.
+        linked: what the answers of a group answer; None: by the fitted rule.
+    """
     bubbles = list(own(corpus))
     return {
         "people": sorted(corpus.people),
@@ -66,7 +71,7 @@ def figures(corpus: Corpus) -> dict[str, Any]:
         "redacted_others": dict(_redacted(m for p in corpus.scenes for e in p.exchanges for m in e.heard)),
         "redaction_on_test_table": asdict(REDACTION),
         "redaction_on_unseen_part": asdict(REDACTION_UNSEEN),
-        "answers_in_groups": dict(_paired(corpus)),
+        "answers_in_groups": dict(_paired(corpus, linked or _linked)),
     }
 
 
@@ -162,13 +167,14 @@ def _redacted(messages: Iterator[Message] | Sequence[Message]) -> Counter[str]:
     return sum((placeholders(m.text) for m in messages if "[" in m.text), Counter())
 
 
-def _paired(corpus: Corpus) -> Counter[str]:
+def _paired(corpus: Corpus, linked: Callable[[SceneCorpus], Sequence[Link]]) -> Counter[str]:
     """How the message that each of the person's group answers answers was found (training/pairing.py)."""
     found: Counter[str] = Counter()
     for part in corpus.scenes:
-        if part.scene.private:
-            continue
-        messages = [m for e in part.exchanges for m in (*e.heard, *e.said)]
-        first = {e.said[0].id for e in part.exchanges if _answered(e)}
-        found.update(link.by if link.to else "none" for link in links(messages, first))
+        if not part.scene.private:
+            found.update(link.by if link.to else "none" for link in linked(part))
     return found
+
+
+def _linked(part: SceneCorpus) -> list[Link]:
+    return links(*talk(part.exchanges))

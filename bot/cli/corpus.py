@@ -27,10 +27,11 @@ def corpus_stats(
 ) -> None:
     """What a persona would learn in numbers: scenes, hours, lengths, delays (seconds), silences, redactions."""
     from bot import doctor
-    from training import stats
+    from training import modelclean, stats
 
-    built = _corpus(config.load(config_path), persona).of_logs()
-    show(stats.figures(built), as_json)
+    settings = config.load(config_path)
+    built = _corpus(settings, persona).of_logs()
+    show(stats.figures(built, lambda part: modelclean.chosen(part, settings)), as_json)
     if plots is not None:
         doctor.require_training()
         from training import plots as drawn
@@ -68,22 +69,39 @@ def corpus_preview(
 @app.command("clean")
 def corpus_clean(
     examples: Annotated[int, typer.Option("--show", min=0, help="Examples of each reason: what people wrote.")] = 0,
+    by_model: Annotated[
+        bool,
+        typer.Option(
+            "--model",
+            help="First have the model of [cleaning] judge what it has not yet: what people wrote goes there.",
+        ),
+    ] = False,
     persona: PersonaOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """Count the answers that [corpus] in bot.toml keeps from being trained, by reason; nothing is changed."""
-    from training import clean, stats
+    """Count the answers that [corpus] and [cleaning] keep from being trained, by reason; the archive stays as it is."""
+    from bot import doctor
+    from training import clean, judging, stats
 
-    built = _corpus(config.load(config_path), persona)
+    settings = config.load(config_path)
+    told: dict[str, Any] = {}
+    if by_model:
+        with doctor.progress_bar("ask the model") as progress:
+            told = judging.judged(
+                _corpus(settings, persona, as_judged=False), settings, lambda _, *done: progress(*done)
+            )
+    built = _corpus(settings, persona)
     names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
+    found |= {"model": told} if told else {}
     show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
 
 
-def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
+def _corpus(settings: config.Settings, persona: str | None, *, as_judged: bool = True) -> "Corpus":
+    """What a persona would learn; `as_judged`: with what the model of [cleaning] has said."""
     from bot.archive import Archive
-    from training import corpus, sets
+    from training import corpus, modelclean, sets
 
     found = personas_of(settings).find(persona or settings.chat.persona)
     archive = Archive(settings.archive_url)
@@ -93,6 +111,8 @@ def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
         )
     finally:
         archive.close()
+    if as_judged:
+        built = modelclean.cleaned(built, settings)
     folder = found.folder / sets.FOLDER
     return sets.joined(built, folder, sets.stored(folder), settings.training.max_set_dialogues, settings.corpus)
 
@@ -106,6 +126,15 @@ def corpus_export(
     ] = "sharegpt",
     split: Annotated[str, typer.Option(help="Samples: train, tune, test or all.")] = "train",
     silences: Annotated[bool, typer.Option("--silences", help="Samples: keep silences, as empty answers.")] = False,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs", help="Samples: one question and one answer each; in groups the question is [corpus] pairing's."
+        ),
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="chatlab: with numbers, addresses and the like, not redacted.")
+    ] = False,
     persona: PersonaOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -114,7 +143,7 @@ def corpus_export(
     from datetime import UTC, datetime
 
     from bot.archive import Archive
-    from training import chatlab, corpus, sharing
+    from training import chatlab, corpus, modelclean, sharing
     from training.samples import Split
 
     if form not in (*sharing.FORMS, "chatlab"):
@@ -132,8 +161,13 @@ def corpus_export(
             built = corpus.build(
                 archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
             )
+            built = modelclean.cleaned(built, settings)
             splits = tuple(Split) if split == "all" else (Split(split),)
-            talks = sharing.talks(built, found.spec.system_prompt, splits, silences=silences)
+            prompt = found.spec.system_prompt
+            if pairs:
+                talks = sharing.pairs(built, prompt, splits, lambda part: modelclean.chosen(part, settings))
+            else:
+                talks = sharing.talks(built, prompt, splits, silences=silences)
             file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")
             shown = {"file": str(file), "samples": samples, "answers": answers}
     finally:

@@ -175,6 +175,28 @@ def test_the_key_of_a_remote_engine_comes_from_the_environment_and_is_not_shown(
     assert not found.model_copy(update={"remote_format": "gemma"}).reads_base
 
 
+@pytest.mark.parametrize(("url", "allowed", "fine"), [
+    ("http://127.0.0.1:8080/v1", False, True), ("http://localhost/v1", False, True),
+    ("http://[::1]:80/v1", False, True), ("http://192.168.1.5/v1", False, False),
+    ("https://api.example.com/v1", False, False), ("http://127.0.0.1.example.com/v1", False, False),
+    ("https://api.example.com/v1", True, True),
+])  # fmt: skip
+def test_a_cleaning_model_on_another_machine_must_be_confirmed(
+    tmp_path: Path, url: str, allowed: bool, fine: bool
+) -> None:
+    text = f"[cleaning]\nurl = '{url}'\nallow_remote = {str(allowed).lower()}"
+    if fine:
+        assert load(tmp_path, text, TWIN__CLEANING__API_KEY="4711").cleaning.url == url
+        return
+    (line,) = faults(tmp_path, text, TWIN__CLEANING__API_KEY="4711")
+    assert line.startswith(f"bot.toml [cleaning] allow_remote = False: must be true for {url!r}")
+    assert "4711" not in line
+
+
+def test_no_cleaning_model_is_asked_unless_one_is_named() -> None:
+    assert config.Settings().cleaning.url is None
+
+
 def test_the_formats_named_in_settings_are_those_there_are() -> None:
     named = config.Engine.model_fields["remote_format"].annotation
     assert set(get_args(get_args(named)[0])) == set(FORMATS)

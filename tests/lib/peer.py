@@ -44,21 +44,32 @@ class Peer:
 
     loras: int | None = None
     """How many /lora-adapters tells of; None: it is not found."""
+    models: Sequence[str] | None = None
+    """What /v1/models tells of; None: it is not found."""
+    active: int = 0
+    """Requests under way."""
+    most: int = 0
+    """And the most at once."""
 
-    def got(self, writer: asyncio.StreamWriter) -> None:
-        told = json.dumps([{"id": i} for i in range(self.loras or 0)]).encode()
-        status = 404 if self.loras is None else 200
+    def got(self, path: str, writer: asyncio.StreamWriter) -> None:
+        found: Any = None if self.loras is None else [{"id": i} for i in range(self.loras)]
+        if path.endswith("/models"):
+            found = None if self.models is None else {"data": [{"id": name} for name in self.models]}
+        told, status = json.dumps(found).encode(), 404 if found is None else 200
         writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(told)}\r\nConnection: close\r\n\r\n".encode() + told)
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = ""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             if head.startswith("GET"):
-                self.got(writer)
+                self.got(head.split()[1], writer)
                 return
             length = next(int(line.split(":")[1]) for line in head.lower().split("\r\n") if "content-length" in line)
             self.heads.append(head)
             self.asked.append(json.loads(await reader.readexactly(length)))
+            self.active += 1
+            self.most = max(self.most, self.active)
             answer = self.answer(self.asked[-1])
             writer.write(
                 f"HTTP/1.1 {answer.status} -\r\nContent-Type: {answer.kind}\r\nConnection: close\r\n"
@@ -78,6 +89,7 @@ class Peer:
         except (ConnectionError, asyncio.IncompleteReadError):
             self.left.set()
         finally:
+            self.active -= bool(head) and not head.startswith("GET")
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
@@ -98,6 +110,13 @@ def whole(text: str = "", logprobs: Any = None, finish: str = "length", prompt_t
     choice = {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish}
     usage = {} if prompt_tokens is None else {"usage": {"prompt_tokens": prompt_tokens}}
     return Answer([json.dumps({"object": "text_completion", "choices": [choice], **usage}).encode()])
+
+
+def chatted(text: str, finish: str = "stop", prompt_tokens: int = 7, completion_tokens: int = 3, **how: Any) -> Answer:
+    """The answer to a chat."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return Answer([json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()], **how)
 
 
 def streamed(*texts: str, finish: str | None = "stop", done: bool = True, **how: Any) -> Answer:

@@ -12,10 +12,11 @@ from bot.errors import ImportFault
 from training import history
 from training.dialogue import TURN_MAX, Turn, mended, without_denial
 from training.importers import rolebench
-from training.importers.records import DEPTH_MAX, LINE_MAX, records
+from training.importers.records import DEPTH_MAX, records
 from training.importers.rolebench import Choice
 from training.importers.sets import SetReading, dialogues, recognised
 from training.importers.source import Reading, Skipped
+from training.importers.text import LINE_CHARS
 
 U, A = "user", "assistant"
 
@@ -211,7 +212,33 @@ def test_in_a_list_the_good_records_before_the_break_are_taken(tmp_path: Path) -
     whole = json.dumps([{"prompt": "在吗", "response": "在\n怎么了"}] * 3, ensure_ascii=False).encode()
     found, reading = read(written(tmp_path, whole[:-20]))
     assert found == [ASKED, ASKED]
-    assert reading.places == {"the JSON ends or breaks here; the rest cannot be read": ["set.json record 3"]}
+    assert reading.places == {"the file ends in the middle": ["set.json record 3"]}
+
+
+@pytest.mark.parametrize("bad", [
+    '{"prompt": "在吗", "response": "在\n怎么了}', '{"prompt": "在吗" "response": "在"}', '{"prompt": NaNN}',
+    '{"prompt": [1, 2}', "{prompt: 1}", '{"prompt": "a", "response": ' + "9" * 5000 + "}",
+])  # fmt: skip
+@pytest.mark.parametrize("around", ["[%s]", '{"data": [%s], "version": 3}'])
+def test_reading_goes_on_behind_a_broken_element(tmp_path: Path, bad: str, around: str) -> None:
+    good = '{"prompt": "在吗", "response": "在\\n怎么了"}'
+    found, reading = read(written(tmp_path, around % f"{good}, {bad}, {good}, {good}"))
+    assert found[0] == ASKED
+    assert found[-1] == ASKED
+    assert len(found) >= 3 - ("怎么了}" in bad), "a quote that is not closed may take the next with it"
+    assert reading.skipped["broken JSON"] == 1
+
+
+def test_control_characters_and_nan_cost_nothing(tmp_path: Path) -> None:
+    raw = '{"prompt": "在\x07吗", "response": "在", "score": NaN}'
+    for content in (f"[{raw}, {raw}]", f"{raw}\n{raw}\n"):
+        found, reading = read(written(tmp_path, content))
+        assert (len(found), reading.skipped) == (2, {})
+
+
+def test_an_object_that_breaks_off_is_no_record(tmp_path: Path) -> None:
+    found, reading = read(written(tmp_path, '{\n"prompt": "在吗",\n"response": "在",\n"score": '))
+    assert (found, dict(reading.skipped)) == ([], {"the file ends in the middle": 1})
 
 
 def test_deep_nesting_in_a_list_costs_one_record(tmp_path: Path) -> None:
@@ -234,7 +261,7 @@ def test_invalid_utf8_costs_the_records_it_stands_in(tmp_path: Path) -> None:
 
 def test_a_line_longer_than_any_record_is_passed_over_without_holding_it(tmp_path: Path) -> None:
     good = lines({"prompt": "在吗", "response": "在\n怎么了"})
-    file = written(tmp_path, good + '{"prompt": "' + "x" * (2 * LINE_MAX) + '"}\n' + good)
+    file = written(tmp_path, good + '{"prompt": "' + "x" * (2 * LINE_CHARS) + '"}\n' + good)
     found, reading = read(file)
     assert found == [ASKED, ASKED]
     assert list(reading.skipped) == ["a line of more than 16 MiB"]
@@ -281,7 +308,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_a_set_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ImportFault, match="cannot be read"):
+    with pytest.raises(ImportFault, match=r"nowhere\.json' does not exist"):
         recognised(tmp_path / "nowhere.json")
 
 

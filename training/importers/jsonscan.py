@@ -1,8 +1,8 @@
 """JSON text of any size → its members one by one, the broken ones told and passed over.
 
-`json` reads one value from a window of the text that grows only when a value does not end in it. A library for this
-(ijson) was tried: reading by prefix, 200 KB of `[` took all memory, and its first error (a control character in a
-string, a NaN) is the end of the file.
+`json` reads one value from a window of the text that grows only when a value does not end in it. Chat logs and training
+sets are both read so. A library for this (ijson) was used before: its first error (a control character in a string, a
+NaN, a missing comma) was the end of the file, and it took twice the time (docs/decisions.md).
 """
 
 import json
@@ -21,6 +21,8 @@ WINDOW_MAX = 16 << 20
 TRUNCATED, BROKEN, DEEP = "the file ends in the middle", "broken JSON", "nested too deeply"
 OPENED: Final = object()
 """Stands for the value of an array or object whose members follow."""
+CLOSED: Final = object()
+"""Says, where it is asked for, that an outermost one is whole."""
 _SPACE = re.compile(r"[\s,]*")
 _FIRST_KEY = re.compile(r'\{\s*"[^"\\]{1,64}"\s*:')
 _SNIFFED_LINES = 20
@@ -102,7 +104,11 @@ class _Window:
 
 
 def members(
-    pieces: Iterable[str], opened: Collection[str], broken: Callable[[str], None], depth: int = 0
+    pieces: Iterable[str],
+    opened: Collection[str],
+    broken: Callable[[str], None],
+    depth: int = 0,
+    whole: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Every member as (route, value): `messages.*` is one of the array `messages`, `*` one of a bare array.
 
@@ -114,6 +120,8 @@ def members(
         opened: routes of the arrays and objects to look into; such a one itself comes as `OPENED`.
         broken: called with `TRUNCATED`, `BROKEN` or `DEEP`.
         depth: open everything down to here, too.
+        whole: open an outermost object's arrays, too, but for these, and tell the end of what is outermost by `CLOSED`;
+            None: as `opened` says.
     """
     window, levels = _Window(iter(pieces)), list[_Level]()
     window.more()
@@ -128,12 +136,15 @@ def members(
         if here in "]}" and levels:
             levels.pop()
             window.at += 1
+            if whole is not None and not levels:
+                yield "", CLOSED
             continue
         level = levels[-1] if levels else None
         try:
             route = _route(window, level, start)
             here = window.text[window.at]
-            if here in "{[" and (route in opened or len(levels) < depth):
+            listed = whole is not None and here == "[" and len(levels) == 1 and not levels[0].array
+            if here in "{[" and (route in opened or len(levels) < depth or (listed and route not in (whole or ()))):
                 window.at += 1
                 levels.append(_Level(route, here == "["))
                 yield route, OPENED

@@ -6,45 +6,45 @@ notepad makes UTF-16. Bytes that fit no encoding become U+FFFD: one broken byte 
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
 from training.importers.source import Reading, unreadable
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
 LINE_CHARS = 16 << 20
 """A longer line is read in pieces; no message is that long."""
 _SNIFFED_BYTES = 4 << 20
 _TOLD_LINES = 500
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _WRONG = 20
-"""UTF-8 with one broken character in so many is still UTF-8; GB18030 read as UTF-8 is broken nearly everywhere."""
+"""UTF-8 with one broken character, or one in so many bytes, is still UTF-8; GB18030 read as UTF-8 is broken nearly everywhere."""
 
 
-def encoding_of(sample: bytes) -> str:
+def encoding_of(pieces: Iterable[bytes]) -> str:
     """The codec of a text: its byte order mark's, else UTF-8 unless that is broken all over, else GB18030.
 
     Args:
-        sample: the beginning of the text, which may end within a character.
+        pieces: the beginning of the text, which may end within a character.
     """
-    for mark, name in _MARKS:
-        if sample.startswith(mark):
-            return name
-    wide = re.sub(rb"[\x00-\x7f]+", b"", sample)
-    if not wide:
-        return "utf-8"
-    broken = codecs.getincrementaldecoder("utf-8")("replace").decode(sample).count("�")
-    return "utf-8" if broken * _WRONG <= len(wide) else "gb18030"
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    wide = broken = 0
+    for number, piece in enumerate(pieces):
+        if not number and (marked := next((name for mark, name in _MARKS if piece.startswith(mark)), None)):
+            return marked
+        wide += len(re.sub(rb"[\x00-\x7f]+", b"", piece))
+        broken += decoder.decode(piece).count("\ufffd")
+    return "utf-8" if (broken - 1) * _WRONG <= wide else "gb18030"
 
 
 def decoded(head: bytes) -> str:
     """The beginning of a file as text."""
-    return codecs.getincrementaldecoder(encoding_of(head))("replace").decode(head).removeprefix("﻿")
+    return codecs.getincrementaldecoder(encoding_of([head]))("replace").decode(head).removeprefix("﻿")
 
 
 def chunks(path: Path, reading: Reading) -> Iterator[str]:
-    """A file's text in pieces of about a mebibyte; `reading` learns what is read.
+    """A file's text in pieces of half a mebibyte; `reading` learns what is read.
 
     Raises:
         ImportFault: the file cannot be read.
@@ -85,4 +85,4 @@ def lines(path: Path, reading: Reading) -> Iterator[str]:
 def _encoding(path: Path) -> str:
     """By what stands at the beginning; further in where that is all ASCII."""
     with path.open("rb") as f:
-        return encoding_of(f.read(_SNIFFED_BYTES))
+        return encoding_of(iter(lambda: f.read(min(CHUNK_BYTES, _SNIFFED_BYTES - f.tell())), b""))
