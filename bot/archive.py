@@ -305,15 +305,18 @@ class Archive:
         gone = self._taken_back(scene)
         return [m for m in found if m.id not in gone][-limit:]
 
-    def history(self, scene: Scene, until: datetime | None = None, *, recalled: bool = False) -> list[Message]:
+    def history(
+        self, scene: Scene, until: datetime | None = None, *, recalled: bool = False, segments_of: str | None = None
+    ) -> list[Message]:
         """All of a scene that may be learned from (not system), oldest first; what was taken back only if asked for.
 
         Without the raw segments: text is what is learned from, and to parse those of 300,000 messages takes seconds.
+        Those of texts that contain `segments_of` are there if it is given.
         """
         c = messages_table.c
         columns = (
             c.message_id, c.sender_id, c.sender_name, c.time_ms, c.text, c.origin, c.reply_to,
-            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name,
+            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name, self._segments_column(segments_of),
         )  # fmt: skip
         query = sa.select(*columns).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
         if not recalled:
@@ -323,12 +326,21 @@ class Archive:
         return [
             Message(
                 key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
-                () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq, (), scene_name,
+                () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq,
+                tuple(json.loads(raw)) if raw else (), scene_name,
             )
-            for key, sender, name, ms, text, origin, reply_to, mentions, taken_back, seq, scene_name in map(
+            for key, sender, name, ms, text, origin, reply_to, mentions, taken_back, seq, scene_name, raw in map(
                 tuple, self._read(query.order_by(*_ORDER))
             )
         ]  # fmt: skip
+
+    @staticmethod
+    def _segments_column(of: str | None) -> sa.ColumnElement[Any]:
+        """Raw segments as text where the message's text contains `of`, else NULL."""
+        if of is None:
+            return sa.null()
+        c = messages_table.c
+        return sa.case((c.text.contains(of, autoescape=True), sa.cast(c.segments, sa.Text)), else_=sa.null())
 
     def scenes(self) -> list[SceneSummary]:
         """Every scene with its size, largest first."""

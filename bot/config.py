@@ -276,6 +276,18 @@ class Chat(Section):
     """Added to the log-odds of speaking when the display name or a nickname occurs in the text."""
 
 
+class Stickers(Section):
+    """The library of image stickers the imitated people send."""
+
+    enabled: bool = False
+    """Keep the files of image stickers they send (data/stickers/), call them `[动画表情:name]`, and send them where the
+    model says so. Off: nothing is downloaded, and no image sticker is sent."""
+    max_mb: int = Field(50, ge=1)
+    """Size of the library (megabytes); beyond it the stickers not sent for longest go."""
+    max_file_kb: int = Field(1024, ge=1)
+    """Size of one sticker (kilobytes); larger ones are not kept, since every sending carries the whole file."""
+
+
 class Training(Section):
     """QLoRA, under its libraries' names."""
 
@@ -387,6 +399,7 @@ class Settings(Section):
     conversation: Conversation = Conversation()
     corpus: Cleaning = Cleaning()
     chat: Chat = Chat()
+    stickers: Stickers = Stickers()
     training: Training = Training()
     retrain: Retrain = Retrain()
     log: Log = Log()

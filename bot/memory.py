@@ -19,6 +19,7 @@ from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
 from bot.segments import Sticker, market_face
 from bot.shown import shown
+from bot.stickers import Stickers, folder
 
 MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
@@ -42,7 +43,7 @@ class Window:
         last_spoke: when the person or twin last spoke there, or None.
         ours: whether a message stands on the assistant's side.
         speakers: names of the scene's recent messages and the ids bearing each.
-        sticker: finds the market faces the person used.
+        sticker: finds the stickers and market faces the person used.
     """
 
     exchanges: Sequence[Exchange]
@@ -62,11 +63,13 @@ class Memory:
     Args:
         archive: the message store.
         settings: gaps, caps and the time zone.
+        stickers: the library; None: as it lies there now.
     """
 
-    def __init__(self, archive: Archive, settings: Settings) -> None:
+    def __init__(self, archive: Archive, settings: Settings, stickers: Stickers | None = None) -> None:
         self._archive = archive
         self._settings = settings
+        self._stickers = stickers or Stickers(folder(settings), settings.stickers)
         self._starts: dict[tuple[Scene, str], str] = {}
 
     def window(
@@ -84,7 +87,7 @@ class Memory:
         cleared = self._archive.latest(scene, MEMORY_KIND)
         limit = rules.max_turns * _MESSAGES_PER_TURN
         stored = self._archive.window(scene, limit, cleared[1] if cleared else None)
-        messages = list(shown(stored, self._settings.corpus))
+        messages = self._shown(stored)
         people = frozenset(persona.spec.people)
         found = exchanges(messages, people, rules)
         if len(stored) == limit:
@@ -104,12 +107,17 @@ class Memory:
             lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 
+    def _shown(self, stored: Sequence[Message]) -> list[Message]:
+        return list(shown(stored, self._settings.corpus, self._stickers.names))
+
     def clear(self, scene: Scene, now: datetime) -> None:
         """Forget what was said in a scene until now (the archive keeps it)."""
         self._archive.note(scene, MEMORY_KIND, "clear", now)
 
     def _sticker(self, name: str, people: frozenset[str]) -> dict[str, Any] | None:
-        """The market face of that name as the person sent it last; None if they did not, or it cannot be looked up."""
+        """The sticker of that name, else the market face as the person sent it last; None if they did not."""
+        if (kept := self._stickers.segment(name, people)) is not None:
+            return kept
         with contextlib.suppress(ArchiveError):
             for message in self._archive.containing(name, people, _STICKERS_SEEN):
                 if found := market_face(message.segments, name):
@@ -131,7 +139,7 @@ class Memory:
                 return None
             if message.reply_to not in by_id and (stored := self._archive.get(scene, message.reply_to)):
                 visible = not stored.recalled and stored.origin is not Origin.SYSTEM
-                by_id.update({m.id: m for m in shown([stored] if visible else [], self._settings.corpus)})
+                by_id.update({m.id: m for m in self._shown([stored] if visible else [])})
             return by_id.get(message.reply_to)
 
         return quoted

@@ -25,6 +25,7 @@ from bot.persona import Pacing, Persona
 from bot.reply import Look, Replier
 from bot.scenes import Scenes
 from bot.segments import to_segments
+from bot.stickers import kept
 
 _RETRY_S = 2.0
 RHYTHM_MESSAGES = 60
@@ -365,7 +366,7 @@ class Presence:
         now = (datetime.now(UTC) + turn.clock).replace(microsecond=0)
         turn.spoke_at = turn.spoke_at or (heard.time if turn.again else max(now, heard.time))
         when = turn.spoke_at
-        name, raw = look.persona.spec.display_name, tuple(segments)
+        name, raw = look.persona.spec.display_name, tuple(kept(s) for s in segments)
         quote = segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None
         said = Message(
             message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quote, seq=heard.seq,

@@ -67,7 +67,7 @@ def corpus_preview(
 
 @app.command("clean")
 def corpus_clean(
-    show: Annotated[int, typer.Option(min=0, help="Examples of each reason: what people wrote.")] = 0,
+    examples: Annotated[int, typer.Option("--show", min=0, help="Examples of each reason: what people wrote.")] = 0,
     persona: PersonaOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -78,10 +78,11 @@ def corpus_clean(
     built = _corpus(config.load(config_path), persona)
     names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
-    show(found | ({"examples": stats.examples(built, show)} if show else {}), as_json)
+    show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
 
 
 def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
+    from bot import stickers
     from bot.archive import Archive
     from training import corpus, sets
 
@@ -89,8 +90,9 @@ def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":
     archive = Archive(settings.archive_url)
     try:
         built = corpus.build(
-            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
-        )
+            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus,
+            stickers=stickers.names(settings),
+        )  # fmt: skip
     finally:
         archive.close()
     folder = found.folder / sets.FOLDER
@@ -113,6 +115,7 @@ def corpus_export(
     """Archive → files that other trainers, or ChatLab, read. They hold what people wrote."""
     from datetime import UTC, datetime
 
+    from bot import stickers
     from bot.archive import Archive
     from training import chatlab, corpus, sharing
     from training.samples import Split
@@ -130,8 +133,9 @@ def corpus_export(
             shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
         else:
             built = corpus.build(
-                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
-            )
+                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus,
+                stickers=stickers.names(settings),
+            )  # fmt: skip
             splits = tuple(Split) if split == "all" else (Split(split),)
             talks = sharing.talks(built, found.spec.system_prompt, splits, silences=silences)
             file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")

@@ -11,14 +11,17 @@ from bot.events import MalformedEvent, Mute, Recall, read
 from bot.message import Message
 from bot.onebot import raw_event
 from plugins.recorder.backfilling import Backfilling
+from plugins.recorder.collecting import Collector
 from plugins.recorder.recording import Recorder
 
 __plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "/corpus backfill")
 
 recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
+collector = Collector(get_driver().config.twin)
 backfilling = Backfilling(get_driver().config.twin)
 backfilling.register()
 get_driver().on_shutdown(backfilling.close)
+get_driver().on_shutdown(collector.close)
 on("message_sent", priority=99)
 
 
@@ -35,5 +38,8 @@ async def record(event: Event) -> None:
         await recorder.recall(item)
     elif isinstance(item, Mute):
         recorder.mute(item)
-    elif isinstance(item, Message) and not await recorder.message(item, str(raw.get("self_id", ""))):
-        raise IgnoredException("replayed")
+    elif isinstance(item, Message):
+        account = str(raw.get("self_id", ""))
+        if not await recorder.message(item, account):
+            raise IgnoredException("replayed")
+        collector.look(item, account)

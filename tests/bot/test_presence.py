@@ -1,6 +1,7 @@
 """bot/presence.py with a scripted engine and a transport that records: taking turns like a person."""
 
 import asyncio
+import base64
 import math
 import random
 import time
@@ -15,7 +16,8 @@ import pytest
 from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
 
 from bot.archive import Archive
-from bot.config import Chat, OneBot, PerScene, Settings
+from bot.config import Chat, OneBot, Paths, PerScene, Settings
+from bot.config import Stickers as StickerRules
 from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError, SendError, SendFailure
 from bot.memory import Memory
@@ -24,6 +26,7 @@ from bot.persona import Base, Manifest, Pacing, Persona, ReplyPolicy, Spec, Vers
 from bot.presence import Presence
 from bot.prompt import FORMATS
 from bot.reply import Replier
+from bot.stickers import Stickers
 
 DEBOUNCE_S = 0.05
 OWNER = Scene("private", ME)
@@ -74,6 +77,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Scene, str]] = []
         self.quotes: list[str | None] = []
+        self.segments: list[list[dict[str, Any]]] = []
         self.shown: list[tuple[str, Scene, str | None]] = []
         self.tried = 0
         self.failures: list[SendFailure] = []
@@ -93,6 +97,7 @@ class Wire:
             raise SendError(self.failures.pop(0), "told to")
         text = "".join(s["data"].get("text", "") for s in segments)
         self.sent.append((account, scene, text))
+        self.segments.append(segments)
         self.quotes.append(segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None)
         return f"sent-{len(self.sent)}"
 
@@ -233,6 +238,30 @@ async def test_a_market_face_the_person_used_is_sent_as_they_sent_it(stage: Stag
     stage.hear("嗨")
     await stage.quiet()
     assert sent == [{"type": "mface", "data": face | {"emoji_package_id": "7"}}]
+
+
+async def test_a_sticker_of_the_library_is_sent_with_its_file_and_stored_without(
+    archive: Archive, tmp_path: Path
+) -> None:
+    content, md5 = b"GIF89a" + b"x" * 1000, "a" * 32
+    library = Stickers(tmp_path / "stickers", StickerRules(enabled=True))
+    library.add(content, md5, "[贴贴]", ME, datetime.now(UTC))
+    stage = Stage(archive)
+    stage.settings = stage.settings.model_copy(
+        update={"stickers": StickerRules(enabled=True), "paths": Paths(data=tmp_path)}
+    )
+    stage.restart()
+    stage.persona = replace(stage.persona, spec=stage.persona.spec.model_copy(update={"people": (ME,)}))
+    stage.engine.lines = ["来[动画表情:贴贴]", "[动画表情:没有的]", "[动画表情]", "[骰子]"]
+    stage.hear("嗨")
+    await stage.quiet()
+    (first, dice) = stage.wire.segments
+    assert [s["type"] for s in first] == ["text", "image"]
+    assert base64.b64decode(first[1]["data"]["file"].removeprefix("base64://")) == content
+    assert dice == [{"type": "dice", "data": {}}]
+    stored = archive.window(GROUP, 10)[1]
+    assert stored.text == "来[动画表情:贴贴]"
+    assert "base64" not in str(stored.segments)
 
 
 async def test_answers_and_bubbles_come_at_the_persons_own_pace(archive: Archive) -> None:

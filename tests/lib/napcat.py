@@ -108,6 +108,8 @@ class NapCat:
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What the history actions tell, by `group:ID` or `private:ID`, oldest first."""
     older_by_default: bool = True
+    images: dict[str, str] = field(default_factory=dict)
+    """Path of the file of an image, by its name, for get_image."""
     """Whether a page after an anchor is older without `reverseOrder`."""
 
     def __post_init__(self) -> None:
@@ -369,6 +371,8 @@ class NapCat:
                 return _ok(self.events[params["message_id"]])
             case "get_msg":
                 return _failed(1200, "消息不存在")
+            case "get_image" if params["file"] in self.images:
+                return _ok({"file": self.images[params["file"]], "url": "", "file_size": "9"})
             case "friend_poke" | "group_poke":
                 return _ok(None)
             case "get_group_msg_history" | "get_friend_msg_history":
