@@ -18,9 +18,10 @@ from loguru import logger
 
 from bot.archive import Archive, Decision
 from bot.config import Settings
+from bot.decision import local_hour
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.pacing import Budget, answer_delay_s, bubble_gap_s, rhythm_s, typing_s
+from bot.pacing import Budget, Pace, rhythm_s, situations
 from bot.persona import Pacing, Persona
 from bot.reply import Look, Replier
 from bot.scenes import Scenes
@@ -99,6 +100,7 @@ class Presence:
         rng: random.Random | None = None,
     ) -> None:
         self._chat = settings.chat
+        self._zone = settings.zone
         self.scenes = Scenes(settings, archive)
         """What is set for each scene."""
         self._archive = archive
@@ -264,11 +266,8 @@ class Presence:
         if hindrance := self._hindrance(scene):
             self._record(look, hindrance)
             return
-        pacing = persona.version.manifest.pacing if persona.version else Pacing()
-        rng = random.Random(look.request.seed)
-        speak_at = started + max(0.0, answer_delay_s(pacing, self._chat, scene, rng) - turn.waited)
         try:
-            await self._speak(look, turn, pacing, speak_at, rng)
+            await self._speak(look, turn, self._pace(look), started - turn.waited)
         except asyncio.CancelledError:
             self._record(look, turn.stopped if not turn.speaking else "cut short")
             raise
@@ -290,7 +289,24 @@ class Presence:
 
         return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))
 
-    async def _speak(self, look: Look, turn: _Turn, pacing: Pacing, speak_at: float, rng: random.Random) -> None:
+    def _pace(self, look: Look) -> Pace:
+        version, heard = look.persona.version, look.exchange.heard
+        of = situations(
+            private=look.scene.private, cold=look.exchange.opened is not None,
+            hour=local_hour(look.exchange.decided_at, self._zone),
+        )  # fmt: skip
+        pacing = version.manifest.pacing if version else Pacing()
+        return Pace(pacing, self._chat, random.Random(look.request.seed), of, heard[-1].text)
+
+    async def _speak(self, look: Look, turn: _Turn, pace: Pace, since: float) -> None:
+        """Say it.
+
+        Args:
+            look: what was decided.
+            turn: the scene's.
+            pace: how fast.
+            since: when the last words came (monotonic seconds).
+        """
         bubbles = self._replier.bubbles(look)
         sent = 0
         turn.spoke_at = None
@@ -299,7 +315,8 @@ class Presence:
                 segments = to_segments(bubble, look.speakers, look.sticker)
                 if not segments:
                     continue
-                await self._until(speak_at, look.scene, turn, bubble)
+                speak_at = since + (pace.next_s(bubble) if sent else pace.first_s(bubble))
+                await self._until(speak_at, look.scene, turn, pace.typing_s(bubble))
                 await asyncio.sleep(self.budget.wait_s(time.monotonic()))
                 if hindrance := self._hindrance(look.scene):
                     self._record(look, hindrance if not sent else "cut short")
@@ -307,7 +324,7 @@ class Presence:
                 quote = look.quotes(turn.newest) if not sent else None
                 await self._deliver(look, turn, bubble, [*_reply_to(quote), *segments], first=not sent)
                 sent += 1
-                speak_at = time.monotonic() + bubble_gap_s(pacing, self._chat, rng)
+                since = time.monotonic()
         except SendError as e:
             logger.warning("not sent in {}: {}", look.scene.kind, e)
             self._record(look, f"failed: {e.failure.value}")
@@ -320,10 +337,10 @@ class Presence:
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
 
-    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, bubble: str) -> None:
+    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, typing_s: float) -> None:
         """Wait for a bubble's moment (monotonic seconds), typing it towards the end where that is shown."""
         if scene.private and self._chat.show_typing:
-            await asyncio.sleep(max(0.0, speak_at - typing_s(bubble) - time.monotonic()))
+            await asyncio.sleep(max(0.0, speak_at - typing_s - time.monotonic()))
             if speak_at > time.monotonic():
                 self._spawn(self._transport.typing(turn.account, scene))
         await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
