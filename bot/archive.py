@@ -334,6 +334,18 @@ class Archive:
             )
         ]  # fmt: skip
 
+    def times(self, scene: Scene, since: datetime) -> list[Message]:
+        """Who spoke when in a scene after a moment (not system, not recalled), oldest first; without words."""
+        c = messages_table.c
+        query = sa.select(c.message_id, c.sender_id, c.time_ms, c.origin).where(
+            c.scene == str(scene), c.origin != Origin.SYSTEM.value, c.recalled.is_(False),
+            c.time_ms > milliseconds(since),
+        )  # fmt: skip
+        rows = self._read(query.order_by(*_ORDER))
+        return [
+            Message(key, scene, who, "", _time(ms), "", Origin(origin)) for key, who, ms, origin in map(tuple, rows)
+        ]
+
     @staticmethod
     def _segments_column(of: str | None) -> sa.ColumnElement[Any]:
         """Raw segments as text where the message's text contains `of`, else NULL."""
@@ -398,6 +410,19 @@ class Archive:
         if after is not None:
             query = query.where(c.time_ms > milliseconds(after))
         return int(self._read(query)[0][0])
+
+    def sent_since(self, time: datetime) -> list[tuple[Scene, datetime]]:
+        """Where and when the program sent something after a moment: bubbles, answers to commands, reports; in order.
+
+        Its own lines bear no name, unlike the commands people typed, which are kept as `system`, too.
+        """
+        c = messages_table.c
+        ours = sa.or_(
+            c.origin == Origin.TWIN.value,
+            sa.and_(c.origin == Origin.SYSTEM.value, c.sender_name == "", c.sender_id != "", c.source == "live"),
+        )
+        query = sa.select(c.scene, c.time_ms).where(ours, c.time_ms > milliseconds(time)).order_by(c.time_ms)
+        return [(Scene.parse(scene), _time(ms)) for scene, ms in map(tuple, self._read(query))]
 
     # -- decisions --------------------------------------------------------------------------------
 

@@ -276,6 +276,31 @@ class Chat(Section):
     """Added to the log-odds of speaking when the display name or a nickname occurs in the text."""
 
 
+class Scheduled(Section):
+    """One message by the clock."""
+
+    cron: Cron
+    """When, as a crontab line in [conversation] timezone."""
+    scene: SceneName
+    """Where."""
+    prompt: str = Field(min_length=1, max_length=200)
+    """What it is about; the persona says it in its own words."""
+
+
+class Opening(Section):
+    """Speaking first. Quiet hours, budgets, /twin off and holds forbid it like any other word."""
+
+    enabled: bool = False
+    """Open conversations as the person does: in each scene and hour as often as they did while the twin was off."""
+    scale: float = Field(1.0, ge=0)
+    """Factor on how often."""
+    per_day: int = Field(3, ge=0)
+    """Conversations opened in one scene in a day at most."""
+    schedule: tuple[Scheduled, ...] = ()
+    """Messages by the clock, whether enabled or not: { cron = "0 8 * * 1-5", scene = "group:1", prompt = "叫大家起床"
+    }, each said in the persona's own words."""
+
+
 class Stickers(Section):
     """The library of image stickers the imitated people send."""
 
@@ -399,6 +424,7 @@ class Settings(Section):
     conversation: Conversation = Conversation()
     corpus: Cleaning = Cleaning()
     chat: Chat = Chat()
+    opening: Opening = Opening()
     stickers: Stickers = Stickers()
     training: Training = Training()
     retrain: Retrain = Retrain()

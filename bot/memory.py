@@ -73,7 +73,8 @@ class Memory:
         self._starts: dict[tuple[Scene, str], str] = {}
 
     def window(
-        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure  # noqa: A002
+        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure,  # noqa: A002
+        opening: Exchange | None = None,
     ) -> Window:  # fmt: skip
         """The window of a scene for a persona, as it stands now.
 
@@ -82,6 +83,7 @@ class Memory:
             persona: whose side is the assistant's.
             format: chat format of its version.
             measure: of the model it answers with.
+            opening: what the persona is to answer by speaking first, in place of what was said last.
         """
         rules = self._settings.conversation
         cleared = self._archive.latest(scene, MEMORY_KIND)
@@ -94,7 +96,9 @@ class Memory:
             del found[:1]  # cut in the middle: it would read differently at the next look
         renderer = Renderer(format, self._system(scene, persona, messages), self._settings.zone, not scene.private)
         quoted = self._quotes(scene, messages)
-        kept = self._fit(scene, persona, renderer, found, quoted, measure)
+        kept = self._fit(scene, persona, renderer, found, quoted, measure) if found else []
+        if opening is not None:
+            kept = [*kept, opening]
         spoken = [m.time for m in messages if spoken_by(m, people)]
         speakers: dict[str, set[str]] = {}
         for m in messages:

@@ -4,7 +4,7 @@ import math
 import random
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from bot.config import Chat
@@ -152,6 +152,15 @@ class Budget:
         at = max(now, self._next)
         self._next = at + self._chat.account_gap_s
         return at - now
+
+    def restore(self, sent: Iterable[tuple[Scene, float]]) -> None:
+        """Count what was sent before a restart.
+
+        Args:
+            sent: where and when (monotonic seconds, below 0 before this machine started), oldest first.
+        """
+        for scene, at in sent:
+            self.spend(scene, at)
 
     def spend(self, scene: Scene, now: float) -> None:
         """Count one bubble sent."""
