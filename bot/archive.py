@@ -411,6 +411,19 @@ class Archive:
             query = query.where(c.time_ms > milliseconds(after))
         return int(self._read(query)[0][0])
 
+    def retell(self, scene: Scene, message_id: str, text: str) -> None:
+        """Give a stored message another text, such as the words of a voice message; one taken back stays without."""
+        for place, (m, source) in enumerate(self._waiting):
+            if m.scene == scene and m.id == message_id:
+                self._waiting[place] = (replace(m, text=text), source)
+        c = messages_table.c
+        where = (c.scene == str(scene), c.message_id == message_id, c.recalled.is_(False))
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.update(messages_table).where(*where).values(text=text))
+        except (SQLAlchemyError, *UNSTORABLE) as e:
+            raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
+
     def sent_since(self, time: datetime) -> list[tuple[Scene, datetime]]:
         """Where and when the program sent something after a moment: bubbles, answers to commands, reports; in order.
 

@@ -165,6 +165,17 @@ class Engine(Section):
     remote_timeout_s: float = Field(60.0, gt=0)
     """Wait for the server's next byte (seconds); a long prompt is read before the first one comes."""
 
+    caption_model: str | None = None
+    """Vision model asked at remote_url what a picture shows, for `[图片:…]`. The pictures people send go there, and
+    history has no such words. Unset: `[图片]`."""
+
+    @field_validator("caption_model")
+    @classmethod
+    def _somewhere(cls, model: str | None, info: ValidationInfo) -> str | None:
+        if model is not None and info.data.get("remote_url") is None:
+            raise ValueError("needs remote_url, the server that runs it")
+        return model
+
     @property
     def reads_base(self) -> bool:
         """Whether [engine] base is needed here: its weights, or its vocabulary alone."""
@@ -240,6 +251,8 @@ class Chat(Section):
     yourself."""
     show_typing: bool = True
     """Show in private chats that something is being typed, where the client can."""
+    voice_to_text: bool = True
+    """Ask the client for the words of voice messages (QQ's own speech-to-text); without, they read `[语音]`."""
     max_redecisions: int = Field(2, ge=0)
     """How often newer words may make it decide anew before the first bubble is out."""
     hold_s: float = Field(600, ge=0)

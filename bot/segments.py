@@ -21,9 +21,9 @@ from bot.message import Segment
 ALL = "全体成员"
 DICE, RPS, POKE, STICKER = "[骰子]", "[猜拳]", "[戳一戳]", "[动画表情]"
 _SPECIAL_FACES = {"358": DICE, "359": RPS}
-_TOKEN = re.compile(r"\[(?:文件|卡片|动画表情):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
+_TOKEN = re.compile(r"\[(?:文件|卡片|动画表情|图片):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
 _NOTHING_TO_SEND = re.compile(
-    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|文件:.*|卡片:.*|动画表情:.*)\]"
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|(?:文件|卡片|动画表情|图片):.*)\]"
 )
 Sticker = Callable[[str], dict[str, Any] | None]
 """Canonical text of a market face or sticker (`[贴贴]`, `[动画表情:name]`) → what sends it, or None."""

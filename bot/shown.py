@@ -15,7 +15,7 @@ from bot.redact import redact
 from bot.stickers import named
 
 _PLACEHOLDER = re.compile(
-    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|文件:[^\[\]]*|卡片:[^\[\]]*|动画表情:[^\[\]]*)\]"
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|(?:文件|卡片|动画表情|图片):[^\[\]]*)\]"
 )
 _MENTION = re.compile(r"@[^\s@,，。！？!?：:]{1,24} ?")
 _name = lru_cache(maxsize=4096)(redact)

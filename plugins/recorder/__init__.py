@@ -12,16 +12,19 @@ from bot.message import Message
 from bot.onebot import raw_event
 from plugins.recorder.backfilling import Backfilling
 from plugins.recorder.collecting import Collector
+from plugins.recorder.describing import Describer
 from plugins.recorder.recording import Recorder
 
 __plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "/corpus backfill")
 
 recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
 collector = Collector(get_driver().config.twin)
+describer = Describer(get_driver().config.twin, get_driver().config.transport.transcribed)
 backfilling = Backfilling(get_driver().config.twin)
 backfilling.register()
 get_driver().on_shutdown(backfilling.close)
 get_driver().on_shutdown(collector.close)
+get_driver().on_shutdown(describer.close)
 on("message_sent", priority=99)
 
 
@@ -43,3 +46,4 @@ async def record(event: Event) -> None:
         if not await recorder.message(item, account):
             raise IgnoredException("replayed")
         collector.look(item, account)
+        await describer.describe(item, account)

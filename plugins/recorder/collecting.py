@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import nonebot
 from loguru import logger
 from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
@@ -14,8 +13,8 @@ from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable,
 from bot.message import Message, Origin
 from bot.stickers import key_of
 from bot.twin import Twin
+from plugins.recorder.fetching import TIMEOUT_S, download
 
-_TIMEOUT_S = 20.0
 _AT_ONCE = 2
 """Downloads at once: somebody sending twenty stickers must not take the line."""
 
@@ -56,8 +55,9 @@ class Collector:
     async def _fetch(self, key: str, data: Mapping[str, Any], message: Message, account: str) -> None:
         """The worker's edge: a sticker that cannot be had is one less."""
         try:
+            most = self._twin.stickers.max_file_bytes
             async with self._turns:
-                content = await self._download(data.get("url")) or await self._asked(data, account)
+                content = await download(data.get("url"), most) or await self._asked(data, account)
                 if content is None:
                     logger.info("a sticker could not be fetched")
                     return
@@ -66,34 +66,13 @@ class Collector:
         except Exception as e:  # noqa: BLE001 - the worker's edge
             logger.warning("a sticker was not kept: {}", type(e).__name__)
 
-    async def _download(self, url: object) -> bytes | None:
-        """A file from its link, no more than the library takes; None if it cannot be had."""
-        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            return None
-        content = bytearray()
-        try:
-            async with (
-                httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT_S, follow_redirects=True) as http,
-                http.stream("GET", url) as answer,
-            ):
-                if answer.status_code != 200:
-                    return None
-                async for part in answer.aiter_bytes():
-                    content += part
-                    if len(content) > self._twin.stickers.max_file_bytes:
-                        break  # `add` says that it is too large
-        except (httpx.HTTPError, httpx.InvalidURL) as e:
-            logger.info("a sticker's link does not work: {}", type(e).__name__)
-            return None
-        return bytes(content)
-
     async def _asked(self, data: Mapping[str, Any], account: str) -> bytes | None:
         """The file from the client itself (`get_image`): its content, a new link, or a path on this machine."""
         bot = nonebot.get_bots().get(account)
         if bot is None or not data.get("file"):
             return None
         try:
-            found = await bot.call_api("get_image", file=str(data["file"]), _timeout=_TIMEOUT_S)
+            found = await bot.call_api("get_image", file=str(data["file"]), _timeout=TIMEOUT_S)
         except (ActionFailed, ApiNotAvailable, NetworkError) as e:
             logger.info("the client has no file of a sticker: {}", type(e).__name__)
             return None
@@ -101,7 +80,7 @@ class Collector:
             return None
         if encoded := found.get("base64"):
             return base64.b64decode(str(encoded).removeprefix("base64://"))
-        return self._read(found.get("file")) or await self._download(found.get("url"))
+        return self._read(found.get("file")) or await download(found.get("url"), self._twin.stickers.max_file_bytes)
 
     def _read(self, path: object) -> bytes | None:
         if not isinstance(path, str) or not path:
