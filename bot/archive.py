@@ -79,7 +79,7 @@ class Decision:
         persona: who decided.
         version: its version, None for the bare base.
         outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
-            `recalled`, `stopped`; what forbade it: `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
+            `recalled`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 

@@ -111,6 +111,7 @@ class Presence:
         self.budget = Budget(settings.chat)
         """What may still be sent; answers to commands count in it too."""
         self._remember_sent()
+        self._offline: set[str] = set()
         self._turns: dict[Scene, _Turn] = {}
         self._background: set[asyncio.Task[None]] = set()
         """Sends begun, and lines to the owners: they outlive the turn they come from."""
@@ -206,7 +207,7 @@ class Presence:
             return "held"
         if turn.task is not None and not turn.task.done():
             return "busy"
-        if hindrance := self._hindrance(scene):
+        if hindrance := self._hindrance(scene, account):
             return hindrance
         turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
         turn.speaking = turn.again = False
@@ -216,6 +217,14 @@ class Presence:
     def muted(self, scene: Scene, seconds: float) -> None:
         """The account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
         self.budget.mute(scene, time.monotonic() + seconds)
+
+    def online(self, account: str, online: bool) -> None:
+        """QQ has an account logged in, or logged it out: then nothing is sent from it until it is back."""
+        if online:
+            self._offline.discard(account)
+        elif account not in self._offline:
+            self._offline.add(account)
+            logger.error("QQ logged account {} out: log in again in its OneBot client", account)
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
@@ -322,7 +331,7 @@ class Presence:
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
-        if hindrance := self._hindrance(scene):
+        if hindrance := self._hindrance(scene, turn.account):
             self._record(look, hindrance)
             return
         await self._say(look, turn, started - turn.waited)
@@ -338,8 +347,10 @@ class Presence:
             self._record(look, "failed: engine")
             raise
 
-    def _hindrance(self, scene: Scene) -> str | None:
-        """What forbids a bubble to a scene now: quiet hours, or what the budget says; or nothing."""
+    def _hindrance(self, scene: Scene, account: str) -> str | None:
+        """What forbids a bubble to a scene now: a login lost, quiet hours, or what the budget says; or nothing."""
+        if account in self._offline:
+            return "offline"
         if self.scenes.is_quiet(scene, datetime.now(UTC)):
             return "quiet"
         return self.budget.hindrance(scene, time.monotonic())
@@ -382,7 +393,7 @@ class Presence:
                 speak_at = since + (pace.first_s(bubble) if answers else pace.next_s(bubble))
                 await self._until(speak_at, look.scene, turn, pace.typing_s(bubble))
                 await asyncio.sleep(self.budget.wait_s(time.monotonic()))
-                if hindrance := self._hindrance(look.scene):
+                if hindrance := self._hindrance(look.scene, turn.account):
                     self._record(look, hindrance if not sent else "cut short")
                     return
                 quote = look.quotes(turn.newest) if not sent else None

@@ -135,6 +135,10 @@ class Twin:
         """
         if self.commands.is_command(message.text):
             message = replace(message, origin=Origin.SYSTEM)
+        if (message.time - now()).total_seconds() > self.settings.chat.stale_after_s:
+            # As it is, it would stand behind everything said until then, and be the last word all the while.
+            logger.warning("a message from the future is stored with the time it came at")
+            message = replace(message, time=now().replace(microsecond=0))
         try:
             known = self.archive.get(message.scene, message.id)
         except ArchiveError as e:

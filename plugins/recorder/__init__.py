@@ -7,7 +7,7 @@ from nonebot.exception import IgnoredException
 from nonebot.message import event_preprocessor
 from nonebot.plugin import PluginMetadata
 
-from bot.events import MalformedEvent, Mute, Recall, read
+from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from bot.onebot import raw_event
 from plugins.recorder.backfilling import Backfilling
@@ -41,6 +41,8 @@ async def record(event: Event) -> None:
         await recorder.recall(item)
     elif isinstance(item, Mute):
         recorder.mute(item)
+    elif isinstance(item, Online):
+        recorder.online(item)
     elif isinstance(item, Message):
         account = str(raw.get("self_id", ""))
         if not await recorder.message(item, account):
