@@ -79,7 +79,7 @@ class Decision:
         persona: who decided.
         version: its version, None for the bare base.
         outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
-            `recalled`, `stopped`; what forbade it: `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
+            `recalled`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 
@@ -305,15 +305,18 @@ class Archive:
         gone = self._taken_back(scene)
         return [m for m in found if m.id not in gone][-limit:]
 
-    def history(self, scene: Scene, until: datetime | None = None, *, recalled: bool = False) -> list[Message]:
+    def history(
+        self, scene: Scene, until: datetime | None = None, *, recalled: bool = False, segments_of: str | None = None
+    ) -> list[Message]:
         """All of a scene that may be learned from (not system), oldest first; what was taken back only if asked for.
 
         Without the raw segments: text is what is learned from, and to parse those of 300,000 messages takes seconds.
+        Those of texts that contain `segments_of` are there if it is given.
         """
         c = messages_table.c
         columns = (
             c.message_id, c.sender_id, c.sender_name, c.time_ms, c.text, c.origin, c.reply_to,
-            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name,
+            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name, self._segments_column(segments_of),
         )  # fmt: skip
         query = sa.select(*columns).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
         if not recalled:
@@ -323,12 +326,33 @@ class Archive:
         return [
             Message(
                 key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
-                () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq, (), scene_name,
+                () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq,
+                tuple(json.loads(raw)) if raw else (), scene_name,
             )
-            for key, sender, name, ms, text, origin, reply_to, mentions, taken_back, seq, scene_name in map(
+            for key, sender, name, ms, text, origin, reply_to, mentions, taken_back, seq, scene_name, raw in map(
                 tuple, self._read(query.order_by(*_ORDER))
             )
         ]  # fmt: skip
+
+    def times(self, scene: Scene, since: datetime) -> list[Message]:
+        """Who spoke when in a scene after a moment (not system, not recalled), oldest first; without words."""
+        c = messages_table.c
+        query = sa.select(c.message_id, c.sender_id, c.time_ms, c.origin).where(
+            c.scene == str(scene), c.origin != Origin.SYSTEM.value, c.recalled.is_(False),
+            c.time_ms > milliseconds(since),
+        )  # fmt: skip
+        rows = self._read(query.order_by(*_ORDER))
+        return [
+            Message(key, scene, who, "", _time(ms), "", Origin(origin)) for key, who, ms, origin in map(tuple, rows)
+        ]
+
+    @staticmethod
+    def _segments_column(of: str | None) -> sa.ColumnElement[Any]:
+        """Raw segments as text where the message's text contains `of`, else NULL."""
+        if of is None:
+            return sa.null()
+        c = messages_table.c
+        return sa.case((c.text.contains(of, autoescape=True), sa.cast(c.segments, sa.Text)), else_=sa.null())
 
     def scenes(self) -> list[SceneSummary]:
         """Every scene with its size, largest first."""
@@ -403,6 +427,32 @@ class Archive:
             if (m.scene, m.time, m.seq, m.origin) == (bubble.scene, bubble.time, bubble.seq, Origin.TWIN):
                 found += [m] if m.id not in known else []
         return [replace(m, recalled=True, text="", segments=()) if m.id in gone else m for m in found]
+
+    def retell(self, scene: Scene, message_id: str, text: str) -> None:
+        """Give a stored message another text, such as the words of a voice message; one taken back stays without."""
+        for place, (m, source) in enumerate(self._waiting):
+            if m.scene == scene and m.id == message_id:
+                self._waiting[place] = (replace(m, text=text), source)
+        c = messages_table.c
+        where = (c.scene == str(scene), c.message_id == message_id, c.recalled.is_(False))
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.update(messages_table).where(*where).values(text=text))
+        except (SQLAlchemyError, *UNSTORABLE) as e:
+            raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
+
+    def sent_since(self, time: datetime) -> list[tuple[Scene, datetime]]:
+        """Where and when the program sent something after a moment: bubbles, answers to commands, reports; in order.
+
+        Its own lines bear no name, unlike the commands people typed, which are kept as `system`, too.
+        """
+        c = messages_table.c
+        ours = sa.or_(
+            c.origin == Origin.TWIN.value,
+            sa.and_(c.origin == Origin.SYSTEM.value, c.sender_name == "", c.sender_id != "", c.source == "live"),
+        )
+        query = sa.select(c.scene, c.time_ms).where(ours, c.time_ms > milliseconds(time)).order_by(c.time_ms)
+        return [(Scene.parse(scene), _time(ms)) for scene, ms in map(tuple, self._read(query))]
 
     # -- decisions --------------------------------------------------------------------------------
 

@@ -172,6 +172,17 @@ class Engine(Section):
     remote_timeout_s: float = Field(60.0, gt=0)
     """Wait for the server's next byte (seconds); a long prompt is read before the first one comes."""
 
+    caption_model: str | None = None
+    """Vision model asked at remote_url what a picture shows, for `[图片:…]`. The pictures people send go there, and
+    history has no such words. Unset: `[图片]`."""
+
+    @field_validator("caption_model")
+    @classmethod
+    def _somewhere(cls, model: str | None, info: ValidationInfo) -> str | None:
+        if model is not None and info.data.get("remote_url") is None:
+            raise ValueError("needs remote_url, the server that runs it")
+        return model
+
     @property
     def reads_base(self) -> bool:
         """Whether [engine] base is needed here: its weights, or its vocabulary alone."""
@@ -245,6 +256,8 @@ class Chat(Section):
     yourself."""
     show_typing: bool = True
     """Show in private chats that something is being typed, where the client can."""
+    voice_to_text: bool = True
+    """Ask the client for the words of voice messages (QQ's own speech-to-text); without, they read `[语音]`."""
     max_redecisions: int = Field(2, ge=0)
     """How often newer words may make it decide anew before the first bubble is out."""
     hold_s: float = Field(600, ge=0)
@@ -279,6 +292,43 @@ class Chat(Section):
     """Added to the log-odds of speaking when one of our messages is quoted."""
     name_shift: float = 1.0
     """Added to the log-odds of speaking when the display name or a nickname occurs in the text."""
+
+
+class Scheduled(Section):
+    """One message by the clock."""
+
+    cron: Cron
+    """When, as a crontab line in [conversation] timezone."""
+    scene: SceneName
+    """Where."""
+    prompt: str = Field(min_length=1, max_length=200)
+    """What it is about; the persona says it in its own words."""
+
+
+class Opening(Section):
+    """Speaking first. Quiet hours, budgets, /twin off and holds forbid it like any other word."""
+
+    enabled: bool = False
+    """Open conversations as the person does: in each scene and hour as often as they did while the twin was off."""
+    scale: float = Field(1.0, ge=0)
+    """Factor on how often."""
+    per_day: int = Field(3, ge=0)
+    """Conversations opened in one scene in a day at most."""
+    schedule: tuple[Scheduled, ...] = ()
+    """Messages by the clock, whether enabled or not: { cron = "0 8 * * 1-5", scene = "group:1", prompt = "叫大家起床"
+    }, each said in the persona's own words."""
+
+
+class Stickers(Section):
+    """The library of image stickers the imitated people send."""
+
+    enabled: bool = False
+    """Keep the files of image stickers they send (data/stickers/), call them `[动画表情:name]`, and send them where the
+    model says so. Off: nothing is downloaded, and no image sticker is sent."""
+    max_mb: int = Field(50, ge=1)
+    """Size of the library (megabytes); beyond it the stickers not sent for longest go."""
+    max_file_kb: int = Field(1024, ge=1)
+    """Size of one sticker (kilobytes); larger ones are not kept, since every sending carries the whole file."""
 
 
 class Training(Section):
@@ -474,6 +524,8 @@ class Settings(Section):
     corpus: Cleaning = Cleaning()
     cleaning: ModelCleaning = ModelCleaning()
     chat: Chat = Chat()
+    opening: Opening = Opening()
+    stickers: Stickers = Stickers()
     training: Training = Training()
     retrain: Retrain = Retrain()
     api: Api = Api()

@@ -37,14 +37,24 @@ class Mute:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Online:
+    """Whether QQ has the account logged in: what a client's heartbeat says, or that it was logged out."""
+
+    account: str
+    online: bool
+
+
 class MalformedEvent(ValueError):
     """An event that lacks what makes it a message; says which field."""
 
 
 def read(
     event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None
-) -> Message | Recall | Mute | None:
-    """The message or poke, recall, or mute of the account an event tells of; None for every other kind.
+) -> Message | Recall | Mute | Online | None:
+    """The message or poke, recall, mute of the account or state of it an event tells of; None for every other kind.
+
+    To be thrown out of a group is a mute without end, to be in it again lifts it.
 
     Args:
         event: OneBot v11 event.
@@ -60,9 +70,29 @@ def read(
         return _recall(event)
     if kind == "notice" and (event.get("notice_type"), event.get("sub_type")) == ("notify", "poke"):
         return _poke(event, name_of)
-    if kind == "notice" and event.get("notice_type") == "group_ban":
-        return _mute(event)
+    if kind == "notice":
+        return _of_account(event)
+    status = event.get("status")
+    if event.get("meta_event_type") == "heartbeat" and isinstance(status, Mapping) and "online" in status:
+        return Online(str(event.get("self_id", "")), status["online"] is not False)
     return None
+
+
+def _of_account(event: Mapping[str, Any]) -> Mute | Online | None:
+    """What a notice says of where the account may speak."""
+    own = str(event.get("self_id", ""))
+    match event.get("notice_type"), event.get("sub_type"):
+        case "group_ban", _:
+            return _mute(event)
+        case "bot_offline", _:
+            return Online(own, online=False)
+        case "group_decrease", "kick_me" | "disband":
+            return Mute(Scene("group", _number(event, "group_id")), math.inf)
+        case "group_decrease" | "group_increase" as change, _ if str(event.get("user_id")) == own:
+            gone = change == "group_decrease"
+            return Mute(Scene("group", _number(event, "group_id")), math.inf if gone else 0.0)
+        case _:
+            return None
 
 
 def message(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lambda _: None) -> Message:

@@ -19,6 +19,7 @@ from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
 from bot.segments import Sticker, market_face
 from bot.shown import shown
+from bot.stickers import Stickers, folder
 
 MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
@@ -42,7 +43,7 @@ class Window:
         last_spoke: when the person or twin last spoke there, or None.
         ours: whether a message stands on the assistant's side.
         speakers: names of the scene's recent messages and the ids bearing each.
-        sticker: finds the market faces the person used.
+        sticker: finds the stickers and market faces the person used.
     """
 
     exchanges: Sequence[Exchange]
@@ -62,15 +63,18 @@ class Memory:
     Args:
         archive: the message store.
         settings: gaps, caps and the time zone.
+        stickers: the library; None: as it lies there now.
     """
 
-    def __init__(self, archive: Archive, settings: Settings) -> None:
+    def __init__(self, archive: Archive, settings: Settings, stickers: Stickers | None = None) -> None:
         self._archive = archive
         self._settings = settings
+        self._stickers = stickers or Stickers(folder(settings), settings.stickers)
         self._starts: dict[tuple[Scene, str], str] = {}
 
     def window(
-        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure  # noqa: A002
+        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure,  # noqa: A002
+        opening: Exchange | None = None,
     ) -> Window:  # fmt: skip
         """The window of a scene for a persona, as it stands now.
 
@@ -79,19 +83,22 @@ class Memory:
             persona: whose side is the assistant's.
             format: chat format of its version.
             measure: of the model it answers with.
+            opening: what the persona is to answer by speaking first, in place of what was said last.
         """
         rules = self._settings.conversation
         cleared = self._archive.latest(scene, MEMORY_KIND)
         limit = rules.max_turns * _MESSAGES_PER_TURN
         stored = self._archive.window(scene, limit, cleared[1] if cleared else None)
-        messages = list(shown(stored, self._settings.corpus))
+        messages = self._shown(stored)
         people = frozenset(persona.spec.people)
         found = exchanges(messages, people, rules)
         if len(stored) == limit:
             del found[:1]  # cut in the middle: it would read differently at the next look
         renderer = Renderer(format, self._system(scene, persona, messages), self._settings.zone, not scene.private)
         quoted = self._quotes(scene, messages)
-        kept = self._fit(scene, persona, renderer, found, quoted, measure)
+        kept = self._fit(scene, persona, renderer, found, quoted, measure) if found else []
+        if opening is not None:
+            kept = [*kept, opening]
         spoken = [m.time for m in messages if spoken_by(m, people)]
         speakers: dict[str, set[str]] = {}
         for m in messages:
@@ -104,12 +111,17 @@ class Memory:
             lambda m: spoken_by(m, people), speakers, lambda name: self._sticker(name, people),
         )  # fmt: skip
 
+    def _shown(self, stored: Sequence[Message]) -> list[Message]:
+        return list(shown(stored, self._settings.corpus, self._stickers.names))
+
     def clear(self, scene: Scene, now: datetime) -> None:
         """Forget what was said in a scene until now (the archive keeps it)."""
         self._archive.note(scene, MEMORY_KIND, "clear", now)
 
     def _sticker(self, name: str, people: frozenset[str]) -> dict[str, Any] | None:
-        """The market face of that name as the person sent it last; None if they did not, or it cannot be looked up."""
+        """The sticker of that name, else the market face as the person sent it last; None if they did not."""
+        if (kept := self._stickers.segment(name, people)) is not None:
+            return kept
         with contextlib.suppress(ArchiveError):
             for message in self._archive.containing(name, people, _STICKERS_SEEN):
                 if found := market_face(message.segments, name):
@@ -131,7 +143,7 @@ class Memory:
                 return None
             if message.reply_to not in by_id and (stored := self._archive.get(scene, message.reply_to)):
                 visible = not stored.recalled and stored.origin is not Origin.SYSTEM
-                by_id.update({m.id: m for m in shown([stored] if visible else [], self._settings.corpus)})
+                by_id.update({m.id: m for m in self._shown([stored] if visible else [])})
             return by_id.get(message.reply_to)
 
         return quoted

@@ -36,7 +36,7 @@ from bot.message import Origin, Scene, Segment
 from bot.segments import to_text
 
 _RECONNECT_S = 3.0
-_SHOWN_WITHIN_S, _NO_SUCH_ACTION = 5.0, 1404
+_SHOWN_WITHIN_S, _HEARD_WITHIN_S, _NO_SUCH_ACTION = 5.0, 10.0, 1404
 _LOST_S = 120.0
 """A send without an answer may still be delivered, and its echo come, for so long."""
 _RAW = "twin_raw"
@@ -464,6 +464,30 @@ class OneBotTransport:
     async def typing(self, account: str, scene: Scene) -> None:
         """Show in a private chat that something is being typed; NapCat and LLBot know `set_input_status`."""
         await self._show(account, "set_input_status", user_id=scene.id, event_type=1)
+
+    async def transcribed(self, account: str, message_id: str) -> str | None:
+        """The words of a voice message, by QQ's own speech-to-text; None where the client has none, or it fails.
+
+        NapCat calls it `fetch_ptt_text`, LLBot `voice_msg_to_text`; Lagrange has neither.
+        """
+        bot = next((b for b in self._bots().values() if account in b.numbers), None)
+        if bot is None or not message_id.lstrip("-").isdecimal():
+            return None
+        for action in ("fetch_ptt_text", "voice_msg_to_text"):
+            if (account, action) in self._missing:
+                continue
+            try:
+                answer = await bot.call_api(action, message_id=int(message_id), _timeout=_HEARD_WITHIN_S)
+            except ActionFailed as e:
+                if e.info.get("retcode") != _NO_SUCH_ACTION:
+                    return None
+                self._missing.add((account, action))
+                continue
+            except (ApiNotAvailable, NetworkError):
+                return None
+            text = answer.get("text") if isinstance(answer, Mapping) else None
+            return text.strip() or None if isinstance(text, str) else None
+        return None
 
     async def _show(self, account: str, action: str, **params: Any) -> None:
         """Do what only shows something: where the client fails or does not know it, nothing happens."""

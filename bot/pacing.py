@@ -4,7 +4,7 @@ import math
 import random
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from bot.config import Chat
@@ -19,7 +19,8 @@ DEFAULT_GAP_S = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.7, 4.6, 6.0, 8.5, 15.0)
 _GAP_CAP_S = 8.0
 _FAILURE_S = 600.0
 _DAY_S = 86_400.0
-_CHARACTERS_PER_S, _TYPING_CAP_S = 4.0, 5.0
+TYPE_S_PER_CHAR, _TYPING_CAP_S = 0.25, 5.0
+"""Seconds to type a character where nothing was learned, and the most that is shown."""
 _BURST_S, _RHYTHM_MIN = 20.0, 5
 
 
@@ -31,22 +32,61 @@ def quantile(values: Sequence[float], u: float) -> float:
     return values[low] + (values[high] - values[low]) * (position - low)
 
 
-def answer_delay_s(pacing: Pacing, chat: Chat, scene: Scene, rng: random.Random) -> float:
-    """Seconds from the burst's last bubble to the first answering bubble, drawn from the person's own."""
-    learned = pacing.private_delay_s if scene.private else pacing.group_delay_s
-    drawn = quantile(learned or DEFAULT_DELAY_S, rng.random())
-    return min(drawn * chat.delay_scale, chat.delay_cap_s)
+def situations(*, private: bool, cold: bool, hour: float) -> tuple[str, str, str]:
+    """Names of a situation, coarse to fine: `("private", "private cold", "private cold 18")`.
+
+    Args:
+        private: a chat between two.
+        cold: the words answered opened a conversation; else it was under way.
+        hour: local, 0–24; quarters of the day are told apart.
+    """
+    kind = "private" if private else "group"
+    state = f"{kind} {'cold' if cold else 'mid'}"
+    return kind, state, f"{state} {int(hour) % 24 // 6 * 6}"
 
 
-def bubble_gap_s(pacing: Pacing, chat: Chat, rng: random.Random) -> float:
-    """Seconds between two bubbles of one answer."""
-    drawn = min(quantile(pacing.bubble_gap_s or DEFAULT_GAP_S, rng.random()), _GAP_CAP_S)
-    return min(drawn * chat.delay_scale, chat.delay_cap_s)
+class Pace:
+    """The times of one answer, drawn from the person's own.
 
+    Args:
+        pacing: as learned with the version; empty without one.
+        chat: `[chat]` scale and cap.
+        rng: random numbers.
+        of: the situation, coarse to fine.
+        heard: the last bubble heard; empty when the person speaks first.
+    """
 
-def typing_s(bubble: str) -> float:
-    """Seconds a person takes to type a bubble, as far as it is worth showing."""
-    return min(len(bubble) / _CHARACTERS_PER_S, _TYPING_CAP_S)
+    def __init__(
+        self, pacing: Pacing, chat: Chat, rng: random.Random, of: tuple[str, str, str], heard: str = ""
+    ) -> None:
+        self._pacing, self._chat, self._rng, self._heard = pacing, chat, rng, heard
+        tempo = pacing.tempo
+        if tempo is not None:
+            delays = next((tempo.answer_s[name] for name in reversed(of) if name in tempo.answer_s), DEFAULT_DELAY_S)
+        else:
+            delays = (pacing.private_delay_s if of[0] == "private" else pacing.group_delay_s) or DEFAULT_DELAY_S
+        self._delay_s = quantile(delays, rng.random())
+
+    def first_s(self, bubble: str) -> float:
+        """Seconds from the last bubble heard to the first one said."""
+        tempo = self._pacing.tempo
+        read_s = tempo.read_s_per_char * len(self._heard) if tempo else 0.0
+        return self._within(self._delay_s + read_s + (tempo.type_s_per_char * len(bubble) if tempo else 0.0))
+
+    def next_s(self, bubble: str) -> float:
+        """Seconds from one bubble to the next of the same answer."""
+        tempo = self._pacing.tempo
+        drawn = quantile((tempo.gap_s if tempo else self._pacing.bubble_gap_s) or DEFAULT_GAP_S, self._rng.random())
+        return self._within(min(drawn, _GAP_CAP_S) + (tempo.type_s_per_char * len(bubble) if tempo else 0.0))
+
+    def typing_s(self, bubble: str) -> float:
+        """Seconds a person takes to type a bubble, as far as it is worth showing."""
+        tempo = self._pacing.tempo
+        per_char = tempo.type_s_per_char if tempo else TYPE_S_PER_CHAR
+        return min(len(bubble) * per_char, _TYPING_CAP_S)
+
+    def _within(self, seconds: float) -> float:
+        return min(seconds * self._chat.delay_scale, self._chat.delay_cap_s)
 
 
 def rhythm_s(messages: Sequence[Message], sender_id: str) -> float:
@@ -112,6 +152,15 @@ class Budget:
         at = max(now, self._next)
         self._next = at + self._chat.account_gap_s
         return at - now
+
+    def restore(self, sent: Iterable[tuple[Scene, float]]) -> None:
+        """Count what was sent before a restart.
+
+        Args:
+            sent: where and when (monotonic seconds, below 0 before this machine started), oldest first.
+        """
+        for scene, at in sent:
+            self.spend(scene, at)
 
     def spend(self, scene: Scene, now: float) -> None:
         """Count one bubble sent."""

@@ -134,12 +134,27 @@ class Calibration(Part):
     """Part of the silences that was trained; P(silent) is corrected by it before it becomes a feature."""
 
 
+class Tempo(Part):
+    """How long the person takes by situation, with reading and typing taken apart (training/tempo.py)."""
+
+    answer_s: dict[str, tuple[float, ...]]
+    """Situation (`bot.pacing.situations`) → quantiles 0, 0.1, … 1 of the time before an answer, less what follows."""
+    gap_s: tuple[float, ...]
+    """Quantiles of the time between two bubbles, less the typing of the second."""
+    read_s_per_char: float = 0.0
+    """Seconds that a character of the last bubble heard adds."""
+    type_s_per_char: float = 0.0
+    """Seconds that a character of the bubble to be said adds."""
+
+
 class Pacing(Part):
     """How long the person takes, as quantiles 0, 0.1, … 1 of what was measured (seconds)."""
 
     private_delay_s: tuple[float, ...] = ()
     group_delay_s: tuple[float, ...] = ()
     bubble_gap_s: tuple[float, ...] = ()
+    tempo: Tempo | None = None
+    """What answers are paced by; None in versions of before it was learned: then the three above are."""
 
 
 class Base(Part):

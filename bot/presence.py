@@ -20,11 +20,13 @@ from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.pacing import Budget, answer_delay_s, bubble_gap_s, rhythm_s, typing_s
+from bot.pacing import Budget, Pace, rhythm_s, situations
 from bot.persona import Pacing, Persona
+from bot.prompt import Exchange
 from bot.reply import Look, Replier
 from bot.scenes import Scenes
 from bot.segments import to_segments
+from bot.stickers import kept
 
 _RETRY_S = 2.0
 RHYTHM_MESSAGES = 60
@@ -108,9 +110,22 @@ class Presence:
         self._rng = rng or random.Random()
         self.budget = Budget(settings.chat)
         """What may still be sent; answers to commands count in it too."""
+        self._remember_sent()
+        self._offline: set[str] = set()
         self._turns: dict[Scene, _Turn] = {}
         self._background: set[asyncio.Task[None]] = set()
         """Sends begun, and lines to the owners: they outlive the turn they come from."""
+
+    def _remember_sent(self) -> None:
+        """Count in the budget what was sent before a restart."""
+        now, monotonic = datetime.now(UTC), time.monotonic()
+        try:
+            sent = self._archive.sent_since(now - timedelta(days=1))
+        except ArchiveError as e:
+            logger.warning("what was sent before is not known, so the budget begins anew: {}", e)
+            return
+        # QQ's clock may be ahead of ours.
+        self.budget.restore((scene, monotonic - max(0.0, (now - at).total_seconds())) for scene, at in sent)
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -176,9 +191,48 @@ class Presence:
             turn.again = False
             turn.fresh.clear()
 
+    def account_of(self, scene: Scene) -> str | None:
+        """The account that heard something in a scene last; None if nothing was heard yet."""
+        turn = self._turns.get(scene)
+        return turn.account or None if turn else None
+
+    def open(self, scene: Scene, account: str, prompt: str, kind: str) -> str | None:
+        """Speak first in a scene; words that come before the first bubble is out are answered instead.
+
+        Args:
+            scene: where.
+            account: from which of the bot's QQ numbers.
+            prompt: what it is about; empty: whatever comes to mind.
+            kind: `own` or `schedule`, for `/why`.
+
+        Returns:
+            What forbids it (`off`, `held`, `busy`, `quiet`, `budget`, …); None when it is under way.
+        """
+        turn = self._turns.setdefault(scene, _Turn())
+        if not self.scenes.is_on(scene):
+            return "off"
+        if self.scenes.is_held(scene):
+            return "held"
+        if turn.task is not None and not turn.task.done():
+            return "busy"
+        if hindrance := self._hindrance(scene, account):
+            return hindrance
+        turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
+        turn.speaking = turn.again = False
+        turn.task = asyncio.create_task(self._opened(scene, turn, prompt, kind))
+        return None
+
     def muted(self, scene: Scene, seconds: float) -> None:
         """The account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
         self.budget.mute(scene, time.monotonic() + seconds)
+
+    def online(self, account: str, online: bool) -> None:
+        """QQ has an account logged in, or logged it out: then nothing is sent from it until it is back."""
+        if online:
+            self._offline.discard(account)
+        elif account not in self._offline:
+            self._offline.add(account)
+            logger.error("QQ logged account {} out: log in again in its OneBot client", account)
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
@@ -243,6 +297,23 @@ class Presence:
         except Exception as e:  # noqa: BLE001 - the worker loop's edge
             logger.opt(exception=e).error("the turn in a {} scene failed", scene.kind)
 
+    async def _opened(self, scene: Scene, turn: _Turn, prompt: str, kind: str) -> None:
+        """The worker's edge for what is said first; words that came meanwhile are looked at afterwards."""
+        try:
+            last, moment = self._archive.window(scene, 1), datetime.now(UTC)
+            opening = Exchange(opened=moment, gap=moment - last[-1].time if last else None, prompt=prompt)
+            try:
+                persona = self._persona_of(scene)
+                look = await self._replier.opening(scene, persona, turn.account, self._rng.random(), opening, kind)
+                await self._say(look, turn, time.monotonic())
+            except (EngineError, PersonaError) as e:
+                logger.error("nothing said first in {}: {}", scene.kind, e)
+                self._spawn(self._tell_owner(f"回复生成失败：{e}"))
+        except Exception as e:  # noqa: BLE001 - the worker's edge
+            logger.opt(exception=e).error("an opening in a {} scene failed", scene.kind)
+        if turn.again:
+            turn.task = asyncio.create_task(self._guarded(scene, turn))
+
     def _patience_s(self, scene: Scene, turn: _Turn) -> float:
         """How long to wait for more words of whoever spoke last: as they write, and no longer when they address us."""
         with contextlib.suppress(ArchiveError):
@@ -268,14 +339,15 @@ class Presence:
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
-        if hindrance := self._hindrance(scene):
+        if hindrance := self._hindrance(scene, turn.account):
             self._record(look, hindrance)
             return
-        pacing = persona.version.manifest.pacing if persona.version else Pacing()
-        rng = random.Random(look.request.seed)
-        speak_at = started + max(0.0, answer_delay_s(pacing, self._chat, scene, rng) - turn.waited)
+        await self._say(look, turn, started - turn.waited)
+
+    async def _say(self, look: Look, turn: _Turn, since: float) -> None:
+        """Say what was decided, and write down how that ended."""
         try:
-            await self._speak(look, turn, pacing, speak_at, rng)
+            await self._speak(look, turn, self._pace(look), since)
         except asyncio.CancelledError:
             self._record(look, turn.stopped if not turn.speaking else "cut short")
             raise
@@ -283,8 +355,10 @@ class Presence:
             self._record(look, "failed: engine")
             raise
 
-    def _hindrance(self, scene: Scene) -> str | None:
-        """What forbids a bubble to a scene now: quiet hours, or what the budget says; or nothing."""
+    def _hindrance(self, scene: Scene, account: str) -> str | None:
+        """What forbids a bubble to a scene now: a login lost, quiet hours, or what the budget says; or nothing."""
+        if account in self._offline:
+            return "offline"
         if self.scenes.is_quiet(scene, datetime.now(UTC)):
             return "quiet"
         return self.budget.hindrance(scene, time.monotonic())
@@ -297,24 +371,43 @@ class Presence:
 
         return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))
 
-    async def _speak(self, look: Look, turn: _Turn, pacing: Pacing, speak_at: float, rng: random.Random) -> None:
+    def _pace(self, look: Look) -> Pace:
+        version, heard = look.persona.version, look.exchange.heard
+        of = situations(
+            private=look.scene.private, cold=look.exchange.opened is not None,
+            hour=look.moment.hour,
+        )  # fmt: skip
+        pacing = version.manifest.pacing if version else Pacing()
+        return Pace(pacing, self._chat, random.Random(look.request.seed), of, heard[-1].text if heard else "")
+
+    async def _speak(self, look: Look, turn: _Turn, pace: Pace, since: float) -> None:
+        """Say it.
+
+        Args:
+            look: what was decided.
+            turn: the scene's.
+            pace: how fast.
+            since: when the last words came (monotonic seconds).
+        """
         bubbles = self._replier.bubbles(look)
         sent = 0
         turn.spoke_at = None
         try:
             async for bubble in bubbles:
-                segments = to_segments(bubble, look.speakers, look.sticker)
+                segments = _addressed(to_segments(bubble, look.speakers, look.sticker), look)
                 if not segments:
                     continue
-                await self._until(speak_at, look.scene, turn, bubble)
+                answers = not sent and look.exchange.heard
+                speak_at = since + (pace.first_s(bubble) if answers else pace.next_s(bubble))
+                await self._until(speak_at, look.scene, turn, pace.typing_s(bubble))
                 await asyncio.sleep(self.budget.wait_s(time.monotonic()))
-                if hindrance := self._hindrance(look.scene):
+                if hindrance := self._hindrance(look.scene, turn.account):
                     self._record(look, hindrance if not sent else "cut short")
                     return
                 quote = look.quotes(turn.newest) if not sent else None
                 await self._deliver(look, turn, bubble, [*_reply_to(quote), *segments], first=not sent)
                 sent += 1
-                speak_at = time.monotonic() + bubble_gap_s(pacing, self._chat, rng)
+                since = time.monotonic()
         except SendError as e:
             logger.warning("not sent in {}: {}", look.scene.kind, e)
             self._record(look, f"failed: {e.failure.value}")
@@ -327,10 +420,10 @@ class Presence:
         self._record(look, "spoke" if sent else "empty")
         logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
 
-    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, bubble: str) -> None:
+    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, typing_s: float) -> None:
         """Wait for a bubble's moment (monotonic seconds), typing it towards the end where that is shown."""
         if scene.private and self._chat.show_typing:
-            await asyncio.sleep(max(0.0, speak_at - typing_s(bubble) - time.monotonic()))
+            await asyncio.sleep(max(0.0, speak_at - typing_s - time.monotonic()))
             if speak_at > time.monotonic():
                 self._spawn(self._transport.typing(turn.account, scene))
         await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
@@ -358,7 +451,6 @@ class Presence:
 
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
         account = turn.account
-        segments = [s if s["type"] != "poke" else {"type": "poke", "data": {"id": look.to.sender_id}} for s in segments]
         # Counted before the outcome is known: what timed out may have been delivered.
         self.budget.spend(look.scene, time.monotonic())
         try:
@@ -369,15 +461,16 @@ class Presence:
         # In whole seconds of QQ's clock, as its own events are, in the place of what is answered and all at the first
         # bubble's time: else words that came in between are stored before this bubble, and never answered. Words that
         # came before the first bubble, after the last look, stand behind the whole answer for the same reason.
-        heard = look.exchange.heard[-1]
         now = (datetime.now(UTC) + turn.clock).replace(microsecond=0)
-        turn.spoke_at = turn.spoke_at or (heard.time if turn.again else max(now, heard.time))
+        heard = look.exchange.heard[-1] if look.exchange.heard else None
+        ground = heard.time if heard else now
+        turn.spoke_at = turn.spoke_at or (ground if turn.again else max(now, ground))
         when = turn.spoke_at
-        name, raw = look.persona.spec.display_name, tuple(segments)
+        name, raw = look.persona.spec.display_name, tuple(kept(s) for s in segments)
         quote = segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None
         said = Message(
-            message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quote, seq=heard.seq,
-            segments=raw,
+            message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quote,
+            seq=heard.seq if heard else None, segments=raw,
         )  # fmt: skip
         self._archive.append([said])
 
@@ -389,6 +482,13 @@ class Presence:
             self._archive.decide(decision)
         except ArchiveError as e:
             logger.warning("a decision was not stored: {}", e)
+
+
+def _addressed(segments: list[dict[str, Any]], look: Look) -> list[dict[str, Any]]:
+    """Segments in which a poke is at whom the answer is to; left out where it is to nobody."""
+    whom = look.to.sender_id if look.to else look.scene.id if look.scene.private else None
+    pokes = [{"type": "poke", "data": {"id": whom}}] if whom else []
+    return [new for s in segments for new in (pokes if s["type"] == "poke" else [s])]
 
 
 def _reply_to(message_id: str | None) -> list[dict[str, Any]]:

@@ -138,12 +138,14 @@ class Exchange:
         gap: quiet time before that, None at the very beginning.
         heard: the burst, oldest first; empty when the person spoke first.
         said: the person's or the twin's bubbles; empty is a silence, or not decided yet.
+        prompt: what a planned message is about, where the twin is to speak first; only there, never in training.
     """
 
     opened: datetime | None = None
     gap: timedelta | None = None
     heard: list[Message] = field(default_factory=list)
     said: list[Message] = field(default_factory=list)
+    prompt: str = ""
 
     @property
     def first(self) -> Message:
@@ -239,6 +241,7 @@ class Renderer:
             first: whether this is the first turn after the system prompt.
         """
         lines = [] if exchange.opened is None else [self._header(exchange.opened, exchange.gap)]
+        lines += [f"（{exchange.prompt}）"] if exchange.prompt else []
         lines += [self._line(m, quoted(m)) for m in exchange.heard]
         # A line a piece: no token spans two bubbles, so a growing burst takes back nothing but the header.
         turn = [Piece(clean(f"\n{line}" if number else line)) for number, line in enumerate(lines)]

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from bot.archive import Decision
 from bot.config import Settings
-from bot.decision import Moment, Verdict, decide, loop_shift, moment_of
+from bot.decision import Moment, Verdict, decide, local_hour, loop_shift, moment_of
 from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import PersonaError
 from bot.memory import Memory, Window
@@ -32,11 +33,13 @@ class Look:
         persona: who looked.
         exchange: the burst decided on.
         verdict: whether to speak, and why.
-        to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard.
+        to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard;
+            None where the persona speaks first.
         request: what the engine was asked, to go on from.
         tokens: of its prompt.
         speakers: recent names, for `@昵称` in the answer.
         sticker: finds the market faces the person used.
+        opening: what made it speak first: `own` rate or `schedule`; empty for an answer.
         took_ms: milliseconds until the decision (`look`) and from there to the first bubble (`words`).
     """
 
@@ -45,12 +48,13 @@ class Look:
     exchange: Exchange
     verdict: Verdict
     moment: Moment
-    to: Message
+    to: Message | None
     request: Request
     tokens: int
     speakers: dict[str, set[str]]
     sticker: Sticker
     took_ms: dict[str, int] = field(default_factory=dict)
+    opening: str = ""
 
     def quotes(self, newest: str) -> str | None:
         """Id of the message the answer has to quote, since others' words stand between them; None: it stands next.
@@ -59,6 +63,8 @@ class Look:
             newest: id of the last message heard in the scene; empty where it was taken back.
         """
         heard = self.exchange.heard
+        if self.to is None:
+            return None
         between = heard[heard.index(self.to) + 1 :]
         follows = newest in ("", heard[-1].id) and all(m.sender_id == self.to.sender_id for m in between)
         return None if follows or newest == self.to.id else self.to.id
@@ -66,13 +72,15 @@ class Look:
     def decision(self, outcome: str, now: datetime) -> Decision:
         """What is stored beside the messages: numbers, never text."""
         v, m = self.verdict, self.moment
-        why = {
+        why: dict[str, Any] = {
             "p_silent": m.p_silent, "p_speak": v.p_speak, "draw": v.draw, "terms": v.terms, "burst": m.burst,
             "mentioned": m.mentioned, "quoted": m.quoted, "named": m.named,
             "tokens": self.tokens, "took_ms": self.took_ms,
         }  # fmt: skip
+        why |= {"opening": self.opening} if self.opening else {}
         version = self.persona.version.name if self.persona.version else None
-        return Decision(self.scene, self.exchange.heard[-1].id, now, self.persona.name, version, outcome, why)
+        of = self.exchange.heard[-1].id if self.exchange.heard else ""
+        return Decision(self.scene, of, now, self.persona.name, version, outcome, why)
 
 
 class Replier:
@@ -105,8 +113,7 @@ class Replier:
             EngineError: the model cannot be evaluated.
             PersonaError: it was trained, and no version of it verifies; the bare base does not speak in its name.
         """
-        if persona.version is None and persona.refused is not None:
-            raise PersonaError(persona.refused)
+        _verified(persona)
         started = time.monotonic()
         voice = self.voice(persona)
         window = self._memory.window(scene, persona, voice.format, await self._engine.measure(voice))
@@ -124,6 +131,41 @@ class Replier:
         return Look(
             scene, persona, window.exchanges[-1], verdict, moment, to, request, window.tokens, window.speakers,
             window.sticker, {"look": _ms_since(started)},
+        )  # fmt: skip
+
+    async def opening(
+        self, scene: Scene, persona: Persona, account: str, draw: float, opening: Exchange, kind: str
+    ) -> Look:
+        """A look that speaks first, whatever the model thinks of it: whoever asks has decided.
+
+        Args:
+            scene: where.
+            persona: who speaks.
+            account: the bot's own QQ number.
+            draw: uniform in [0, 1), for the words.
+            opening: nothing heard, its moment, perhaps what it is about.
+            kind: `own` or `schedule`.
+
+        Raises:
+            EngineError: the model cannot be evaluated.
+            PersonaError: no version of it verifies.
+        """
+        _verified(persona)
+        started = time.monotonic()
+        voice = self.voice(persona)
+        window = self._memory.window(scene, persona, voice.format, await self._engine.measure(voice), opening)
+        request = Request(
+            f"{scene}|{persona.name}", voice, window.pieces, persona.spec.sampling, int(draw * 2**32)
+        )  # fmt: skip
+        since, now = window.last_spoke, opening.opened
+        assert now is not None
+        moment = Moment(
+            None, None if since is None else (now - since).total_seconds(), scene.private, False, False, False, 0,
+            local_hour(now, self._settings.zone),
+        )  # fmt: skip
+        return Look(
+            scene, persona, opening, Verdict(True, 1.0, draw), moment, None, request, window.tokens, window.speakers,
+            window.sticker, {"look": _ms_since(started)}, kind,
         )  # fmt: skip
 
     def voice(self, persona: Persona) -> Voice:
@@ -178,6 +220,11 @@ class Replier:
             "name": chat.name_shift if moment.named else 0.0,
             "bias": persona.spec.reply.bias,
         }
+
+
+def _verified(persona: Persona) -> None:
+    if persona.version is None and persona.refused is not None:
+        raise PersonaError(persona.refused)
 
 
 def _ms_since(started: float) -> int:

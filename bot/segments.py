@@ -19,14 +19,14 @@ from loguru import logger
 from bot.message import Segment
 
 ALL = "全体成员"
-DICE, RPS, POKE = "[骰子]", "[猜拳]", "[戳一戳]"
+DICE, RPS, POKE, STICKER = "[骰子]", "[猜拳]", "[戳一戳]", "[动画表情]"
 _SPECIAL_FACES = {"358": DICE, "359": RPS}
-_TOKEN = re.compile(r"\[(?:文件|卡片|动画表情):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
+_TOKEN = re.compile(r"\[(?:文件|卡片|动画表情|图片):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
 _NOTHING_TO_SEND = re.compile(
-    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|文件:.*|卡片:.*|动画表情:.*)\]"
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|(?:文件|卡片|动画表情|图片):.*)\]"
 )
 Sticker = Callable[[str], dict[str, Any] | None]
-"""Canonical text of a market face, `[贴贴]` → the segment the person sent it with, or None."""
+"""Canonical text of a market face or sticker (`[贴贴]`, `[动画表情:name]`) → what sends it, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _one(kind: str, data: Mapping[str, Any], name_of: Callable[[str], str | None
         case "image":
             return _image(data)
         case "mface" | "marketface":
-            return _bracketed(str(data.get("summary") or "")) or "[动画表情]"
+            return _bracketed(str(data.get("summary") or "")) or STICKER
         case "file":
             return f"[文件:{str(data.get('name') or data.get('file') or '').strip() or '未命名'}]"
         case "json" | "xml":
@@ -148,10 +148,10 @@ def _image(data: Mapping[str, Any]) -> str:
     summary = str(data.get("summary") or "")
     named = _bracketed(summary)
     if data.get("emoji_id"):
-        return named or "[动画表情]"
+        return named or STICKER
     kind = data.get("sub_type", data.get("subType", 0))
     sticker = str(kind or "0") != "0" or (named is not None and named != "[图片]")
-    return "[动画表情]" if sticker else "[图片]"
+    return STICKER if sticker else "[图片]"
 
 
 def _bracketed(text: str) -> str | None:
@@ -192,10 +192,11 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
     Args:
         text: canonical text, one bubble.
         speakers: recent names in the scene and the QQ numbers bearing each; a name of exactly one becomes an at.
-        sticker: finds market faces.
+        sticker: finds market faces and image stickers.
 
     Returns:
-        text, face, mface, at, dice, rps and poke segments (of whom, the sender knows); empty when nothing is left.
+        text, face, mface, image, at, dice, rps and poke segments (of whom, the sender knows); empty when nothing is
+        left.
     """
     out: list[dict[str, Any]] = []
     position = 0

@@ -5,23 +5,28 @@ learn from one text and answer to another. The archive keeps what was written.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
 from bot.config import Cleaning
 from bot.message import Message
 from bot.redact import redact
+from bot.stickers import named
 
 _PLACEHOLDER = re.compile(
-    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|文件:[^\[\]]*|卡片:[^\[\]]*|动画表情:[^\[\]]*)\]"
+    r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|(?:文件|卡片|动画表情|图片):[^\[\]]*)\]"
 )
 _MENTION = re.compile(r"@[^\s@,，。！？!?：:]{1,24} ?")
 _name = lru_cache(maxsize=4096)(redact)
 """Names come again and again; some hold a number (`张三138…`)."""
 
 
-def shown(messages: Iterable[Message], rules: Cleaning) -> Iterator[Message]:
+def shown(
+    messages: Iterable[Message],
+    rules: Cleaning,
+    stickers: Mapping[str, str] = {},
+) -> Iterator[Message]:
     """The messages a model may see, in order, as it sees them; what says nothing then is left out.
 
     A message is looked at alone, so later ones change nothing of it.
@@ -29,11 +34,12 @@ def shown(messages: Iterable[Message], rules: Cleaning) -> Iterator[Message]:
     Args:
         messages: not recalled.
         rules: `[corpus]` of bot.toml.
+        stickers: names of the sticker library by key.
     """
     for message in messages:
         if message.sender_id in rules.system_senders:
             continue
-        seen = as_shown(message, rules)
+        seen = as_shown(named(message, stickers), rules)
         if seen.text.strip():
             yield seen
 

@@ -1,6 +1,7 @@
 """The parts assembled once: handed to NoneBot (`nonebot.init(twin=…)`), to the terminal chat, to tests."""
 
 import asyncio
+import contextlib
 import math
 import shutil
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from loguru import logger
 
 from bot import base as base_file
-from bot import checksum
+from bot import checksum, stickers
 from bot.archive import Archive
 from bot.commands import Commands
 from bot.config import Settings
@@ -27,6 +28,7 @@ from bot.remote import RemoteEngine
 from bot.reply import Replier
 from bot.scenes import PERSONA_KIND
 from bot.serving import LlamaEngine
+from bot.stickers import Stickers
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "demo" / "personas"
 """Personas that come with the project; copied into the data folder at the first start."""
@@ -58,7 +60,8 @@ class Twin:
         self.engine = engine
         self.personas = personas
         self.commands = Commands(settings.onebot.command_prefix, settings.onebot.superusers)
-        self.memory = Memory(archive, settings)
+        self.stickers = Stickers(stickers.folder(settings), settings.stickers)
+        self.memory = Memory(archive, settings, self.stickers)
         self.replier = Replier(settings, self.memory, engine)
         self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
         self.started = now()
@@ -132,6 +135,10 @@ class Twin:
         """
         if self.commands.is_command(message):
             message = replace(message, origin=Origin.SYSTEM)
+        if (message.time - now()).total_seconds() > self.settings.chat.stale_after_s:
+            # As it is, it would stand behind everything said until then, and be the last word all the while.
+            logger.warning("a message from the future is stored with the time it came at")
+            message = replace(message, time=now().replace(microsecond=0))
         try:
             known = self.archive.get(message.scene, message.id)
         except ArchiveError as e:
@@ -198,6 +205,14 @@ class Twin:
             except PersonaError as e:
                 self._complain(str(e))
         return self.load(self.settings.chat.persona)
+
+    def imitated(self) -> frozenset[str]:
+        """QQ numbers of everybody a persona imitates; those of a broken persona are left out."""
+        found: set[str] = set()
+        for name in self.personas.names():
+            with contextlib.suppress(PersonaError):
+                found.update(self.personas.spec(name).people)
+        return frozenset(found)
 
     def load(self, name: str) -> Persona:
         """A persona as its folder stands now; read again only when `current` or persona.toml changed."""

@@ -27,7 +27,7 @@ SIMILAR = 0.8
 _ROWS, _BANDS = 4, 12
 """Hashes in a band, bands: at a similarity of 0.8 all bands miss 1 pair in 600, at 0.4 a band meets 1 pair in 4."""
 _PRIME = np.uint64(2**31 - 1)
-_MEDIA = re.compile(r"(?:\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|文件:[^\[\]]*|卡片:[^\[\]]*)\]\s*)+")
+_MEDIA = re.compile(r"(?:\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|(?:文件|卡片|图片):[^\[\]]*)\]\s*)+")
 _MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[\x80-\x9f]|(?:Ã|Â|â€|ï¼|ã€|[åæçèé])[\xa0-\xbf‚„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ]")
 _OPEN = re.compile(r"[“「《【]$|\[[^\[\]\s]{0,6}$")
 """What was opened and not closed. `（` is left out: to end with it is how many people joke."""

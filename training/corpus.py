@@ -22,7 +22,9 @@ from bot.archive import Archive
 from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
 from bot.prompt import Exchange, exchanges, opens, spoken_by
+from bot.segments import STICKER
 from bot.shown import shown
+from bot.stickers import named
 from training import clean
 from training.garbage import uncollected
 
@@ -120,6 +122,7 @@ def build(
     rules: Conversation,
     until: datetime | None = None,
     cleaning: Cleaning = Cleaning(),  # noqa: B008 - frozen
+    stickers: Mapping[str, str] = {},
 ) -> Corpus:
     """What an archive can teach of a person.
 
@@ -130,12 +133,13 @@ def build(
         rules: gaps and caps.
         until: messages after this are not seen, as if training ran at that moment; None: all.
         cleaning: what is shown, and which answers are worth learning from.
+        stickers: names of the sticker library by key (`bot.stickers.names`).
 
     Raises:
         ArchiveError: the store cannot be read.
     """
     with uncollected():
-        return _built(archive, frozenset(people), tuple(names), rules, until, cleaning)
+        return _built(archive, frozenset(people), tuple(names), rules, until, cleaning, stickers)
 
 
 def _built(
@@ -145,6 +149,7 @@ def _built(
     rules: Conversation,
     until: datetime | None,
     cleaning: Cleaning,
+    stickers: Mapping[str, str],
 ) -> Corpus:
     summaries = archive.scenes()
     known_until = until or max((s.last for s in summaries), default=None)
@@ -156,10 +161,11 @@ def _built(
             # The person talking with their own twin: they are the other side there, and nothing is a label.
             counts["scenes_with_own_twin"] += 1
             continue
-        stored = archive.history(scene, until, recalled=True)
+        stored = archive.history(scene, until, recalled=True, segments_of=STICKER if stickers else None)
         if known_until is None or not any(_by_person(m, who) for m in stored if _worded(m)):
             counts["scenes_without_person"] += 1
             continue
+        stored = [named(m, stickers) for m in stored]
         scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until, cleaning))
     scenes = _without_duplicates(scenes, cleaning)
     return _assembled(scenes, who, names, rules, counts)

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from bot.decision import FEATURES, Moment, decide, features
 from bot.message import Origin
 from bot.persona import Calibration, Pacing
+from training import tempo
 from training.corpus import Corpus
 from training.samples import Label, Split, Window
 
@@ -326,7 +327,7 @@ def _p_speak(decisions: Sequence[Scored], calibration: Calibration | None) -> Ar
 
 
 def pacing(corpus: Corpus) -> Pacing:
-    """How long the person takes to answer and between bubbles, as deciles; empty where too little was seen."""
+    """How long the person takes to answer and between bubbles: deciles (empty: too little was seen), by situation."""
     delays: dict[bool, list[float]] = {True: [], False: []}
     gaps: list[float] = []
     for part in corpus.scenes:
@@ -340,7 +341,10 @@ def pacing(corpus: Corpus) -> Pacing:
                 (b.time - a.time).total_seconds() for a, b in pairwise(said) if a.origin is b.origin is Origin.HUMAN
             ]
     return Pacing(
-        private_delay_s=_deciles(delays[True]), group_delay_s=_deciles(delays[False]), bubble_gap_s=_deciles(gaps)
+        private_delay_s=_deciles(delays[True]),
+        group_delay_s=_deciles(delays[False]),
+        bubble_gap_s=_deciles(gaps),
+        tempo=tempo.learn(corpus),
     )
 
 

@@ -30,6 +30,7 @@ from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
+from bot.stickers import names as sticker_names
 from export import lora, parity, proof
 from training import (
     aligning,
@@ -452,6 +453,7 @@ class Night:
         return {
             "until": now.isoformat(), "new_messages": self._new_messages(), "own_messages": self._own_messages(),
             "base_sha256": self.base_sha256, "night": self._whole, "sets": sets.stored(self._sets),
+            "stickers": dict(sticker_names(self.settings)),
         }  # fmt: skip
 
     @cached_property
@@ -462,8 +464,9 @@ class Night:
         try:
             spec = self.persona.spec
             built = corpus.build(
-                archive, spec.people, spec.names, self.settings.conversation, until, self.settings.corpus
-            )
+                archive, spec.people, spec.names, self.settings.conversation, until, self.settings.corpus,
+                self.snapshot.get("stickers", {}),
+            )  # fmt: skip
         finally:
             archive.close()
         built = modelclean.cleaned(built, self.settings)

@@ -100,6 +100,7 @@ def corpus_clean(
 
 def _corpus(settings: config.Settings, persona: str | None, *, as_judged: bool = True) -> "Corpus":
     """What a persona would learn; `as_judged`: with what the model of [cleaning] has said."""
+    from bot import stickers
     from bot.archive import Archive
     from training import corpus, modelclean, sets
 
@@ -107,8 +108,9 @@ def _corpus(settings: config.Settings, persona: str | None, *, as_judged: bool =
     archive = Archive(settings.archive_url)
     try:
         built = corpus.build(
-            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
-        )
+            archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus,
+            stickers=stickers.names(settings),
+        )  # fmt: skip
     finally:
         archive.close()
     if as_judged:
@@ -142,6 +144,7 @@ def corpus_export(
     """Archive → files that other trainers, or ChatLab, read. They hold what people wrote."""
     from datetime import UTC, datetime
 
+    from bot import stickers
     from bot.archive import Archive
     from training import chatlab, corpus, modelclean, sharing
     from training.samples import Split
@@ -159,8 +162,9 @@ def corpus_export(
             shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
         else:
             built = corpus.build(
-                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus
-            )
+                archive, found.spec.people, found.spec.names, settings.conversation, cleaning=settings.corpus,
+                stickers=stickers.names(settings),
+            )  # fmt: skip
             built = modelclean.cleaned(built, settings)
             splits = tuple(Split) if split == "all" else (Split(split),)
             prompt = found.spec.system_prompt

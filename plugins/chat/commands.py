@@ -106,6 +106,7 @@ def explain(decision: Decision, zone: tzinfo) -> str:
     """A decision in words: what was done, the probability, and every term of it, largest first."""
     why = decision.why
     outcome = texts.OUTCOMES.get(decision.outcome) or texts.OUTCOME_FAILED.format(how=decision.outcome)
+    outcome += texts.OPENINGS.get(why.get("opening", ""), "")
     terms = sorted(why.get("terms", {}).items(), key=lambda term: -abs(term[1]))
     p_silent = why.get("p_silent")
     return texts.WHY.format(

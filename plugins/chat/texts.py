@@ -29,8 +29,9 @@ OUTCOMES = {
     "cut short": "说到一半停了", "budget": "想说，但最近说得够多了", "empty": "想说，但没生成出内容",
     "held": "准备说，本人先开口了，就没说", "off": "准备说，被关闭了", "recalled": "准备说，那句话被撤回了",
     "stopped": "准备说，程序退出了", "muted": "想说，但在这里被禁言了", "paused": "想说，但疑似被风控，先停一阵",
-    "quiet": "想说，但现在是安静时段", "failed: engine": "看到了，但模型出错了",
+    "offline": "想说，但账号掉线了", "quiet": "想说，但现在是安静时段", "failed: engine": "看到了，但模型出错了",
 }  # fmt: skip
+OPENINGS = {"own": "（自己先开口的）", "schedule": "（按计划先开口的）"}
 OUTCOME_FAILED = "想说，没发出去（{how}）"
 ABOUT = (
     "我是「{persona}」的数字分身（qqtwin），不是本人：用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。\n"

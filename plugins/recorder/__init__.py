@@ -7,18 +7,24 @@ from nonebot.exception import IgnoredException
 from nonebot.message import event_preprocessor
 from nonebot.plugin import PluginMetadata
 
-from bot.events import MalformedEvent, Mute, Recall, read
+from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from bot.onebot import raw_event
 from plugins.recorder.backfilling import Backfilling
+from plugins.recorder.collecting import Collector
+from plugins.recorder.describing import Describer
 from plugins.recorder.recording import Recorder
 
 __plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "/corpus backfill")
 
 recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
+collector = Collector(get_driver().config.twin)
+describer = Describer(get_driver().config.twin, get_driver().config.transport.transcribed)
 backfilling = Backfilling(get_driver().config.twin)
 backfilling.register()
 get_driver().on_shutdown(backfilling.close)
+get_driver().on_shutdown(collector.close)
+get_driver().on_shutdown(describer.close)
 on("message_sent", priority=99)
 
 
@@ -35,5 +41,11 @@ async def record(event: Event) -> None:
         await recorder.recall(item)
     elif isinstance(item, Mute):
         recorder.mute(item)
-    elif isinstance(item, Message) and not await recorder.message(item, str(raw.get("self_id", ""))):
-        raise IgnoredException("replayed")
+    elif isinstance(item, Online):
+        recorder.online(item)
+    elif isinstance(item, Message):
+        account = str(raw.get("self_id", ""))
+        if not await recorder.message(item, account):
+            raise IgnoredException("replayed")
+        collector.look(item, account)
+        await describer.describe(item, account)

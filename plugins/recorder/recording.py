@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bot import corrections
 from bot.errors import ArchiveError
-from bot.events import Mute, Recall
+from bot.events import Mute, Online, Recall
 from bot.message import Message, Origin
 from bot.onebot import Outbox
 from bot.twin import Twin
@@ -62,6 +62,10 @@ class Recorder:
     def mute(self, mute: Mute) -> None:
         """Say nothing in a group the account is muted in."""
         self._twin.presence.muted(mute.scene, mute.seconds)
+
+    def online(self, state: Online) -> None:
+        """Say nothing from an account that QQ logged out."""
+        self._twin.presence.online(state.account, state.online)
 
     async def recall(self, recall: Recall) -> None:
         """Mark a message as taken back; an answer prepared on its ground is decided anew.

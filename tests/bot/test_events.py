@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.events import MalformedEvent, Mute, Recall, message, read
+from bot.events import MalformedEvent, Mute, Online, Recall, message, read
 from bot.message import Message, Origin, Scene
 
 FRAMES = [
@@ -24,7 +24,7 @@ def frame(**wanted: Any) -> dict[str, Any]:
     return next(dict(f) for f in FRAMES if all(f.get(k) == v for k, v in wanted.items()))
 
 
-def told(**wanted: Any) -> Message | Recall | Mute | None:
+def told(**wanted: Any) -> Message | Recall | Mute | Online | None:
     return read(frame(**wanted), {"3889000770": "小明"}.get)
 
 
@@ -32,7 +32,7 @@ def test_every_frame_of_napcat_is_a_message_or_poke_a_recall_a_mute_or_nothing()
     found = [read(f) for f in FRAMES if "post_type" in f]
     kinds = [type(x).__name__ for x in found]
     assert len(found) == 18
-    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 8, "Recall": 2, "Mute": 1, "NoneType": 7}
+    assert {k: kinds.count(k) for k in set(kinds)} == {"Message": 8, "Recall": 2, "Mute": 1, "Online": 6, "NoneType": 1}
 
 
 def test_a_group_message_is_read_whole() -> None:
@@ -185,7 +185,7 @@ def test_a_mangled_frame_is_read_or_refused_by_one_error(good: dict[str, Any], m
         found = read(good | mangled)
     except MalformedEvent:
         return
-    assert found is None or isinstance(found, Mute) or found.time.tzinfo is UTC
+    assert found is None or isinstance(found, Mute | Online) or found.time.tzinfo is UTC
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 import random
 from datetime import time as dtime
+from typing import Any
 
 import pytest
 from chats import GROUP, PRIVATE
@@ -13,8 +14,8 @@ from bot.config import Chat
 from bot.errors import SendFailure
 from bot.hours import in_hours
 from bot.message import Scene
-from bot.pacing import DEFAULT_DELAY_S, DEFAULT_GAP_S, Budget, answer_delay_s, bubble_gap_s, quantile
-from bot.persona import Pacing
+from bot.pacing import DEFAULT_DELAY_S, DEFAULT_GAP_S, Budget, Pace, quantile, situations
+from bot.persona import Pacing, Tempo
 
 LEARNED = Pacing(private_delay_s=(1, 2, 3), group_delay_s=(10, 20, 30), bubble_gap_s=(4, 4, 4))
 
@@ -38,29 +39,57 @@ def test_quantiles_rise_and_stay_within_what_was_measured(values: list[float], a
     assert high <= values[-1] or high == pytest.approx(values[-1])
 
 
+def pace(pacing: Pacing, chat: Chat, seed: int, private: bool = False, cold: bool = False, heard: str = "") -> Pace:
+    return Pace(pacing, chat, random.Random(seed), situations(private=private, cold=cold, hour=13.5), heard)
+
+
 def test_delays_are_drawn_from_the_persons_own_for_the_kind_of_scene() -> None:
-    rng = random.Random(0)
-    private = [answer_delay_s(LEARNED, Chat(), PRIVATE, rng) for _ in range(200)]
-    group = [answer_delay_s(LEARNED, Chat(), GROUP, rng) for _ in range(200)]
+    private = [pace(LEARNED, Chat(), n, private=True).first_s("好") for n in range(200)]
+    group = [pace(LEARNED, Chat(), n).first_s("好") for n in range(200)]
     assert 1 <= min(private) < 1.2 < 2.8 < max(private) <= 3
     assert 10 <= min(group) < 12 < 28 < max(group) <= 30
 
 
 def test_delays_are_scaled_and_capped() -> None:
-    rng = random.Random(0)
-    assert answer_delay_s(LEARNED, Chat(delay_scale=0), GROUP, rng) == 0
-    assert max(answer_delay_s(LEARNED, Chat(delay_cap_s=12), GROUP, rng) for _ in range(50)) == 12
-    assert bubble_gap_s(LEARNED, Chat(delay_scale=0.5), rng) == 2
+    assert pace(LEARNED, Chat(delay_scale=0), 0).first_s("好") == 0
+    assert max(pace(LEARNED, Chat(delay_cap_s=12), n).first_s("好") for n in range(50)) == 12
+    assert pace(LEARNED, Chat(delay_scale=0.5), 0).next_s("好") == 2
 
 
 def test_without_measurements_the_defaults_serve() -> None:
-    rng = random.Random(0)
-    delays = [answer_delay_s(Pacing(), Chat(), GROUP, rng) for _ in range(500)]
+    delays = [pace(Pacing(), Chat(), n).first_s("好") for n in range(500)]
     assert DEFAULT_DELAY_S[0] <= min(delays)
     assert max(delays) <= Chat().delay_cap_s
-    gaps = [bubble_gap_s(Pacing(), Chat(), rng) for _ in range(500)]
+    one = pace(Pacing(), Chat(), 0)
+    gaps = [one.next_s("好") for _ in range(500)]
     assert DEFAULT_GAP_S[0] <= min(gaps)
     assert max(gaps) == 8
+
+
+TEMPO = Tempo(
+    answer_s={"private": (5,), "private cold": (20,), "private cold 12": (30,), "group": (7,)},
+    gap_s=(2,), read_s_per_char=0.1, type_s_per_char=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [
+        ({"private": True}, 5), ({"private": True, "cold": True}, 30), ({}, 7), ({"cold": True}, 7),
+        ({"private": True, "heard": "一二三四五六七八九十"}, 6),
+    ],
+)  # fmt: skip
+def test_an_answer_takes_what_its_situation_reading_and_typing_take(how: dict[str, Any], seconds: float) -> None:
+    found = pace(Pacing(private_delay_s=(99,), group_delay_s=(99,), tempo=TEMPO), Chat(), 0, **how)
+    assert found.first_s("好呀") == pytest.approx(seconds + 1.0)
+    assert found.next_s("一二三四") == pytest.approx(2 + 2.0)
+    assert [found.typing_s("好呀"), found.typing_s("好" * 100)] == [1.0, 5.0]
+    assert pace(Pacing(tempo=TEMPO), Chat(delay_cap_s=4, delay_scale=2), 0, **how).first_s("好") == 4
+
+
+def test_the_night_is_another_situation_than_the_evening() -> None:
+    names = {situations(private=True, cold=False, hour=h)[-1] for h in (0, 5.99, 6, 12, 18, 23.9, 24)}
+    assert names == {"private mid 0", "private mid 6", "private mid 12", "private mid 18"}
 
 
 def test_a_scene_is_full_after_its_minute_and_free_again_later() -> None:

@@ -1,8 +1,10 @@
 """bot/presence.py with a scripted engine and a transport that records: taking turns like a person."""
 
 import asyncio
+import base64
 import math
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
@@ -15,7 +17,8 @@ import pytest
 from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
 
 from bot.archive import Archive
-from bot.config import Chat, OneBot, PerScene, Settings
+from bot.config import Chat, OneBot, Paths, PerScene, Settings
+from bot.config import Stickers as StickerRules
 from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError, SendError, SendFailure
 from bot.memory import Memory
@@ -24,6 +27,7 @@ from bot.persona import Base, Manifest, Pacing, Persona, ReplyPolicy, Spec, Vers
 from bot.presence import Presence
 from bot.prompt import FORMATS
 from bot.reply import Replier
+from bot.stickers import Stickers
 
 DEBOUNCE_S = 0.05
 OWNER = Scene("private", ME)
@@ -74,6 +78,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Scene, str]] = []
         self.quotes: list[str | None] = []
+        self.segments: list[list[dict[str, Any]]] = []
         self.shown: list[tuple[str, Scene, str | None]] = []
         self.tried = 0
         self.failures: list[SendFailure] = []
@@ -93,6 +98,7 @@ class Wire:
             raise SendError(self.failures.pop(0), "told to")
         text = "".join(s["data"].get("text", "") for s in segments)
         self.sent.append((account, scene, text))
+        self.segments.append(segments)
         self.quotes.append(segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None)
         return f"sent-{len(self.sent)}"
 
@@ -233,6 +239,30 @@ async def test_a_market_face_the_person_used_is_sent_as_they_sent_it(stage: Stag
     stage.hear("嗨")
     await stage.quiet()
     assert sent == [{"type": "mface", "data": face | {"emoji_package_id": "7"}}]
+
+
+async def test_a_sticker_of_the_library_is_sent_with_its_file_and_stored_without(
+    archive: Archive, tmp_path: Path
+) -> None:
+    content, md5 = b"GIF89a" + b"x" * 1000, "a" * 32
+    library = Stickers(tmp_path / "stickers", StickerRules(enabled=True))
+    library.add(content, md5, "[贴贴]", ME, datetime.now(UTC))
+    stage = Stage(archive)
+    stage.settings = stage.settings.model_copy(
+        update={"stickers": StickerRules(enabled=True), "paths": Paths(data=tmp_path)}
+    )
+    stage.restart()
+    stage.persona = replace(stage.persona, spec=stage.persona.spec.model_copy(update={"people": (ME,)}))
+    stage.engine.lines = ["来[动画表情:贴贴]", "[动画表情:没有的]", "[动画表情]", "[骰子]"]
+    stage.hear("嗨")
+    await stage.quiet()
+    (first, dice) = stage.wire.segments
+    assert [s["type"] for s in first] == ["text", "image"]
+    assert base64.b64decode(first[1]["data"]["file"].removeprefix("base64://")) == content
+    assert dice == [{"type": "dice", "data": {}}]
+    stored = archive.window(GROUP, 10)[1]
+    assert stored.text == "来[动画表情:贴贴]"
+    assert "base64" not in str(stored.segments)
 
 
 async def test_answers_and_bubbles_come_at_the_persons_own_pace(archive: Archive) -> None:
@@ -514,6 +544,27 @@ async def test_what_is_set_for_a_scene_in_bot_toml_holds_there_alone(archive: Ar
     assert Stage(archive).presence.scenes.bias(GROUP) == 1.5, "what was typed outlives a restart"
 
 
+async def test_budgets_outlive_a_restart(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_hour=3, account_per_hour=4)
+    stage.engine.lines = ["一", "二", "三"]
+    stage.hear("在吗", age_s=20)
+    await stage.quiet()
+    assert len(stage.said) == 3
+    archive.append(
+        [
+            Message("old", GROUP, ACCOUNT, "小满", datetime.now(UTC) - timedelta(hours=25), "早", Origin.TWIN),
+            Message("typed", PRIVATE, FRIEND, "阿强", datetime.now(UTC), "/why", Origin.SYSTEM),
+            Message("own", PRIVATE, ACCOUNT, "", datetime.now(UTC), "这里还没有做过决定。", Origin.SYSTEM),
+        ]
+    )
+    again = Stage(archive, scene_per_hour=3, account_per_hour=5)
+    again._seq = 10
+    again.hear("还在吗", sender=OTHER)
+    await again.quiet()
+    assert again.outcomes()[-1] == "budget"
+    assert [again.presence.budget.left(s, time.monotonic()) for s in (GROUP, PRIVATE)] == [0, 1]
+
+
 async def test_answers_to_several_scenes_are_spread(archive: Archive) -> None:
     stage = Stage(archive, account_gap_s=0.3, scenes=tuple(f"group:{n}" for n in range(1, 4)))
     times: list[float] = []
@@ -578,6 +629,74 @@ async def test_being_addressed_shifts_the_odds(stage: Stage, how: dict[str, Any]
     addressed = {"mentioned", "quoted", "named", "shift:mention", "shift:quote", "shift:name"}
     assert {name for name, value in decision.why["terms"].items() if name in addressed and value} == terms
     assert all(decision.why["terms"][name] > 0 for name in terms)
+
+
+# -- speaking first -------------------------------------------------------------------------------
+
+
+async def test_speaking_first_answers_the_hour_alone(stage: Stage) -> None:
+    stage.hear("晚安", age_s=7300)
+    await stage.quiet()
+    stage.engine.lines = ["早呀", "[戳一戳]", "起床"]
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") is None
+    await stage.quiet()
+    assert stage.said == ["早呀", "起床"], "in a group a poke would be at nobody"
+    assert re.fullmatch(r"【周. \d\d:\d\d · 隔了2小时】", stage.engine.heard())
+    (decision,) = stage.archive.decisions(GROUP)
+    assert (decision.outcome, decision.why["opening"], decision.message_id) == ("spoke", "own", "")
+    assert [(m.text, m.origin) for m in stage.archive.window(GROUP, 2)] == [
+        ("早呀", Origin.TWIN), ("起床", Origin.TWIN),
+    ]  # fmt: skip
+    assert stage.wire.shown == [], "nothing was read"
+
+
+async def test_a_planned_message_is_about_its_prompt(stage: Stage) -> None:
+    assert stage.presence.open(GROUP, ACCOUNT, "叫大家起床", "schedule") is None
+    await stage.quiet()
+    assert stage.engine.heard().split("\n")[-1] == "（叫大家起床）"
+    assert "隔了" not in stage.engine.heard(), "nothing was ever said there"
+    assert stage.archive.decisions(GROUP)[0].why["opening"] == "schedule"
+    stage.hear("好")
+    await stage.quiet()
+    assert "叫大家起床" not in "".join(p.text for p in stage.engine.asked[-1].pieces), "it was never said"
+
+
+async def test_speaking_first_is_forbidden_by_what_forbids_answers(archive: Archive) -> None:
+    stage = Stage(archive, scene_per_minute=1)
+    now = datetime.now(UTC)
+    assert stage.presence.open(PRIVATE, ACCOUNT, "", "own") == "off"
+    stage.presence.scenes.type(GROUP, "quiet", "00:00-00:00", now)
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "quiet"
+    stage.presence.scenes.type(GROUP, "quiet", "", now)
+    stage.presence.muted(GROUP, 60)
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "muted"
+    stage.presence.muted(GROUP, 0)
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") is None
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "busy"
+    await stage.quiet()
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "budget"
+    stage.hear("我自己来", sender=ACCOUNT)
+    assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "held"
+    assert stage.said == ["好呀"]
+
+
+async def test_who_speaks_before_the_opening_is_out_is_answered_instead(stage: Stage) -> None:
+    ready, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    stage.presence.open(GROUP, ACCOUNT, "", "own")
+    await asyncio.wait_for(ready.wait(), 5)
+    stage.hear("在吗")
+    go.set()
+    await stage.quiet()
+    assert stage.outcomes() == ["cancelled", "spoke"]
+    assert stage.engine.heard().endswith("阿强：在吗")
+    assert stage.said == ["好呀"]
+    assert stage.presence.account_of(GROUP) == ACCOUNT
 
 
 # -- the person's own words, recalls --------------------------------------------------------------

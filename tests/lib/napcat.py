@@ -108,6 +108,10 @@ class NapCat:
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What the history actions tell, by `group:ID` or `private:ID`, oldest first."""
     older_by_default: bool = True
+    spoken: dict[int, str] = field(default_factory=dict)
+    """Words of voice messages by message_id, for the client's speech-to-text."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Path of the file of an image, by its name, for get_image."""
     """Whether a page after an anchor is older without `reverseOrder`."""
 
     def __post_init__(self) -> None:
@@ -369,6 +373,12 @@ class NapCat:
                 return _ok(self.events[params["message_id"]])
             case "get_msg":
                 return _failed(1200, "消息不存在")
+            case "fetch_ptt_text" if self.app_name.startswith("NapCat"):
+                return self._heard(params)
+            case "voice_msg_to_text" if self.app_name.startswith("LLOneBot"):
+                return self._heard(params)
+            case "get_image" if params["file"] in self.images:
+                return _ok({"file": self.images[params["file"]], "url": "", "file_size": "9"})
             case "friend_poke" | "group_poke":
                 return _ok(None)
             case "get_group_msg_history" | "get_friend_msg_history":
@@ -383,6 +393,10 @@ class NapCat:
                 return _ok({"user_id": int(self.account), "nickname": "本人"})
             case _:
                 return _failed(1404, f"不支持的Api {action}")
+
+    def _heard(self, params: dict[str, Any]) -> dict[str, Any]:
+        words = self.spoken.get(params["message_id"])
+        return _failed(1200, "无法转换语音消息为文本") if words is None else _ok({"text": words})
 
     def _page(self, params: dict[str, Any]) -> dict[str, Any]:
         """A page of history, by each client's own anchor."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bot.events import MalformedEvent, Mute, Recall, read
+from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from training.importers.jsonscan import members, shapes
 from training.importers.source import Item, Reading, Skipped, Source, head, unreadable
@@ -110,7 +110,7 @@ def _item(event: Any, reading: Reading) -> Item:
         raise Skipped(str(e)) from e
     except RecursionError as e:
         raise Skipped("nested too deeply") from e
-    if item is None or isinstance(item, Mute):
+    if item is None or isinstance(item, Mute | Online):
         raise Skipped(f"{event.get('post_type')} event")
     if not _storable(item):
         raise Skipped("an id that is not text")
