@@ -67,7 +67,7 @@ def corpus_preview(
 
 @app.command("clean")
 def corpus_clean(
-    show: Annotated[int, typer.Option(min=0, help="Examples of each reason: what people wrote.")] = 0,
+    examples: Annotated[int, typer.Option("--show", min=0, help="Examples of each reason: what people wrote.")] = 0,
     persona: PersonaOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -78,7 +78,7 @@ def corpus_clean(
     built = _corpus(config.load(config_path), persona)
     names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
-    show(found | ({"examples": stats.examples(built, show)} if show else {}), as_json)
+    show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
 
 
 def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, JsonOption, PersonaOption, night_of, show
+from bot.cli.options import CONFIG, ConfigOption, PersonaOption, night_of, show
 
 
 def train(

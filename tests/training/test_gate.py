@@ -7,9 +7,11 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from bot.config import Gate
 from bot.decision import Moment
 from training.evaluate import Scored, metrics
-from training.gate import WORSE_MAX, Answer, Candidate, Fault, Verdict, copies, holds_markers, loops, verdict
+from training.gate import Candidate, Fault, Verdict, verdict
+from training.likeness.use import Answer, copies, holds_markers, loops
 from training.samples import Label, Split
 
 MOMENT = Moment(None, 60.0, True, False, False, False, 1, 12.0)
@@ -65,14 +67,14 @@ def test_a_first_version_better_than_the_base_passes_with_its_figures_shown() ->
         (-0.01, 0.3, True),  # worse by less than the noise of 200 labels
         (-0.05, 0.0, False),  # small, and surely worse
         (-0.5, 0.3, False),
-        (-0.08, 2.0, False),  # nobody can tell: it may be far worse than WORSE_MAX
+        (-0.08, 2.0, False),  # nobody can tell: it may be far worse than words_worse_max
     ],
 )
 def test_a_version_is_compared_with_the_serving_one_beyond_noise(better_by: float, noise: float, passes: bool) -> None:
     found = judged(candidate(4.0 - better_by, noise=noise, seed=12), candidate(4.0))
     assert found.passed is passes, found.against_serving
     assert passes or faults(found) == {Fault.WORSE_THAN_SERVING}
-    assert WORSE_MAX == 0.1
+    assert Gate().words_worse_max == 0.1
 
 
 def test_equal_versions_pass_nearly_always_and_clearly_worse_ones_nearly_never() -> None:
