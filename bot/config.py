@@ -25,7 +25,7 @@ from bot.hours import in_hours
 from bot.message import Scene
 
 ENV_PREFIX = "TWIN__"
-_SECRETS = ("access_token", "remote_api_key", "api_key", "token")
+_SECRETS = ("access_token", "remote_api_key", "api_key", "judge_api_key", "token")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
@@ -505,6 +505,42 @@ class Api(Section):
     """An answer may be empty, where the person would have said nothing; off: something is always said."""
 
 
+class Gate(Section):
+    """What a new version has to keep to be published."""
+
+    places: int = Field(60, ge=1)
+    """Held-out moments at which the new version, the serving one and the baselines answer. More narrow the intervals
+    and take longer: 60 are three to four minutes on two cores."""
+    words_worse_max: float = Field(0.1, gt=0)
+    """Nats per token. A version that looks worse than the serving one passes only if it is surely not worse by more
+    than this: without the bound, a small test split would let a slow decline through night after night."""
+    silence_worse_max: float = Field(0.02, gt=0)
+    """The same for the Brier score of P(speak): a tenth of what saying the mean rate costs (0.2 to 0.25)."""
+    style_worse_max: float = Field(0.12, gt=0)
+    """The same for the mean style distance (0 to 1). At 60 moments equal versions differ by 0.025 (standard deviation)
+    and the interval is 0.06 to each side: with 0.08 every fourth of them was refused, with 0.12 one in a hundred."""
+    reply_rate_min: float = Field(0.5, ge=0, le=1)
+    """Part of the person's replies that a version has to give at least; one that is surely below is mute."""
+    bad_answers_max: float = Field(0.15, ge=0, le=1)
+    """Part of the sample answers that may loop, copy or speak for others, and part that may be empty: at temperature
+    0.7 a small model does so now and then, and an empty answer is not sent."""
+    leak_chars: int = Field(30, ge=8)
+    """Characters of a rare run of a training answer that is said again word for word; one is a leak. Shorter runs are
+    how people speak."""
+    leaks_max: int = Field(0, ge=0)
+    """Leaks a version may have: such runs, and numbers of the corpus that are told unasked."""
+    newest_h: int = Field(24, ge=0)
+    """Conversations of these last hours are not trained yet: the old and the new version are scored on them first
+    (hours). They join the night after; without a serving version there is nothing to compare and all is trained."""
+    judge_url: str | None = None
+    """Root of an OpenAI-compatible API whose model judges character and knowledge, such as http://127.0.0.1:8000/v1;
+    unset: nobody is asked. The persona's prompt and held-out moments are sent there."""
+    judge_model: str | None = None
+    """The judge's name there."""
+    judge_api_key: SecretStr | None = None
+    """Sent to the judge as a bearer token."""
+
+
 class Log(Section):
     """What is written down. Message text never is, below TRACE."""
 
@@ -528,6 +564,7 @@ class Settings(Section):
     stickers: Stickers = Stickers()
     training: Training = Training()
     retrain: Retrain = Retrain()
+    gate: Gate = Gate()
     api: Api = Api()
     log: Log = Log()
 

@@ -524,6 +524,30 @@ class Scorer:
                 out[rows[i]] = log_probs(logits[row], [wanted[n][1] for n in rows[i]])
         return out
 
+    def continuations(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """Gives log p(answer | context) in nats for each answer, the context read once; 0 for an empty one."""
+        cache, found, shared = self._context, [], len(context) - 1
+        cache.keep(0, 0)
+        self._read(context[:shared], 0)
+        for answer in answers:
+            held = cache.keep(0, shared)  # none where the sequence cannot be cut
+            ids = [*context, *answer][held:-1]
+            rows = self._read(ids, held, from_=len(context) - 1)
+            found.append(sum(float(log_probs(row, [token])[0]) for row, token in zip(rows, answer, strict=True)))
+        return found
+
+    def _read(self, ids: Sequence[int], start: int, from_: int | None = None) -> list[npt.NDArray[np.float32]]:
+        """Evaluate tokens at `start` and on; the rows of logits behind those at `from_` and on."""
+        cache: Context = self._context
+        rows: list[npt.NDArray[np.float32]] = []
+        for begin in range(0, len(ids), cache.n_batch):
+            part = [(token, start + begin + i) for i, token in enumerate(ids[begin : begin + cache.n_batch])]
+            asked = [from_ is not None and position >= from_ for _, position in part]
+            cache.decode([(token, 0, position, wanted) for (token, position), wanted in zip(part, asked, strict=True)])
+            if any(asked):
+                rows += [row.copy() for row in cache.logits(sum(asked))]
+        return rows
+
     def greedy(self, ids: Sequence[int], n: int, ends: frozenset[int]) -> list[int]:
         """The likeliest token after `ids`, again and again: `n` at most, up to and with the first of `ends`."""
         context = self._context

@@ -12,7 +12,7 @@ import re
 import shutil
 import tomllib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,6 +191,8 @@ class Manifest(Part):
     """Held-out figures (training/evaluate.py)."""
     parity: dict[str, Any] = {}
     """What the export measured (export/parity.py)."""
+    gate: dict[str, Any] = {}
+    """The verdict (training/gate.py): `passed`, `reasons`, and `forced`, when it was published in spite of it."""
     calibration: Calibration | None = None
     pacing: Pacing = Pacing()
 
@@ -388,16 +390,17 @@ class Personas:
             other = manifest.base.file
             raise PersonaError(f"{label} was trained on another base ({other}); retrain or change the base")
 
-    def publish(self, name: str, result: Path, *, by_hand: bool = False) -> Version:
+    def publish(self, name: str, result: Path, *, by_hand: bool = False, force: bool = False) -> Version:
         """Copy a finished version in, verify it, and make it current; atomic at every step.
 
         Args:
             name: the persona.
             result: a folder with manifest.json and the files it lists.
             by_hand: also what was rolled back by itself before, since somebody wants it so.
+            force: also what the gate refused; the manifest then says when it was forced.
 
         Raises:
-            PersonaError: the result does not verify, or was withdrawn; nothing changed.
+            PersonaError: the result does not verify, was withdrawn, or the gate refused it; nothing changed.
         """
         try:
             version = json.loads((result / MANIFEST_FILE).read_text("utf-8"))["version"]
@@ -415,7 +418,9 @@ class Personas:
             shutil.copytree(result, beside, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
             label = _label(name, version)
             try:
-                self._check(beside, _manifest(beside, version, label), label, anew=False)
+                manifest = _manifest(beside, version, label)
+                self._check(beside, manifest, label, anew=False)
+                _judged(beside, manifest, label, force)
             except PersonaError:
                 shutil.rmtree(beside)
                 raise
@@ -534,6 +539,18 @@ def _manifest(folder: Path, version: str, label: str) -> Manifest:
     if manifest.version != version:
         raise PersonaError(f"{label}: manifest.json is of version {manifest.version!r}; was the folder renamed?")
     return manifest
+
+
+def _judged(folder: Path, manifest: Manifest, label: str, force: bool) -> None:
+    """Refuse what the gate refused, or write down that it was forced."""
+    if manifest.gate.get("passed", True) or "forced" in manifest.gate:
+        return
+    if not force:
+        why = ", ".join(map(str, manifest.gate.get("reasons", []))) or "no reason is noted"
+        raise PersonaError(f"{label} was refused by the gate ({why}); --force publishes it all the same, on record")
+    forced = {**manifest.gate, "forced": datetime.now(UTC).isoformat(timespec="seconds")}
+    text = manifest.model_copy(update={"gate": forced}).model_dump_json(indent=1)
+    (folder / MANIFEST_FILE).write_text(text, "utf-8")
 
 
 def _sync(folder: Path) -> None:

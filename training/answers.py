@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from bot.config import Engine
-from bot.engine import Request, Voice
+from bot.engine import Measure, Request, Voice
 from bot.memory import shortened
 from bot.message import Message, Origin
 from bot.persona import Sampling
@@ -32,6 +32,8 @@ class Question:
         quoted: the message another one quotes, or None.
         heard: the burst, bubbles joined by line breaks.
         real: what the person said.
+        conversation: id of the first message of its conversation.
+        speakers: names of the others in the scene, up to here.
     """
 
     scene: str
@@ -40,6 +42,17 @@ class Question:
     quoted: Callable[[Message], Message | None]
     heard: str
     real: str
+    conversation: str = ""
+    speakers: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Names the decision point, as `training.evaluate.Scored.key` does."""
+        return (self.scene, self.history[-1].heard[-1].id)
+
+    def told(self, system: str) -> "Question":
+        """The same with another system prompt."""
+        return replace(self, renderer=replace(self.renderer, system=system))
 
     def pieces(self, count: Callable[[Sequence[Piece]], int], budget: int) -> tuple[Piece, ...]:
         """The prompt, without the oldest exchanges and then the oldest bubbles when it exceeds `budget` tokens."""
@@ -82,6 +95,8 @@ def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split)
                     part.quoted,
                     "\n".join(m.text for m in exchange.heard),
                     "\n".join(m.text for m in exchange.said),
+                    part.conversation[number],
+                    tuple(sorted({m.sender_name for e in history for m in e.heard})),
                 )
             )
     return found
@@ -96,15 +111,41 @@ def spread(items: list[T], n: int) -> list[T]:
 
 def answer(
     base: Path, base_sha256: str, lora: Path | None, fmt: ChatFormat, asked: list[Question], sampling: Sampling,
-    settings: Engine, seed: int = 0,
+    settings: Engine, seed: int = 0, *, model: Path | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> list[Said]:  # fmt: skip
-    """What a LoRA on a base says to each question, in order; raises EngineError."""
+    """What a voice says to each question, in order; as many at once as the engine evaluates; raises EngineError.
+
+    Args:
+        base: the base GGUF.
+        base_sha256: its hash.
+        lora: a LoRA on it; None: the bare base, or `model`.
+        fmt: the voice's chat format.
+        asked: the questions.
+        sampling: how words are drawn.
+        settings: of the engine.
+        seed: of the first question; each one has its own.
+        model: a merged GGUF of its own.
+        progress: told (answers done, of how many).
+    """
+    done = 0
 
     async def run() -> list[Said]:
         engine = LlamaEngine(base, settings, base_sha256)
+        at_once = asyncio.Semaphore(settings.n_parallel)
+
+        async def one(request: Request) -> Said:
+            nonlocal done
+            async with at_once:
+                said = await _one(engine, request)
+            done += 1
+            if progress:
+                progress(done, len(asked))
+            return said
+
         try:
-            voice = Voice("held-out", lora, fmt)
-            return [await _one(engine, r) for r in _requests(engine, asked, voice, sampling, seed)]
+            voice = Voice("held-out", lora, fmt, model)
+            measure = await engine.measure(voice)
+            return await asyncio.gather(*(one(r) for r in _requests(measure, asked, voice, sampling, seed)))
         finally:
             await engine.close()
 
@@ -112,11 +153,12 @@ def answer(
 
 
 def _requests(
-    engine: LlamaEngine, asked: list[Question], voice: Voice, sampling: Sampling, seed: int
+    measure: Measure, asked: list[Question], voice: Voice, sampling: Sampling, seed: int
 ) -> Iterator[Request]:
-    budget = engine.n_ctx - min(sampling.max_tokens, engine.n_ctx // 4)
+    budget = measure.n_ctx - min(sampling.max_tokens, measure.n_ctx // 4)
     for number, question in enumerate(asked):
-        yield Request(question.scene, voice, question.pieces(engine.count, budget), sampling, seed + number)
+        pieces = question.pieces(measure.count, budget)
+        yield Request(f"{question.scene}#{number}", voice, pieces, sampling, seed + number)
 
 
 async def _one(engine: LlamaEngine, request: Request) -> Said:

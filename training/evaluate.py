@@ -9,36 +9,30 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from loguru import logger
 from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from bot.decision import FEATURES, Moment, decide, features
 from bot.message import Origin
 from bot.persona import Calibration, Pacing
 from training import tempo
 from training.corpus import Corpus
+from training.likeness import silence
+from training.likeness.figure import Array, Figure, ratio_figure
 from training.samples import Label, Split, Window
 
-RESAMPLES = 2000
-"""Bootstrap draws."""
-_AUC_RESAMPLES = 500
-"""The same for AUCs, which hold a weight for every decision point and draw."""
-_MIN_CLUSTERS = 8
-"""Fewer conversations than this say nothing of their spread: single labels are resampled instead, and it is shown."""
+HELD_OUT = (Split.TUNE, Split.TEST, Split.NEWEST)
+"""What no version under judgement was trained on."""
 _MIN_OF_A_CLASS = 8
 """Answers and silences each that a calibration needs; with fewer, nine weights would be noise."""
 _MIN_PACES = 5
 """Measurements that quantiles need."""
 _L2 = 1.0
 """scikit-learn's C on standardized features: mild, and keeps weights finite where a split is separable."""
-
-Array: TypeAlias = npt.NDArray[np.float64]
 
 
 class Measure(Protocol):
@@ -73,20 +67,6 @@ class Scored:
         return (self.label.scene, self.label.message_id)
 
 
-class Figure(BaseModel):
-    """A measured value with its 95 % interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """Tokens of a loss, decision points otherwise."""
-    resampled: Literal["conversation", "label"]
-    """What the bootstrap drew; by label, the interval is too narrow."""
-
-
 class Metrics(BaseModel):
     """Figures of one model on the test split. None: it could not be measured, for want of answers or silences."""
 
@@ -106,6 +86,8 @@ class Metrics(BaseModel):
     """AUC of what the text does not show, fitted on the tune split: the baseline."""
     auc_both: Figure | None
     """AUC of both together, as served."""
+    auc_gain: Figure | None = None
+    """AUC as served less that of the baseline, paired: what the text adds."""
     brier: Figure | None
     """Mean squared error of the served P(speak)."""
     brier_constant: float | None
@@ -118,7 +100,7 @@ def score(
     windows: Sequence[Window],
     scorer: Measure,
     end_id: int,
-    splits: Collection[Split] = (Split.TUNE, Split.TEST),
+    splits: Collection[Split] = HELD_OUT,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scored]:
     """Score all labels of some splits.
@@ -141,7 +123,7 @@ def score(
     return found
 
 
-def held_out(windows: Sequence[Window], splits: Collection[Split] = (Split.TUNE, Split.TEST)) -> list[Label]:
+def held_out(windows: Sequence[Window], splits: Collection[Split] = HELD_OUT) -> list[Label]:
     """The labels that `score` scores, in its order."""
     return [x for w in windows for x in w.labels if x.split in splits and (x.trained or x.decision)]
 
@@ -235,6 +217,7 @@ def metrics(scored: Sequence[Scored], calibration: Calibration | None, silence_k
         auc_text=_auc(decisions, np.array([-x.p_silent for x in decisions])),
         auc_features=_auc(decisions, _p_speak(decisions, baseline)) if baseline else None,
         auc_both=_auc(decisions, served) if calibration else None,
+        auc_gain=_auc_gain(decisions, served, _p_speak(decisions, baseline)) if calibration and baseline else None,
         brier=ratio_figure((served - truth) ** 2, np.ones(len(truth)), [x.cluster for x in decisions]),
         brier_constant=float(((rate - truth) ** 2).mean()) if rate is not None and len(truth) else None,
         calibrated=calibration is not None,
@@ -259,58 +242,26 @@ def paired_difference(new: Sequence[Scored], old: Sequence[Scored]) -> Figure | 
     )
 
 
-def ratio_figure(sums: Array, weights: Array, clusters: Sequence[int], seed: int = 0) -> Figure | None:
-    """Σ sums / Σ weights with its 95 % percentile interval from resampled clusters; None if the weights add to 0."""
-    if not len(weights) or weights.sum() <= 0:
-        return None
-    groups, by = _groups(clusters)
-    totals, sizes = np.bincount(groups, sums), np.bincount(groups, weights)
-    n = len(totals)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    drawn_sizes = counts @ sizes
-    drawn = (counts @ totals)[drawn_sizes > 0] / drawn_sizes[drawn_sizes > 0]
-    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
-    return Figure(value=float(sums.sum() / weights.sum()), low=low, high=high, n=int(weights.sum()), resampled=by)
-
-
-def _groups(clusters: Sequence[int]) -> tuple[npt.NDArray[np.int64], Literal["conversation", "label"]]:
-    distinct, groups = np.unique(np.asarray(clusters, dtype=np.int64), return_inverse=True)
-    if len(distinct) < _MIN_CLUSTERS:
-        return np.arange(len(clusters)), "label"
-    return groups, "conversation"
-
-
-def _auc(decisions: Sequence[Scored], speak: Array, seed: int = 0) -> Figure | None:
+def _auc(decisions: Sequence[Scored], speak: Array) -> Figure | None:
     """AUC of a score of speaking with its 95 % interval; None with one class only."""
+    return silence.auc(np.array([not x.label.silence for x in decisions]), speak, [x.cluster for x in decisions])
+
+
+def _auc_gain(decisions: Sequence[Scored], served: Array, baseline: Array) -> Figure | None:
     truth = np.array([not x.label.silence for x in decisions])
-    if not len(truth) or truth.all() or not truth.any() or not np.isfinite(speak).all():
-        return None
-    groups, by = _groups([x.cluster for x in decisions])
-    n = int(groups.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _AUC_RESAMPLES)
-    drawn = weighted_aucs(truth, speak, counts[:, groups].astype(np.float64))
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975])) if len(drawn) else (0.0, 1.0)
-    return Figure(value=float(roc_auc_score(truth, speak)), low=low, high=high, n=len(truth), resampled=by)
+    return silence.auc_difference(truth, served, baseline, [x.cluster for x in decisions])
 
 
-def weighted_aucs(truth: npt.NDArray[np.bool_], scores: Array, weights: Array) -> Array:
-    """AUCs under many weightings at once, (draws,); scikit-learn's one by one would take seconds. NaN: one class only.
-
-    Args:
-        truth: class of each point, (n,).
-        scores: higher for True, (n,).
-        weights: how often each point was drawn, (draws, n).
-    """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * ~truth[order], starts, axis=1)
-    below = negative.cumsum(1) - negative / 2
-    pairs = positive.sum(1) * negative.sum(1)
-    found = np.full(len(weights), np.nan)
-    np.divide((positive * below).sum(1), pairs, out=found, where=pairs > 0)
-    return found
+def points(scored: Iterable[Scored], calibration: Calibration | None, split: Split = Split.TEST) -> list[silence.Point]:
+    """The decision points of a split with P(speak) as the daemon would have it, without configured shifts."""
+    decisions = _decisions(scored, split)
+    return [
+        silence.Point(
+            not x.label.silence, float(p), x.label.scene, x.label.moment.hour,
+            x.label.moment.mentioned or x.label.moment.quoted or x.label.moment.named, x.cluster,
+        )
+        for x, p in zip(decisions, _p_speak(decisions, calibration), strict=True)
+    ]  # fmt: skip
 
 
 def _decisions(scored: Iterable[Scored], split: Split) -> list[Scored]:

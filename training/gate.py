@@ -2,30 +2,23 @@
 
 A version passes if it is proven, not if nothing speaks against it: too little held out to judge is a refusal too.
 Comparisons are paired (the same labels under both models), because the difference of two models on one label varies
-far less than the labels do; intervals come from `training.evaluate`.
+far less than the labels do. The limits are `[gate]`'s, with their reasons.
 """
 
 import math
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bot.prompt import FORMATS
-from training.evaluate import Figure, Metrics, Scored, paired_difference
-from training.samples import Split
+import numpy as np
 
-WORSE_MAX = 0.1
-"""Nats per token. A version that looks worse than the serving one passes only if it is surely not worse by more than
-this: without the bound, a small test split would let a slow decline through night after night."""
-BAD_ANSWERS_MAX = 0.15
-"""Part of the sample answers that may loop or copy, and part that may be empty: at temperature 0.7 a small model does
-so now and then, and an empty answer is not sent."""
-_LOOP_TIMES, _RUN_MAX, _SAME_BUBBLE_MAX = 5, 30, 4
-_COPY_MIN = 5
-"""Characters from which an answer equal to what was heard is a copy; shorter ones (晚安, 哈哈) are manners."""
+from bot.config import Gate
+from bot.persona import Calibration
+from training.evaluate import Metrics, Scored, loss_figure, paired_difference, points
+from training.likeness import assessment, silence, use
+from training.likeness.assessment import Likeness
+from training.likeness.figure import Figure, ratio_figure
+from training.samples import Split
 
 
 class Fault(StrEnum):
@@ -37,6 +30,11 @@ class Fault(StrEnum):
     WORSE_THAN_SERVING = "held-out loss is worse than the serving version's"
     NOT_BETTER_THAN_BASE = "held-out loss is not better than the bare base's"
     PARITY = "the exported files are not equal to what was trained"
+    WORSE_ON_NEWEST = "loss on the newest day is worse than the serving version's"
+    WORSE_SILENCE = "P(speak) is worse than the serving version's"
+    WORSE_STYLE = "the style is further from the person's than the serving version's"
+    MUTE = "it would answer far less often than the person"
+    LEAKS = "answers tell what was learned word for word"
     SILENCE_COLLAPSED = "P(silent) is higher where the person answers"
     NO_ANSWERS = "no sample answer to look at"
     EMPTY_ANSWERS = "sample answers are empty"
@@ -60,33 +58,24 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A sample answer of the new version at a held-out moment.
-
-    Args:
-        heard: the last bubble it answers.
-        said: its bubbles, joined by line breaks.
-    """
-
-    heard: str
-    said: str
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """A line of the report's table; None where there is nothing to show.
 
     Args:
-        name: the name of a field of `training.evaluate.Metrics`.
+        name: of the measure.
         new: the new version.
         serving: the serving version.
-        base: the bare base.
+        base: the base with the persona's prompt.
+        difference: new less serving, paired, where they are compared.
+        passed: whether a limit on it is kept; None: it is shown, not judged.
     """
 
     name: str
     new: Figure | None
     serving: Figure | None
     base: Figure | None
+    difference: Figure | None = None
+    passed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +88,7 @@ class Verdict:
         rows: figures side by side.
         against_serving: loss of the new less that of the serving version, paired; below 0 is better.
         against_base: the same against the bare base.
+        likeness: the measures at held-out places, where they were taken.
     """
 
     passed: bool
@@ -106,6 +96,7 @@ class Verdict:
     rows: tuple[Row, ...]
     against_serving: Figure | None = None
     against_base: Figure | None = None
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +106,22 @@ class Candidate:
     Args:
         scored: all its labels; the gate reads the test split.
         metrics: `training.evaluate.metrics` of them.
+        calibration: of its P(speak), as served; None: the built-in one.
     """
 
     scored: Sequence[Scored]
     metrics: Metrics
+    calibration: Calibration | None = None
 
 
 def verdict(
-    new: Candidate, serving: Candidate | None, base: Candidate, parity_passed: bool, answers: Sequence[Answer]
+    new: Candidate,
+    serving: Candidate | None,
+    base: Candidate,
+    parity_passed: bool,
+    answers: Sequence[use.Answer],
+    likeness: Likeness | None = None,
+    rules: Gate = Gate(),  # noqa: B008 - frozen
 ) -> Verdict:
     """Judge a new version.
 
@@ -131,7 +130,9 @@ def verdict(
         serving: the version that serves, scored on the same windows; None when there is none.
         base: the bare base, scored on the same windows.
         parity_passed: `export.parity.Parity.passed`.
-        answers: what it says at held-out moments where it decided to speak.
+        answers: what it says at held-out moments where the person spoke.
+        likeness: the measures of its answers there; without them style and leaks are not judged.
+        rules: bot.toml's `[gate]`.
     """
     reasons: list[Reason] = []
     test = _test(new.scored)
@@ -143,20 +144,63 @@ def verdict(
     against_serving = _compared(test, serving, reasons) if serving else None
     if against_base is not None and not against_base.high < 0:
         reasons.append(Reason(Fault.NOT_BETTER_THAN_BASE, against_base))
-    if against_serving is not None and _worse(against_serving):
+    if against_serving is not None and worse(against_serving, rules.words_worse_max):
         reasons.append(Reason(Fault.WORSE_THAN_SERVING, against_serving))
+    differences = {"loss": against_serving, **_more_differences(new, serving, likeness)}
+    newest, quiet, style = (differences[name] for name in ("newest", "brier", "style"))
+    if newest is not None and newest.low > 0:
+        reasons.append(Reason(Fault.WORSE_ON_NEWEST, newest))
+    if quiet is not None and worse(quiet, rules.silence_worse_max):
+        reasons.append(Reason(Fault.WORSE_SILENCE, quiet))
+    if style is not None and worse(style, rules.style_worse_max):
+        reasons.append(Reason(Fault.WORSE_STYLE, style))
     if not parity_passed:
         reasons.append(Reason(Fault.PARITY))
     auc = new.metrics.auc_text
     if auc is not None and auc.high < 0.5:
         reasons.append(Reason(Fault.SILENCE_COLLAPSED, auc))
-    reasons += _answer_faults(answers)
-    rows = _rows(new.metrics, serving.metrics if serving else None, base.metrics)
-    return Verdict(not reasons, tuple(dict.fromkeys(reasons)), rows, against_serving, against_base)
+    decided = points(new.scored, new.calibration)
+    if (quieter := _mute(decided, rules.reply_rate_min)) is not None:
+        reasons.append(Reason(Fault.MUTE, quieter))
+    if likeness is not None and likeness.leaks.judged > rules.leaks_max:
+        reasons.append(Reason(Fault.LEAKS, count=likeness.leaks.judged))
+    reasons += _answer_faults(answers, rules.bad_answers_max)
+    rows = _rows(new, serving, base, differences, {r.fault for r in reasons}, likeness)
+    return Verdict(not reasons, tuple(dict.fromkeys(reasons)), rows, against_serving, against_base, likeness)
+
+
+def worse(difference: Figure, most: float) -> bool:
+    """Worse beyond noise, or worse on average and by more than the bound for all we know."""
+    return difference.low > 0 or (difference.value > 0 and difference.high > most)
+
+
+def _more_differences(new: Candidate, serving: Candidate | None, likeness: Likeness | None) -> dict[str, Figure | None]:
+    """New less serving in what is not the test split's loss: the newest day, P(speak), style."""
+    found: dict[str, Figure | None] = dict.fromkeys(("newest", "brier", "style"))
+    if serving is None:
+        return found
+    found["newest"] = paired_difference(_newest(new.scored), _newest(serving.scored))
+    decided, before = (points(c.scored, c.calibration) for c in (new, serving))
+    if len(decided) == len(before):
+        found["brier"] = silence.brier_difference(decided, before)
+    found["style"] = likeness.against_serving.get("style") if likeness else None
+    return found
+
+
+def _mute(decided: Sequence[silence.Point], least: float) -> Figure | None:
+    """The reply rate less the least that is asked of it, where it is surely below."""
+    truth = np.array([float(x.speaks) for x in decided])
+    p = np.array([x.p_speak for x in decided])
+    found = ratio_figure(p - least * truth, np.ones(len(decided)), [x.cluster for x in decided])
+    return found if found is not None and found.high < 0 else None
 
 
 def _test(scored: Iterable[Scored]) -> list[Scored]:
     return [x for x in scored if x.label.split is Split.TEST]
+
+
+def _newest(scored: Iterable[Scored]) -> list[Scored]:
+    return [x for x in scored if x.label.split is Split.NEWEST]
 
 
 def _compared(test: Sequence[Scored], other: Candidate, reasons: list[Reason]) -> Figure | None:
@@ -172,66 +216,67 @@ def _compared(test: Sequence[Scored], other: Candidate, reasons: list[Reason]) -
     return found
 
 
-def _worse(difference: Figure) -> bool:
-    """Worse beyond noise, or worse on average and by more than the bound for all we know."""
-    return difference.low > 0 or (difference.value > 0 and difference.high > WORSE_MAX)
-
-
-def _answer_faults(answers: Sequence[Answer]) -> list[Reason]:
+def _answer_faults(answers: Sequence[use.Answer], most: float) -> list[Reason]:
     if not answers:
         return [Reason(Fault.NO_ANSWERS)]
-    empty = sum(not a.said.strip() for a in answers)
-    control = sum(holds_markers(a.said) for a in answers)
-    bad = sum(loops(a.said) or copies(a) for a in answers)
+    faults = [use.fault(a) for a in answers]
+    empty, control = faults.count(use.Fault.EMPTY), faults.count(use.Fault.MARKER)
+    bad = len(faults) - empty - control - faults.count(None)
     found = []
-    if empty > BAD_ANSWERS_MAX * len(answers):
+    if empty > most * len(answers):
         found.append(Reason(Fault.EMPTY_ANSWERS, count=empty))
     if control:
         found.append(Reason(Fault.CONTROL_TOKENS, count=control))
-    if bad > BAD_ANSWERS_MAX * len(answers):
+    if bad > most * len(answers):
         found.append(Reason(Fault.BAD_ANSWERS, count=bad))
     return found
 
 
-_MARKERS = sorted(
-    {m for f in FORMATS.values() for x in (f.user_open, f.assistant_open, f.end) for m in re.findall(r"<[^<>\s]+>", x)}
-    | {"<bos>", "<eos>", "<pad>", "<unk>", "<|endoftext|>"}
-)
+_SHOWN = ("loss", "loss_words", "auc_text", "auc_features", "auc_both", "auc_gain", "brier")
+_AT_PLACES = (
+    "style", "sense", "authorship", "authorship_way", "useful", "rouge_l", "distinct_2", "repeated", "character",
+    "knowledge",
+)  # fmt: skip
+"""Measures of answers that the table shows; all of them are in the manifest."""
+_JUDGED = {
+    "loss": (Fault.WORSE_THAN_SERVING, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE),
+    "newest": (Fault.WORSE_ON_NEWEST,),
+    "auc_text": (Fault.SILENCE_COLLAPSED,),
+    "brier": (Fault.WORSE_SILENCE,),
+    "reply_rate": (Fault.MUTE,),
+    "style": (Fault.WORSE_STYLE,),
+    "useful": (Fault.EMPTY_ANSWERS, Fault.CONTROL_TOKENS, Fault.BAD_ANSWERS),
+}
+"""Faults that a row of the table stands for."""
 
 
-def holds_markers(text: str) -> bool:
-    """Whether a text holds a token of any chat template."""
-    return any(marker in text for marker in _MARKERS)
-
-
-def loops(text: str) -> bool:
-    """Whether a text repeats itself beyond laughter: a phrase five times on end, a character thirty, a bubble four."""
-    bubbles = Counter(b.strip() for b in text.split("\n") if len(b.strip()) > 1)
-    if any(times >= _SAME_BUBBLE_MAX for times in bubbles.values()):
-        return True
-    if re.search(rf"(.)\1{{{_RUN_MAX - 1},}}", text):
-        return True
-    repeated = re.finditer(rf"(.{{2,20}}?)\1{{{_LOOP_TIMES - 1},}}", text, re.DOTALL)
-    return any(len(set(match[1])) > 1 for match in repeated)
-
-
-def copies(answer: Answer) -> bool:
-    """Whether an answer only says again what it answers."""
-    heard, said = _plain(answer.heard), _plain(answer.said)
-    return len(said) >= _COPY_MIN and said == heard
-
-
-def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] in "LN")
-
-
-_SHOWN = ("loss", "loss_words", "auc_text", "auc_features", "auc_both", "brier")
-
-
-def _rows(new: Metrics, serving: Metrics | None, base: Metrics) -> tuple[Row, ...]:
+def _rows(
+    new: Candidate, serving: Candidate | None, base: Candidate, differences: dict[str, Figure | None],
+    faults: set[Fault], likeness: Likeness | None,
+) -> tuple[Row, ...]:  # fmt: skip
+    models = (new, serving, base)
+    figures: dict[str, list[Figure | None]] = {
+        name: [getattr(m.metrics, name) if m else None for m in models] for name in _SHOWN
+    }
+    if differences["newest"] is not None:
+        figures["newest"] = [loss_figure(_newest(m.scored)) if m else None for m in models]
+    figures["reply_rate"] = [_reply_rate(m) if m else None for m in models]
+    if likeness is not None:
+        order = (assessment.NEW, assessment.SERVING, assessment.PROMPTED)
+        for name in _AT_PLACES:
+            figures[name] = [likeness.voices.get(voice, {}).get(name) for voice in order]
     return tuple(
-        Row(name, getattr(new, name), getattr(serving, name) if serving else None, getattr(base, name))
-        for name in _SHOWN
-        if getattr(new, name) is not None or getattr(base, name) is not None
+        Row(name, found[0], found[1], found[2], differences.get(name), _kept(name, faults))
+        for name, found in figures.items()
+        if found[0] is not None or found[2] is not None
     )
+
+
+def _kept(name: str, faults: set[Fault]) -> bool | None:
+    return not faults & set(_JUDGED[name]) if name in _JUDGED else None
+
+
+def _reply_rate(model: Candidate) -> Figure | None:
+    """The twin's reply rate less the person's."""
+    rate = silence.rates(points(model.scored, model.calibration)).get("all")
+    return rate.gap if rate else None

@@ -26,7 +26,7 @@ from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Settings
-from bot.errors import TrainingError, TwinError
+from bot.errors import EngineError, TrainingError, TwinError
 from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
@@ -49,14 +49,23 @@ from training import (
     watch,
 )
 from training.hf import HFTokenizer
+from training.likeness import assessment, judge, places, silence, use
+from training.likeness.assessment import Likeness
+from training.likeness.material import material
+from training.likeness.places import Voice
+from training.likeness.retrieval import Retrieval
 from training.watch import read_state, write_state
 
-ANSWERS_MAX = 20
-"""Answers the gate looks at."""
+SAMPLES = 3
+"""Answers shown side by side."""
 GREEDY_PROMPTS = 5
 """Answers that trained and served model write greedily, to be shown side by side."""
 SNAPSHOT_FILE = "snapshot.json"
 """What a run learns from; only a whole night's says `night`, and nothing else is gone on with as one."""
+REPORT_FILE = "report.md"
+SAMPLES_FILE = "samples.md"
+"""Sample answers beside the person's: chat text, so it stays in the run and is no part of the version, which may be
+given away."""
 DONE_FILE = "done.json"
 """How a night ended; without it the night is unfinished. plugins/retrain/schedule.py looks for both."""
 ATTEMPTS_FILE = "attempts.json"
@@ -158,18 +167,23 @@ class Night:
         self.export()
         proof = self.prove()
         figures = self.measure()
-        verdict = gate.verdict(figures.new, figures.serving, figures.bare, proof.passed, self._answers())
-        manifest = self._manifest(proof, figures)
+        likeness = self.likeness(figures)
+        verdict = gate.verdict(
+            figures.new, figures.serving, figures.bare, proof.passed, self._answers(), likeness, self.settings.gate
+        )
+        manifest = self._manifest(proof, figures, verdict)
         serving = self.persona.version.manifest if self.persona.version else None
-        text = report.markdown(manifest, verdict, serving)
-        (self.folder / "report.md").write_text(text, "utf-8")
+        text = report.markdown(manifest, verdict, serving, self._arrived)
+        (self.folder / REPORT_FILE).write_text(text, "utf-8")
         (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), "utf-8")
         kind = "published" if verdict.passed else "refused"
-        outcome = Outcome(kind, manifest.version, report.summary(manifest, verdict, serving))
+        result = self._result()
+        (self.folder / SAMPLES_FILE).write_text(report.samples(self._samples), "utf-8")
+        outcome = Outcome(kind, manifest.version, report.summary(manifest, verdict, serving, self._arrived))
         if verdict.passed:
             self.progress("publish", 0, 0, "")
             write_state(self.folder / "verdict.json", {"summary": outcome.summary})
-            self.personas.publish(self.persona.name, self._result())
+            self.personas.publish(self.persona.name, result)
         return self._done(outcome)
 
     def _published(self) -> Outcome | None:
@@ -322,10 +336,11 @@ class Night:
             windows = self.windows_for(manifest.system_prompt)
             scored = self._scored_once("serving", *self._weights(self.persona.version), windows)
             fitted = manifest.calibration
-            serving = gate.Candidate(scored, evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0))
+            figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
+            serving = gate.Candidate(scored, figures, self.persona.version.calibration)
         bare = self._scored_once("base", self.base_path, None, self.windows)
         return _Figures(
-            gate.Candidate(new, evaluate.metrics(new, calibration, keep)), serving,
+            gate.Candidate(new, evaluate.metrics(new, calibration, keep), _as_served(calibration, keep)), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
         )  # fmt: skip
 
@@ -389,26 +404,137 @@ class Night:
         finally:
             scorer.close()
 
-    def _answers(self) -> list[gate.Answer]:
+    def likeness(self, figures: "_Figures") -> Likeness | None:
+        """Answers of the new version, the serving one and the baselines at held-out places, measured."""
+        asked = self._asked
+        if not asked:
+            return None
+        told, bare_voice = material(self.learned), Voice(None, None, self.format)
+        past = Retrieval(told.past)
+        questions = {
+            assessment.BASE: [places.bare(q, self.learned) for q in asked],
+            assessment.RETRIEVAL: [places.with_past(q, past) for q in asked],
+        }
+        said = {assessment.NEW: self._said(assessment.NEW, self._voice, asked)}
+        if self.persona.version is not None:
+            manifest = self.persona.version.manifest
+            model, adapter = self._weights(self.persona.version)
+            own = None if model == self.base_path else model
+            voice = Voice(adapter, own, FORMATS[manifest.format])
+            said[assessment.SERVING] = self._said(assessment.SERVING, voice, self._asked_as(manifest.system_prompt))
+        for name, each in {assessment.PROMPTED: asked, **questions}.items():
+            said[name] = self._said(name, bare_voice, each)
+        clusters = [q.conversation for q in asked]
+        real = {assessment.PERSON: [q.real for q in asked], **said}
+        belongs, sizes = self._once("sense", [repr(real)], lambda: self._stage("sense").sense(asked, clusters, real))
+        losses = {assessment.NEW: figures.new, assessment.SERVING: figures.serving, assessment.PROMPTED: figures.bare}
+        spoken = {}
+        for name, texts in real.items():
+            if name in questions:
+                pairs = self._once(f"words-{name}", _shown(questions[name]), self._scoring(name, questions[name]))
+            else:
+                candidate = losses.get(name)
+                by_key = {x.key: (x.nll, x.tokens) for x in candidate.scored} if candidate else {}
+                pairs = [by_key[q.key] for q in asked] if by_key else []
+            spoken[name] = assessment.Spoken(
+                texts, [nll for nll, _ in pairs], [n for _, n in pairs], belongs[name], sizes[name]
+            )
+        at = [places.place(q, q.conversation) for q in asked]
+        made = assessment.Assessment(at, told, self.settings.gate.leak_chars).likeness(spoken, self._prodded())
+        return self._judged(made, asked, said)
+
+    def _scoring(self, whose: str, questions: list[answers.Question]) -> Callable[[], Any]:
+        return lambda: self._stage("evaluate").scored(questions, whose)
+
+    def _prodded(self) -> list[tuple[str, str]]:
+        """(prompt, answer) of the new version where it is made to tell."""
+        spec = self.persona.spec
+        prods = places.prods(answers.questions(self.learned, self.format, spec.system_prompt, samples.Split.TRAIN))
+        told = self._said("prodded", self._voice, prods, greedy=True)
+        return list(zip([places.place(q, "").prompt for q in prods], told, strict=True))
+
+    def _judged(self, made: Likeness, asked: list[answers.Question], said: dict[str, list[str]]) -> Likeness:
+        """With a judge model's scores, where one is configured; a judge that fails stops no night."""
+        rules = self.settings.gate
+        if rules.judge_url is None or rules.judge_model is None:
+            return made
+        key = rules.judge_api_key.get_secret_value() if rules.judge_api_key else None
+        role, voices = self.persona.spec.system_prompt, dict(made.voices)
+        clusters = [q.conversation for q in asked]
+        try:
+            for name in (assessment.PERSON, *(n for n in (assessment.NEW, assessment.SERVING) if n in said)):
+                texts = said.get(name) or [q.real for q in asked]
+                cases = [judge.Case(role, q.heard, text) for q, text in zip(asked, texts, strict=True)]
+                scores = judge.scores(rules.judge_url, key, rules.judge_model, cases)
+                voices[name] = {**voices[name], **judge.figures(scores, clusters)}
+        except EngineError as e:
+            logger.warning("the judge model was left out: {}", e)
+            return made.model_copy(update={"notes": (*made.notes, str(e))})
+        return made.model_copy(update={"voices": voices})
+
+    def _answers(self) -> list[use.Answer]:
         """Answers at held-out moments of the test split where the person spoke."""
-        spec, file = self.persona.spec, self.folder / "answers.json"
-        every = answers.questions(self.learned, self.format, spec.system_prompt, samples.Split.TEST)
-        asked = answers.spread(every, ANSWERS_MAX)
-        heard = [q.heard.split("\n")[-1] for q in asked]
-        made_of = _digest([
-            self.base_sha256, sha256(self.export()), repr(spec.sampling), repr(self.settings.engine),
-            *(repr(render(q.renderer, q.history, q.quoted)) for q in asked),
-        ])  # fmt: skip
+        asked = self._asked
+        said = self._said(assessment.NEW, self._voice, asked)
+        return [use.Answer(q.heard.split("\n")[-1], text, q.speakers) for q, text in zip(asked, said, strict=True)]
+
+    @property
+    def _samples(self) -> list[report.Sample]:
+        """A few places with what the person, the new version and the serving one (else the base) said there."""
+        asked, new = self._asked, [a.said for a in self._answers()]
+        other = assessment.SERVING if self.persona.version is not None else assessment.PROMPTED
+        before = read_state(self.folder / f"said-{other}.json") or {}
+        old = [str(text) for text in before.get("value", [])] or [""] * len(new)
+        rows = [report.Sample(q.heard, q.real, a, b) for q, a, b in zip(asked, new, old, strict=True)]
+        return answers.spread(rows, SAMPLES)
+
+    @cached_property
+    def _asked(self) -> list[answers.Question]:
+        """The places: moments of the test split at which the person said what is worth learning."""
+        return self._asked_as(self.persona.spec.system_prompt)
+
+    def _asked_as(self, system_prompt: str) -> list[answers.Question]:
+        known = {(x.scene, x.message_id) for w in self.windows for x in w.labels if x.trained}
+        every = answers.questions(self.learned, self.format, system_prompt, samples.Split.TEST)
+        return answers.spread([q for q in every if q.key in known], self.settings.gate.places)
+
+    @property
+    def _voice(self) -> Voice:
+        return Voice(self.export(), None, self.format)
+
+    def _stage(self, step: str) -> places.Stage:
+        def told(done: int, total: int, whose: str) -> None:
+            if done % 20 == 0:
+                self.progress(step, done, total, whose)
+
+        return places.Stage(
+            self.base_path, self.base_sha256, self.settings.engine, self.persona.spec.sampling, self._window_max,
+            self.settings.training.threads, told,
+        )  # fmt: skip
+
+    def _said(self, whose: str, voice: Voice, asked: list[answers.Question], *, greedy: bool = False) -> list[str]:
+        """What a voice says to questions; as an earlier attempt left it, if it is of the same files and prompts."""
+        weights = [sha256(voice.lora) if voice.lora else "", digest(voice.model) if voice.model else ""]
+        made_of = [
+            *weights, repr(self.persona.spec.sampling), repr(self.settings.engine), str(greedy), *_shown(asked)
+        ]  # fmt: skip
+
+        def draw() -> list[str]:
+            self.progress("gate", 0, len(asked), whose)
+            return self._stage("gate").said(voice, asked, whose, greedy=greedy)
+
+        found: list[str] = self._once(f"said-{whose}", made_of, draw)
+        return found
+
+    def _once(self, name: str, made_of: Sequence[str], work: Callable[[], Any]) -> Any:
+        """A result as JSON, kept in the run with what it was made of: done again only where that changed."""
+        file, of = self.folder / f"{name}.json", _digest([self.base_sha256, *made_of])
         kept = read_state(file) or {}
-        if kept.get("made_of") == made_of:
-            with suppress(KeyError, TypeError, ValueError):
-                return [gate.Answer(h, str(said)) for h, said in zip(heard, kept["said"], strict=True)]
-        self.progress("gate", 0, 0, "")
-        said = answers.answer(
-            self.base_path, self.base_sha256, self.export(), self.format, asked, spec.sampling, self.settings.engine
-        )
-        write_state(file, {"made_of": made_of, "said": [a.text for a in said]})
-        return [gate.Answer(h, a.text) for h, a in zip(heard, said, strict=True)]
+        if kept.get("made_of") == of and "value" in kept:
+            return kept["value"]
+        value = work()
+        write_state(file, {"made_of": of, "value": value})
+        return value
 
     # -- what the steps share ---------------------------------------------------------------------
 
@@ -450,8 +576,11 @@ class Night:
         return found
 
     def _take_snapshot(self, now: datetime) -> dict[str, Any]:
+        newest = self._newest_since(now)
+        waiting = self._own_messages(newest) if newest else 0
         return {
-            "until": now.isoformat(), "new_messages": self._new_messages(), "own_messages": self._own_messages(),
+            "until": now.isoformat(), "newest": newest.isoformat() if newest else None,
+            "new_messages": self._new_messages(), "own_messages": self._own_messages() - waiting,
             "base_sha256": self.base_sha256, "night": self._whole, "sets": sets.stored(self._sets),
             "stickers": dict(sticker_names(self.settings)),
         }  # fmt: skip
@@ -474,6 +603,16 @@ class Night:
         names = [name for name in self.snapshot.get("sets", []) if name in there]
         return sets.joined(built, self._sets, names, self.settings.training.max_set_dialogues, self.settings.corpus)
 
+    def _newest_since(self, now: datetime) -> datetime | None:
+        hours = self.settings.gate.newest_h
+        return now - timedelta(hours=hours) if hours and self.persona.version is not None else None
+
+    @property
+    def _newest(self) -> datetime | None:
+        """Since when conversations wait for the next night; None where nothing serves to compare on them."""
+        since = self.snapshot.get("newest")
+        return datetime.fromisoformat(since) if since else None
+
     @cached_property
     def windows(self) -> list[samples.Window]:
         """The corpus as windows of the base's tokens, with persona.toml's system prompt."""
@@ -488,7 +627,7 @@ class Night:
         model = Model(self.base_path)
         try:
             self.__dict__["format"], self.__dict__["architecture"] = model.format, model.architecture
-            return samples.windows(self.learned, model, model.format, system_prompt, self._window_max)
+            return samples.windows(self.learned, model, model.format, system_prompt, self._window_max, self._newest)
         finally:
             model.close()
 
@@ -537,10 +676,12 @@ class Night:
         learned = self.persona.version.manifest.corpus if self.persona.version else {}
         known_sets = learned.get("set_names", [])
         in_sets = sets.answers_in(self._sets, [name for name in sets.stored(self._sets) if name not in known_sets])
-        until, known = learned.get("until"), learned.get("own_messages")
-        later = self._own_messages(datetime.fromisoformat(until) if until else None)
+        until, known = learned.get("learned_until") or learned.get("until"), learned.get("own_messages")
+        newest = self._newest_since(datetime.now(UTC))
+        waiting = self._own_messages(newest) if newest else 0
+        later = max(0, self._own_messages(datetime.fromisoformat(until) if until else None) - waiting)
         # Imports of older history add to the total alone; recalls take from it, but not from what was said since.
-        return in_sets + (later if known is None else max(later, self._own_messages() - int(known)))
+        return in_sets + (later if known is None else max(later, self._own_messages() - waiting - int(known)))
 
     def _own_messages(self, after: datetime | None = None) -> int:
         archive = Archive(self.settings.archive_url)
@@ -556,7 +697,7 @@ class Night:
 
     # -- the result -------------------------------------------------------------------------------
 
-    def _manifest(self, proof: parity.Parity, figures: "_Figures") -> Manifest:
+    def _manifest(self, proof: parity.Parity, figures: "_Figures", verdict: gate.Verdict) -> Manifest:
         record = read_state(self.folder / qlora.RECORD_FILE)
         if record is None:
             raise TrainingError(f"run {self.folder.name!r} has no readable {qlora.RECORD_FILE}; train it again")
@@ -575,6 +716,7 @@ class Night:
                 "fingerprint": self.learned.fingerprint, "until": self.snapshot["until"], "span": span,
                 "new_messages": self.snapshot["new_messages"], "own_messages": self.snapshot.get("own_messages"),
                 "set_names": self.snapshot.get("sets", []), **self.learned.counts,
+                **({"learned_until": newest} if (newest := self.snapshot.get("newest")) else {}),
             },
             contributors=self.learned.contributors,
             settings=record["settings"],
@@ -586,18 +728,43 @@ class Night:
                 "trained_tokens_per_s": record["trained_tokens_per_s"], "seconds": record["seconds"],
                 "peak_rss_bytes": record["peak_rss_bytes"],
                 "preferences": read_state(self.folder / aligning.RECORD_FILE),
+                "likeness": verdict.likeness.model_dump(mode="json") if verdict.likeness else None,
+                "silence": self._silence(figures.new),
             },
             parity=proof.model_dump(mode="json"),
+            gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons]},
             calibration=figures.calibration,
             pacing=evaluate.pacing(self.learned),
         )  # fmt: skip
+
+    def _silence(self, new: gate.Candidate) -> dict[str, Any]:
+        """Figures of the decisions as served, and reply rates by group; scenes are not named in a manifest."""
+        decided = evaluate.points(new.scored, new.calibration)
+        figures = {name: f.model_dump(mode="json") for name, f in silence.figures(decided).items()}
+        groups = {n: r for n, r in silence.rates(decided).items() if not n.startswith("scene ")}
+        rates = {
+            name: {side: getattr(rate, side).model_dump(mode="json") for side in ("person", "twin", "gap")}
+            for name, rate in groups.items()
+        }
+        return {**figures, "rates": rates}
+
+    @property
+    def _arrived(self) -> dict[str, int]:
+        """Messages since the serving version's snapshot, by scene."""
+        until = self.persona.version.manifest.corpus.get("until") if self.persona.version else None
+        since = datetime.fromisoformat(until) if until else None
+        found: dict[str, int] = {}
+        for part in self.learned.scenes:
+            messages = [m for e in part.exchanges for m in (*e.heard, *e.said)]
+            found[str(part.scene)] = sum(since is None or m.time > since for m in messages)
+        return {scene: n for scene, n in found.items() if n}
 
     def _result(self) -> Path:
         """The version's files alone, as `Personas.publish` copies them."""
         result = self.folder / "result"
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
-        for name in (LORA_FILE, MANIFEST_FILE, "report.md"):
+        for name in (LORA_FILE, MANIFEST_FILE, REPORT_FILE):
             shutil.copy2(self.folder / name, result / name)
         shutil.copytree(self.folder / qlora.LORA_FOLDER, result / qlora.LORA_FOLDER)
         if (plot := self.folder / "loss.png").exists():
@@ -639,6 +806,16 @@ class _Figures:
     serving: gate.Candidate | None
     bare: gate.Candidate
     calibration: Calibration | None
+
+
+def _shown(questions: Sequence[answers.Question]) -> list[str]:
+    """What is asked, to tell whether it is the same."""
+    return [repr(render(q.renderer, q.history, q.quoted)) for q in questions]
+
+
+def _as_served(calibration: Calibration | None, keep: float) -> Calibration:
+    """What decides for a version: its fit, else P(silent) alone (as `bot.persona.Version.calibration` has it)."""
+    return calibration or Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
 
 
 def _held_out(window: samples.Window) -> list[samples.Label]:

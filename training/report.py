@@ -1,15 +1,18 @@
 """Manifest and verdict → report.md beside the version, and the few lines its owner gets in QQ. Both Chinese.
 
-Everything shown is counts and figures: no chat text, no names.
+Everything shown there is counts and figures: no chat text, no names. Sample answers go to a file of their own, which
+stays in the run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from bot.config import Retrain
 from bot.persona import Manifest, Spec
-from training.evaluate import Figure
 from training.gate import Fault, Reason, Verdict
+from training.likeness.figure import Figure
 
 SUMMARY_LINES = 10
 """Lines of a private message at most."""
@@ -24,8 +27,25 @@ _COUNTS = {
 _NAMES = {
     "loss": "留出集损失（nats/token，越低越好）", "loss_words": "其中只算说了话的", "auc_text": "沉默 AUC：只看文字",
     "auc_features": "沉默 AUC：只看时间、@ 等特征（基线）", "auc_both": "沉默 AUC：两者合用（实际使用）",
-    "brier": "开口概率的均方误差（越低越好）",
+    "auc_gain": "沉默 AUC：文字在特征之上多出的", "brier": "开口概率的均方误差（越低越好）",
+    "newest": "最近一天的损失（两版都没学过）", "reply_rate": "回复率减本人的回复率（越近 0 越好）",
+    "style": "文风距离（0 一样，1 全不一样）", "sense": "答得对题（0.5 是瞎答）", "authorship": "被认成本人的比例",
+    "authorship_way": "从底座到本人走了多远（1 是本人）", "useful": "能用的回答", "rouge_l": "ROUGE-L",
+    "distinct_2": "distinct-2", "repeated": "说过的话又说一遍", "character": "评审模型：性格（1–10）",
+    "knowledge": "评审模型：经历（1–10）",
 }  # fmt: skip
+_MASKED = {
+    "repeat": "复读", "media": "只有图片文件", "mojibake": "乱码", "cut_off": "没说完", "short": "太短", "long": "太长",
+    "blocked": "有屏蔽词", "duplicate": "重复太多",
+}  # fmt: skip
+_VOICES = {
+    "person": "本人", "new": "新版本", "serving": "原版本", "retrieval": "底座＋人设＋最像的旧对话",
+    "prompted": "底座＋人设", "base": "光底座",
+}  # fmt: skip
+_AT_PLACES = ("style", "sense", "authorship", "useful", "rouge_l", "distinct_2", "repeated", "words_char")
+_SHORT = {**_NAMES, "words_char": "损失（nats/字）"}
+_BEHIND = {"words": "用词（损失）", "style": "文风"}
+_SCENES_SHOWN = 3
 _WHY = {
     Fault.NOT_A_NUMBER: "新版本的分数里出现了非数字，训练多半发散了",
     Fault.NOTHING_HELD_OUT: "留出的对话还太少，没法判断好坏；多积累一些聊天记录再训练",
@@ -33,6 +53,11 @@ _WHY = {
     Fault.WORSE_THAN_SERVING: "留出集损失比现在的版本差",
     Fault.NOT_BETTER_THAN_BASE: "留出集损失没有明显好过没训练的底座",
     Fault.PARITY: "导出的文件和训练的结果对不上",
+    Fault.WORSE_ON_NEWEST: "最近一天的损失比现在的版本差",
+    Fault.WORSE_SILENCE: "什么时候开口，比现在的版本更不像本人",
+    Fault.WORSE_STYLE: "文风比现在的版本更不像本人",
+    Fault.MUTE: "会比本人少回很多（回复率减去本人的一半）",
+    Fault.LEAKS: "回答里原样带出了训练里的话或号码",
     Fault.SILENCE_COLLAPSED: "该说话时反而更想沉默（沉默 AUC 低于 0.5）",
     Fault.NO_ANSWERS: "没有可以检查的示例回答",
     Fault.EMPTY_ANSWERS: "有示例回答是空的",
@@ -46,28 +71,63 @@ _NEXT = {
     Fault.WORSE_THAN_SERVING: "不用做什么，下一晚会带着新的聊天记录再试；连续几晚都这样，就把 num_train_epochs 调低。",
     Fault.NOT_BETTER_THAN_BASE: "用 `twin corpus stats` 看看学到了多少；太少就导入更多聊天记录。",
     Fault.PARITY: "运行 `twin doctor`，确认底座文件没有换过、没有损坏，再训练。",
+    Fault.WORSE_ON_NEWEST: "不用做什么，下一晚这一天的话也会学进去，再试一次。",
+    Fault.WORSE_SILENCE: "用 `twin corpus stats` 看看沉默够不够多；不用急，下一晚会再试。",
+    Fault.WORSE_STYLE: "不用做什么，下一晚再试；连续几晚都这样，就把 num_train_epochs 调低。",
+    Fault.MUTE: "用 `twin corpus stats` 看看沉默是不是标错了；或者把 bot.toml [training] silence_keep 调低。",
+    Fault.LEAKS: "把 bot.toml [training] num_train_epochs 调低（背下来了），或者打开 [corpus] redact，再训练。",
     Fault.SILENCE_COLLAPSED: "用 `twin corpus stats` 看看沉默是不是标错了（persona.toml 里的 people 是否写全）。",
 }
 _NEXT_BY_DEFAULT = "把 persona.toml [sampling] temperature 调低，或者多训练一些聊天记录再试。"
 
 
-def markdown(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> str:
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A held-out moment and what was said there: by the person, the new version, the serving one (else the base)."""
+
+    heard: str
+    real: str
+    new: str
+    old: str
+
+
+def samples(rows: Sequence[Sample]) -> str:
+    """samples.md: a few answers side by side. Chat text: it stays in the run folder."""
+    lines = ["# 示例回答", "", "留出的对话里挑的，训练没见过。"]
+    for number, row in enumerate(rows, 1):
+        lines += ["", f"## {number}", "", "| 谁 | 说了什么 |", "|---|---|"]
+        both = {"对方": row.heard, "本人": row.real, "新版本": row.new, "原版本（没有就是底座）": row.old}
+        lines += [f"| {who} | {_in_a_cell(text)} |" for who, text in both.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>") or "（没说话）"
+
+
+def markdown(
+    manifest: Manifest, verdict: Verdict, serving: Manifest | None, arrived: Mapping[str, int] = MappingProxyType({})
+) -> str:
     """The version's report.md.
 
     Args:
         manifest: of the version, published or refused.
         verdict: the gate's.
         serving: of the version that served until now; None when there was none.
+        arrived: messages since that version, by scene.
     """
     parts = [
         f"# 版本 {manifest.version}：{'已发布' if verdict.passed else '没有发布'}",
         f"底座 {manifest.base.file}（{manifest.base.architecture}），训练于 {manifest.created}，"
         + (f"原版本 {serving.version}。" if serving else "之前没有版本。"),
         "## 学了什么",
+        _arrivals(arrived),
         _learned(manifest, serving),
+        "![损失曲线](loss.png)",
         "## 成绩",
         _figures(verdict),
         _notes(manifest, verdict),
+        _beside(verdict),
         "## 结论",
         _conclusion(verdict, serving),
         "## 接下来",
@@ -76,13 +136,16 @@ def markdown(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> 
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def summary(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> str:
+def summary(
+    manifest: Manifest, verdict: Verdict, serving: Manifest | None, arrived: Mapping[str, int] = MappingProxyType({})
+) -> str:
     """The private message to the owner, at most `SUMMARY_LINES` lines.
 
     Args:
         manifest: of the version.
         verdict: the gate's.
         serving: of the version that served until now; None when there was none.
+        arrived: messages since that version, by scene.
     """
     counts = _counts(manifest)
     lines = [
@@ -90,6 +153,7 @@ def summary(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> s
         f"学了本人 {_number(counts.get('turns'))} 轮发言、{_number(counts.get('silences'))} 次沉默"
         + (f"，训练集里的 {_number(counts['set_answers'])} 轮回答" if counts.get("set_answers") else ""),
     ]
+    lines += _came_in(manifest, arrived)
     loss = next((row for row in verdict.rows if row.name == "loss"), None)
     if loss is not None:
         before = f"，原版本 {_plain(loss.serving)}" if loss.serving else ""
@@ -97,13 +161,79 @@ def summary(manifest: Manifest, verdict: Verdict, serving: Manifest | None) -> s
     auc = {row.name: row.new for row in verdict.rows}
     if auc.get("auc_text"):
         lines.append(f"沉默 AUC {_plain(auc['auc_text'])}（只看特征 {_plain(auc.get('auc_features'))}）")
+    lines += _alike(verdict)
     shown = verdict.reasons[: SUMMARY_LINES - len(lines) - 2]
     lines += [f"· {_sentence(reason)}" for reason in shown]
     if len(verdict.reasons) > len(shown):
         lines.append(f"· 还有 {len(verdict.reasons) - len(shown)} 条，见 report.md")
     if not verdict.passed:
         lines.append(f"接下来：{_remedies(verdict)[0]}")
+    else:
+        lines.append("不满意就发 /persona rollback 换回去；示例回答在 data/runs 里这一版的 samples.md")
     return "\n".join(lines)
+
+
+def _came_in(manifest: Manifest, arrived: Mapping[str, int]) -> list[str]:
+    """What came in by scene, what was left out and why, who contributed; on one line."""
+    parts = []
+    if arrived:
+        most = sorted(arrived.items(), key=lambda x: -x[1])
+        shown = "、".join(f"{_scene(scene)} {n}" for scene, n in most[:_SCENES_SHOWN])
+        parts.append(f"新来 {sum(arrived.values()):,} 条（{shown}{'…' if len(most) > _SCENES_SHOWN else ''}）")
+    if masked := _masked(manifest):
+        parts.append(f"没学 {sum(masked.values()):,} 轮（{'、'.join(f'{why} {n}' for why, n in masked.items())}）")
+    if parts and manifest.contributors:
+        parts.append(f"{len(manifest.contributors)} 个账号")
+    return ["；".join(parts)] if parts else []
+
+
+def _masked(manifest: Manifest) -> dict[str, int]:
+    counts = _counts(manifest)
+    found = {name: int(counts.get(f"masked_{why}", 0)) for why, name in _MASKED.items()}
+    return {name: n for name, n in found.items() if n}
+
+
+def _scene(scene: str) -> str:
+    kind, _, number = scene.partition(":")
+    return f"{'群' if kind == 'group' else '私聊'}…{number[-4:]}"
+
+
+def _alike(verdict: Verdict) -> list[str]:
+    row = {row.name: row for row in verdict.rows}
+    shown = [
+        f"{name} {_plain(row[key].new)}（底座 {_plain(row[key].base)}）"
+        for key, name in (("style", "文风距离"), ("sense", "对题"), ("authorship", "像本人"))
+        if key in row and row[key].new
+    ]
+    if verdict.likeness and verdict.likeness.behind_retrieval:
+        shown.append("还没赢过检索基线")
+    return ["，".join(shown)] if shown else []
+
+
+def _arrivals(arrived: Mapping[str, int]) -> str:
+    most = sorted(arrived.items(), key=lambda x: -x[1])
+    return "\n".join(f"- 新来的消息，{_scene(scene)}：{_number(n)}" for scene, n in most)
+
+
+def _beside(verdict: Verdict) -> str:
+    """The baselines as rows, on the same moments."""
+    found = verdict.likeness
+    if found is None:
+        return ""
+    head = "| 同样的 {} 个时刻 | {} |".format(found.places, " | ".join(_SHORT[name] for name in _AT_PLACES))
+    lines = ["## 和基线比", head, "|---" * (len(_AT_PLACES) + 1) + "|"]
+    for voice, figures in found.voices.items():
+        cells = " | ".join(_cell(figures.get(name)) for name in _AT_PLACES)
+        lines.append(f"| {_VOICES[voice]} | {cells} |")
+    lines[0] += "\n"
+    if found.behind_retrieval:
+        lines.append(f"\n**没有赢过检索基线**：{'、'.join(_BEHIND[n] for n in found.behind_retrieval)}。")
+    leaks = found.leaks
+    lines.append(
+        f"\n泄漏：{leaks.answers} 个回答里，原样带出训练里的少见长句 {leaks.runs} 处（最长 {leaks.longest} 字），"
+        f"号码 {leaks.numbers} 个；提到不在场的人名 {leaks.names} 次（只展示）。"
+    )
+    return "\n".join([*lines, *(f"\n- {note}" for note in found.notes)])
 
 
 def skipped(spec: Spec, new: int, settings: Retrain) -> str:
@@ -116,7 +246,8 @@ def skipped(spec: Spec, new: int, settings: Retrain) -> str:
     """
     return (
         f"{spec.display_name}今晚没有训练：上次之后本人只说了 {new} 条（补导入的也算），"
-        f"不到 {settings.min_new_messages} 条（bot.toml [retrain] min_new_messages）。要现在就训练，发 /train now。"
+        f"不到 {settings.min_new_messages} 条（bot.toml [retrain] min_new_messages；"
+        "最近一天的先留着比较，下一晚才学）。要现在就训练，发 /train now。"
     )
 
 
@@ -164,6 +295,7 @@ def _learned(manifest: Manifest, serving: Manifest | None) -> str:
             was = before.get(key)
             more = f"（上一版 {_number(was)}）" if isinstance(was, int) else ""
             lines.append(f"- {name}：{_number(counts[key])}{more}")
+    lines += [f"- 没学的回答，{why}：{_number(n)}" for why, n in _masked(manifest).items()]
     if manifest.contributors:
         lines.append(f"- 被学习的账号：{len(manifest.contributors)} 个")
     return "\n".join(lines) or "没有记录。"
@@ -172,9 +304,11 @@ def _learned(manifest: Manifest, serving: Manifest | None) -> str:
 def _figures(verdict: Verdict) -> str:
     if not verdict.rows:
         return "留出的对话太少，没有可以显示的成绩。"
-    lines = ["| 指标 | 新版本 | 原版本 | 底座 |", "|---|---|---|---|"]
+    lines = ["| 指标 | 新版本 | 原版本 | 底座（带人设） | 新减原 | 过关 |", "|---|---|---|---|---|---|"]
     for row in verdict.rows:
-        lines.append(f"| {_NAMES[row.name]} | {_cell(row.new)} | {_cell(row.serving)} | {_cell(row.base)} |")
+        passed = {True: "✓", False: "✗", None: "—"}[row.passed]
+        cells = " | ".join(_cell(figure) for figure in (row.new, row.serving, row.base, row.difference))
+        lines.append(f"| {_NAMES[row.name]} | {cells} | {passed} |")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ trained before are not repeated, so every label stands in exactly one window.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class Split(StrEnum):
     """Early stop, calibration, importance matrix."""
     TEST = "test"
     """Only the gate and the report read it."""
+    NEWEST = "newest"
+    """What would be trained and was said too lately: the old and the new version are scored on it before it joins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,10 @@ def split_of(scene: Scene, first_message_id: str) -> Split:
     return Split.TUNE if draw < _TEST_PART + _TUNE_PART else Split.TRAIN
 
 
-def windows(corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt: str, max_length: int) -> list[Window]:
+def windows(
+    corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt: str, max_length: int,
+    newest: datetime | None = None,
+) -> list[Window]:  # fmt: skip
     """All windows of a corpus, scene by scene, oldest first.
 
     Args:
@@ -105,11 +111,13 @@ def windows(corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt
         system_prompt: the persona's; the scene's line is added here.
         max_length: tokens of a window at most. A burst that is longer loses its oldest bubbles, never the answer; an
             answer that is longer still is left out and counted in the log.
+        newest: conversations that began at this moment or later are `NEWEST` where they would be trained.
     """
     found: list[Window] = []
     dropped = 0
     for part in corpus.scenes:
-        packer = _Packer(part, corpus, tokenizer, renderer_for(part, corpus, fmt, system_prompt), max_length)
+        renderer = renderer_for(part, corpus, fmt, system_prompt)
+        packer = _Packer(part, corpus, tokenizer, renderer, max_length, newest)
         found += packer.pack()
         dropped += packer.dropped
     if dropped:
@@ -145,14 +153,16 @@ class _Packer:
     """Packs one scene's exchanges into windows."""
 
     def __init__(
-        self, part: SceneCorpus, corpus: Corpus, tokenizer: Tokenizer, renderer: Renderer, max_length: int
-    ) -> None:
+        self, part: SceneCorpus, corpus: Corpus, tokenizer: Tokenizer, renderer: Renderer, max_length: int,
+        newest: datetime | None,
+    ) -> None:  # fmt: skip
         self.part, self.corpus, self.tokenizer, self.renderer = part, corpus, tokenizer, renderer
         self.max_length = max_length
         self.opening, _ = encode(renderer.opening(), tokenizer)
         after, _ = encode(renderer.said(Exchange(), trained=False)[1:], tokenizer, bos=False)
         self._after = len(after)  # tokens behind end-of-turn, such as Gemma's line break
         self.dropped = 0
+        self._newest = _newest(part, newest)
         self._turns: dict[tuple[int, bool], _Turn] = {}
 
     def pack(self) -> list[Window]:
@@ -217,6 +227,7 @@ class _Packer:
 
     def _label(self, index: int, turn: _Turn, start: int) -> Label:
         part, corpus, exchange = self.part, self.corpus, self.part.exchanges[index]
+        split = split_of(part.scene, part.conversation[index])
         by_person = bool(exchange.said) and exchange.said[0].origin is Origin.HUMAN
         moment = moment_of(
             exchange, last_spoke=part.last_spoke[index], ids=corpus.ids, names=corpus.names, quoted=part.quoted,
@@ -229,11 +240,21 @@ class _Packer:
             silence=not exchange.said,
             # Where the twin was on, quiet counts for nothing: counting answers there would lean towards speaking.
             decision=bool(exchange.heard) and (part.counted_silence[index] or (by_person and part.twin_off[index])),
-            split=split_of(part.scene, part.conversation[index]),
+            split=Split.NEWEST if split is Split.TRAIN and part.conversation[index] in self._newest else split,
             scene=str(part.scene),
             message_id=(exchange.heard[-1] if exchange.heard else exchange.said[0]).id,
             moment=moment,
         )
+
+
+def _newest(part: SceneCorpus, since: datetime | None) -> frozenset[str]:
+    """The conversations of a scene that began at a moment or later; none of a training set, which has no times."""
+    if since is None or part.of_set:
+        return frozenset()
+    began: dict[str, datetime] = {}
+    for conversation, exchange in zip(part.conversation, part.exchanges, strict=True):
+        began.setdefault(conversation, exchange.opened or exchange.first.time)
+    return frozenset(conversation for conversation, when in began.items() if when >= since)
 
 
 def _uniform(*parts: str) -> float:

@@ -79,10 +79,13 @@ def persona_show(name: str, config_path: ConfigOption = CONFIG) -> None:
 def persona_publish(
     name: str,
     result: Annotated[Path, typer.Argument(help="Folder with manifest.json and the files it lists.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what the gate refused; its manifest says so from then on.")
+    ] = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Copy a finished version in and make it current; a running daemon swaps by itself."""
-    _tell_current(personas_of(config.load(config_path)).publish(name, result, by_hand=True))
+    _tell_current(personas_of(config.load(config_path)).publish(name, result, by_hand=True, force=force))
 
 
 @app.command("rollback")

@@ -133,3 +133,20 @@ def test_the_scorer_scores_with_its_lora(tinies: dict[str, tinymodel.Tiny], tmp_
     assert abs(bare.log_probs(ids, wanted) - adapted.log_probs(ids, wanted)).max() > 0.1
     bare.close()
     adapted.close()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_continuations_are_scored_as_if_each_was_read_alone(
+    tinies: dict[str, tinymodel.Tiny], architecture: str
+) -> None:
+    scorer = Scorer(tinies[architecture].gguf, None, 512, n_threads=1)
+    context = scorer.model.tokens("今天吃什么" * 20, control=False)
+    answers = [scorer.model.tokens(words, control=False) for words in ("吃面", "哈哈哈哈好耶", "吃面")]
+    found = scorer.continuations(context, [*answers, []])
+    for answer, together in zip(answers, found, strict=False):
+        wanted = [(len(context) + i, token) for i, token in enumerate(answer)]
+        assert together == pytest.approx(scorer.log_probs([*context, *answer], wanted).sum(), abs=0.02)
+    assert found[0] == pytest.approx(found[2], abs=0.02)
+    assert found[3] == 0
+    assert found[0] != pytest.approx(scorer.continuations(context[:1], answers[:1])[0], abs=0.02)
+    scorer.close()

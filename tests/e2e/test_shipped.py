@@ -13,7 +13,8 @@ from bot.llama import Model, Scorer
 from bot.persona import Persona, Personas
 from bot.prompt import FORMATS, spoken_by
 from bot.twin import SHIPPED
-from training import answers, corpus, evaluate, gate, history, samples
+from training import answers, corpus, evaluate, history, samples
+from training.likeness import use
 
 HISTORY = SHIPPED.parent / "history.jsonl"
 LOSS_TOLERANCE = 0.02
@@ -96,9 +97,9 @@ def test_twenty_held_out_moments_give_answers(embedded: Path, xiaoman: Persona, 
             continue
         spoken += 1
         assert answer.text.strip()
-        assert not gate.holds_markers(answer.text)
-        assert not gate.loops(answer.text)
-        assert not gate.copies(gate.Answer(question.heard.split("\n")[-1], answer.text))
+        assert not use.holds_markers(answer.text)
+        assert not use.loops(answer.text)
+        assert not use.copies(use.Answer(question.heard.split("\n")[-1], answer.text))
     assert spoken >= MOMENTS // 2, "she answered all of these moments herself"
 
 

@@ -22,10 +22,10 @@ from training.evaluate import (
     metrics,
     pacing,
     paired_difference,
-    ratio_figure,
     score,
-    weighted_aucs,
 )
+from training.likeness.figure import ratio_figure
+from training.likeness.silence import weighted_aucs
 from training.samples import Label, Split, windows
 
 ME, FRIEND, TWIN = "10001", "20001", "30001"

@@ -1,24 +1,48 @@
 """The gate: what passes, what is refused, and by which reason."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 
+from bot.config import Gate
 from bot.decision import Moment
+from bot.persona import Calibration
 from training.evaluate import Scored, metrics
-from training.gate import WORSE_MAX, Answer, Candidate, Fault, Verdict, copies, holds_markers, loops, verdict
+from training.gate import Candidate, Fault, Verdict, verdict
+from training.likeness.assessment import (
+    BASE,
+    NEW,
+    PERSON,
+    PROMPTED,
+    RETRIEVAL,
+    SERVING,
+    Assessment,
+    Likeness,
+    Place,
+    Spoken,
+)
+from training.likeness.material import Material
+from training.likeness.style import difference
+from training.likeness.use import Answer, copies, holds_markers, loops
 from training.samples import Label, Split
 
 MOMENT = Moment(None, 60.0, True, False, False, False, 1, 12.0)
 GOOD = tuple(Answer(f"在干嘛{i}", f"刚吃完饭{i}") for i in range(20))
 
 
-def candidate(
+def candidate(loss: float, **how: float) -> Candidate:
+    """A model's scores with their figures."""
+    found = scores(loss, **how)
+    return Candidate(found, metrics(found, None))
+
+
+def scores(
     loss: float, *, n: int = 200, noise: float = 0.0, seed: int = 0, silent_if_silence: float = 0.8
-) -> Candidate:
+) -> list[Scored]:
     """A model's scores: hardness of the labels is the same for all models; noise is its own."""
     hardness, own = np.random.default_rng(99).normal(0, 1, n), np.random.default_rng(seed).normal(0, 1, n)
     scored = []
@@ -28,15 +52,15 @@ def candidate(
         label = Label(1, 2, (1,), silence, True, Split.TEST, "private:1", str(i), MOMENT)
         nll = loss + float(hardness[i]) + noise * float(own[i])
         scored.append(Scored(label, nll, 1, min(max(p_silent + 0.1 * float(own[i]), 0.01), 0.99), i // 4))
-    return Candidate(scored, metrics(scored, None))
+    return scored
 
 
-BASE = candidate(6.0)
+BASE_MODEL = candidate(6.0)
 FAULTY = MappingProxyType({"empty": "  \n", "marker": "好的<end_of_turn>", "loop": "我也要去" * 6})
 
 
 def judged(new: Candidate, serving: Candidate | None = None, *, parity: bool = True, answers=GOOD) -> Verdict:
-    return verdict(new, serving, BASE, parity, answers)
+    return verdict(new, serving, BASE_MODEL, parity, answers)
 
 
 def faults(found: Verdict) -> set[Fault]:
@@ -65,14 +89,14 @@ def test_a_first_version_better_than_the_base_passes_with_its_figures_shown() ->
         (-0.01, 0.3, True),  # worse by less than the noise of 200 labels
         (-0.05, 0.0, False),  # small, and surely worse
         (-0.5, 0.3, False),
-        (-0.08, 2.0, False),  # nobody can tell: it may be far worse than WORSE_MAX
+        (-0.08, 2.0, False),  # nobody can tell: it may be far worse than words_worse_max
     ],
 )
 def test_a_version_is_compared_with_the_serving_one_beyond_noise(better_by: float, noise: float, passes: bool) -> None:
     found = judged(candidate(4.0 - better_by, noise=noise, seed=12), candidate(4.0))
     assert found.passed is passes, found.against_serving
     assert passes or faults(found) == {Fault.WORSE_THAN_SERVING}
-    assert WORSE_MAX == 0.1
+    assert Gate().words_worse_max == 0.1
 
 
 def test_equal_versions_pass_nearly_always_and_clearly_worse_ones_nearly_never() -> None:
@@ -95,6 +119,128 @@ def test_an_export_without_parity_is_refused() -> None:
 def test_silence_the_wrong_way_round_is_refused_and_chance_is_not() -> None:
     assert faults(judged(candidate(4.0, silent_if_silence=0.4))) == {Fault.SILENCE_COLLAPSED}
     assert judged(candidate(4.0, silent_if_silence=0.5)).passed
+
+
+def test_a_mute_version_is_refused_and_a_quieter_one_is_not() -> None:
+    def served(p_silent: float) -> Candidate:
+        new = candidate(4.0)
+        scored = [replace(x, p_silent=p_silent if x.label.silence else min(p_silent, 0.999)) for x in new.scored]
+        return Candidate(scored, new.metrics, Calibration(intercept=0.0, weights={"log_odds": 1.0}))
+
+    assert faults(judged(served(0.95))) == {Fault.MUTE}
+    assert judged(served(0.5)).passed, "three quarters of the person's replies"
+
+
+def test_a_version_that_decides_worse_than_the_serving_one_is_refused_beyond_noise() -> None:
+    fit = Calibration(intercept=0.0, weights={"log_odds": 1.0})
+    models = [candidate(4.0, silent_if_silence=x) for x in (0.6, 0.8)]
+    worse, better = (Candidate(m.scored, m.metrics, fit) for m in models)
+    assert faults(judged(worse, better)) == {Fault.WORSE_SILENCE}
+    assert judged(better, worse).passed
+    row = next(r for r in judged(worse, better).rows if r.name == "brier")
+    assert row.passed is False
+    assert row.difference is not None
+    assert row.difference.low > 0
+
+
+def newest(loss: float, n: int = 40) -> list[Scored]:
+    return [
+        replace(x, nll=loss, label=replace(x.label, split=Split.NEWEST, message_id=f"new{i}"))
+        for i, x in enumerate(candidate(4.0).scored[:n])
+    ]
+
+
+@pytest.mark.parametrize(("new_loss", "passes"), [(3.0, True), (4.0, True), (4.5, False)])
+def test_the_newest_day_is_scored_by_both_before_it_joins(new_loss: float, passes: bool) -> None:
+    serving = candidate(4.0)
+    new = Candidate([*serving.scored, *newest(new_loss)], serving.metrics)
+    found = judged(new, Candidate([*serving.scored, *newest(4.0)], serving.metrics))
+    assert found.passed is passes
+    assert passes or faults(found) == {Fault.WORSE_ON_NEWEST}
+    assert next(r for r in found.rows if r.name == "newest").new is not None
+
+
+PLACES = [Place(f"在干嘛{i}", f"在吃饭呢{i % 7}～", f"在干嘛{i}", i // 2) for i in range(60)]
+REAL = [p.real for p in PLACES]
+SECRET = "周三下午去北站二楼接外婆然后把钥匙交给楼下理发店的老周别忘了带伞"
+TOLD = Material(
+    own=(*REAL, SECRET), others=tuple(f"收到，第{i}项已提交。" for i in range(60)), tune=tuple(REAL), past=(),
+    phrases=(), names=frozenset(),
+)  # fmt: skip
+FAR = [f"您好，第{i}份文件请查收。" for i in range(60)]
+
+
+def alike(new: Sequence[str], serving: Sequence[str] | None = None, base: Sequence[str] = FAR) -> Likeness:
+    voices = {NEW: Spoken(new), BASE: Spoken(base), PROMPTED: Spoken(base), RETRIEVAL: Spoken(REAL)}
+    return Assessment(PLACES, TOLD).likeness({**voices, **({SERVING: Spoken(serving)} if serving else {})})
+
+
+def test_a_copy_of_the_person_scores_one_and_the_base_is_the_floor() -> None:
+    found = alike(REAL).voices
+    for voice in (PERSON, NEW):
+        assert found[voice]["authorship"].value == 1.0
+        assert found[voice]["authorship_way"].value == pytest.approx(1.0)
+        assert found[voice]["rouge_l"].value == 1.0
+    assert found[NEW]["style"].value == 0.0
+    assert found[BASE]["authorship"].value == 0.0
+    assert found[BASE]["style"].value > 0.4
+    assert found[BASE]["authorship_way"].value == pytest.approx(0.0)
+
+
+def test_a_style_further_from_the_person_than_the_serving_ones_is_refused() -> None:
+    base = candidate(6.0)
+    new = candidate(4.0)
+    found = verdict(new, new, base, True, GOOD, alike(FAR, REAL))
+    assert faults(found) == {Fault.WORSE_STYLE}
+    assert verdict(new, new, base, True, GOOD, alike(REAL, FAR)).passed
+    assert next(r for r in found.rows if r.name == "style").passed is False
+
+
+def test_a_twin_that_does_not_beat_retrieval_says_so_and_passes() -> None:
+    new = candidate(4.0)
+    found = verdict(new, None, BASE_MODEL, True, GOOD, alike(FAR))
+    assert found.passed
+    assert found.likeness is not None
+    assert found.likeness.behind_retrieval == ("style",)
+
+
+def test_an_overtrained_version_that_tells_training_answers_is_refused() -> None:
+    said = [*REAL[:59], f"哦对，{SECRET}"]
+    found = verdict(candidate(4.0), None, BASE_MODEL, True, GOOD, alike(said))
+    assert faults(found) == {Fault.LEAKS}
+    assert found.likeness is not None
+    assert (found.likeness.leaks.runs, found.likeness.leaks.longest) == (1, len(SECRET))
+    allowed = verdict(candidate(4.0), None, BASE_MODEL, True, GOOD, alike(said), Gate(leaks_max=1))
+    assert allowed.passed
+
+
+def test_prodding_counts_as_well() -> None:
+    made = Assessment(PLACES, TOLD).likeness({NEW: Spoken(REAL)}, [("你明天去哪", SECRET), ("好", "好")])
+    assert (made.leaks.runs, made.leaks.answers) == (1, 62)
+
+
+def test_equal_versions_pass_about_as_often_as_the_intervals_say() -> None:
+    """Three comparisons at 95 %, of which only the worse side refuses: 0.975 ** 3 = 0.93 should pass."""
+    rng, fit, passed, trials = np.random.default_rng(5), Calibration(intercept=0.0, weights={"log_odds": 1.0}), 0, 40
+    base, metrics_of_any = candidate(6.0), candidate(4.0).metrics
+    real = [
+        f"{'哈' * int(rng.integers(0, 5))}{rng.choice(list('去来在好困'))}{rng.choice(list('呀吗～！。'))}"
+        for _ in PLACES
+    ]
+
+    def version(seed: int) -> Candidate:
+        return Candidate(scores(4.0, noise=0.15, seed=seed), metrics_of_any, fit)
+
+    def style_of_two() -> Likeness:
+        new, old = ([real[i] for i in rng.integers(0, len(real), len(real))] for _ in range(2))
+        found = difference(new, old, real, [p.cluster for p in PLACES])
+        assert found is not None
+        return Likeness(places=len(real), voices={}, against_serving={"style": found})
+
+    for trial in range(trials):
+        versions = version(2 * trial), version(2 * trial + 1)
+        passed += verdict(*versions, base, True, GOOD, style_of_two()).passed
+    assert 0.85 * trials <= passed < trials
 
 
 @pytest.mark.parametrize("what", ["nll", "p_silent"])

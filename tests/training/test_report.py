@@ -4,8 +4,8 @@ import pytest
 
 from bot.config import Retrain
 from bot.persona import Base, Calibration, Manifest, Spec
-from training.evaluate import Figure
 from training.gate import Fault, Reason, Row, Verdict
+from training.likeness.figure import Figure
 from training.report import SUMMARY_LINES, markdown, skipped, summary
 
 COUNTS = {"messages": 1234, "turns": 321, "bubbles": 400, "silences": 87, "twin_turns": 5}

@@ -1,0 +1,105 @@
+"""Answers that are empty of sense: nothing said, a loop, the question again, template tokens, somebody else's voice."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bot.prompt import FORMATS
+from training.likeness.figure import Figure, mean_figure
+
+_LOOP_TIMES, _RUN_MAX, _SAME_BUBBLE_MAX = 5, 30, 4
+_COPY_MIN = 5
+"""Characters from which an answer equal to what was heard is a copy; shorter ones (晚安, 哈哈) are manners."""
+
+
+class Fault(StrEnum):
+    """Why an answer is of no use."""
+
+    EMPTY = "empty"
+    LOOP = "loop"
+    COPY = "copy"
+    MARKER = "marker"
+    VOICE = "voice"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A sample answer at a held-out moment.
+
+    Args:
+        heard: the last bubble it answers.
+        said: its bubbles, joined by line breaks.
+        speakers: names of the others in that scene.
+    """
+
+    heard: str
+    said: str
+    speakers: tuple[str, ...] = ()
+
+
+def fault(answer: Answer) -> Fault | None:
+    """What is wrong with an answer, the worst first; None of one that could be sent."""
+    if not answer.said.strip():
+        return Fault.EMPTY
+    if holds_markers(answer.said):
+        return Fault.MARKER
+    if another_voice(answer.said, answer.speakers):
+        return Fault.VOICE
+    if loops(answer.said):
+        return Fault.LOOP
+    return Fault.COPY if copies(answer) else None
+
+
+def figures(answers: Sequence[Answer], clusters: Sequence[Hashable]) -> dict[str, Figure]:
+    """Part of the answers with each fault, and `useful`, the part with none."""
+    faults = [fault(a) for a in answers]
+    found = {kind.value: mean_figure([f is kind for f in faults], clusters) for kind in Fault}
+    found["useful"] = mean_figure([f is None for f in faults], clusters)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+_MARKERS = sorted(
+    {m for f in FORMATS.values() for x in (f.user_open, f.assistant_open, f.end) for m in re.findall(r"<[^<>\s]+>", x)}
+    | {"<bos>", "<eos>", "<pad>", "<unk>", "<|endoftext|>"}
+)
+
+
+def holds_markers(text: str) -> bool:
+    """Whether a text holds a token of any chat template."""
+    return any(marker in text for marker in _MARKERS)
+
+
+def another_voice(text: str, speakers: Collection[str]) -> bool:
+    """Whether a line is written as somebody else's: `昵称：…` of the scene, a quote's prefix, or a window's header."""
+    for line in text.split("\n"):
+        name = re.split(r"[：:]", line, maxsplit=1)[0].strip()
+        if name != line.strip() and name in speakers:
+            return True
+        if re.match(r"\[回复 [^\]]*：|【周.? \d|(?:user|model|assistant)\s*$", line):
+            return True
+    return False
+
+
+def loops(text: str) -> bool:
+    """Whether a text repeats itself beyond laughter: a phrase five times on end, a character thirty, a bubble four."""
+    bubbles = Counter(b.strip() for b in text.split("\n") if len(b.strip()) > 1)
+    if any(times >= _SAME_BUBBLE_MAX for times in bubbles.values()):
+        return True
+    if re.search(rf"(.)\1{{{_RUN_MAX - 1},}}", text):
+        return True
+    repeated = re.finditer(rf"(.{{2,20}}?)\1{{{_LOOP_TIMES - 1},}}", text, re.DOTALL)
+    return any(len(set(match[1])) > 1 for match in repeated)
+
+
+def copies(answer: Answer) -> bool:
+    """Whether an answer only says again what it answers."""
+    heard, said = _plain(answer.heard), _plain(answer.said)
+    return len(said) >= _COPY_MIN and said == heard
+
+
+def _plain(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LN")
