@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from bot.errors import TrainingError
-from training.batches import IGNORED
+from training.batches import IGNORED, collate, pack
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -74,17 +74,18 @@ def sparse_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
     return total
 
 
-def teach_sparse_loss(model: Any, chunk: int = 128) -> None:
-    """Let a PEFT model's forward take `targets` and give `sparse_nll`.
+def teach_sparse_loss(model: Any, chunk: int = 128, *, packed: bool = False) -> None:
+    """Let a PEFT model's forward take `targets`, and `position_ids` of packed windows, and give `sparse_nll`.
 
     Through `forward`, so that a wrapper around the model (distributed training) still sees the call.
 
     Args:
         model: the PEFT model, changed.
         chunk: positions whose logits are held at once; 128 of 262,144 words are 134 MB.
+        packed: windows will come packed.
 
     Raises:
-        TrainingError: the base makes its logits in a way this does not know.
+        TrainingError: the base makes its logits in a way this does not know, or mixes packed windows.
     """
     base = model.get_base_model()
     head = base.get_output_embeddings()
@@ -94,11 +95,15 @@ def teach_sparse_loss(model: Any, chunk: int = 128) -> None:
     def forward(*args: Any, targets: Tensor | None = None, **inputs: Any) -> Any:
         if targets is None:
             return whole(*args, **inputs)
-        hidden = base.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        # Positions alone keep packed windows apart; a mask of ones beside them would mix them.
+        read = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+        hidden = base.get_decoder()(**read, use_cache=False).last_hidden_state
         return sparse_nll(hidden, head.weight, targets, softcap, chunk)
 
     base.forward = forward
     _check(model, base.config.get_text_config().vocab_size)
+    if packed:
+        _check_packing(model, base.config.get_text_config().vocab_size)
 
 
 @contextmanager
@@ -132,4 +137,21 @@ def _check(model: Any, vocabulary: int) -> None:
         raise TrainingError(
             f"base {type(model.get_base_model()).__name__} makes its logits in a way that is not known here (loss "
             f"{float(ours):.3f}, its own {float(theirs):.3f}); choose a base of the Gemma, Qwen or Llama 3 family"
+        )
+
+
+def _check_packing(model: Any, vocabulary: int) -> None:
+    """Compare two windows packed with the same two alone: a kernel or recurrent base that looks across is told."""
+    both = [torch.arange(start, start + 8).remainder(vocabulary).tolist() for start in (3, 40)]
+    rows = [{"input_ids": ids[:-1], "labels": ids[1:]} for ids in both]
+    with measuring(model):
+        alone, together = (
+            sum(float(model(**{("targets" if k == "labels" else k): v.to(model.device) for k, v in batch.items()}))
+                for batch in batches)
+            for batches in ([collate([row]) for row in rows], [pack(rows)])
+        )  # fmt: skip
+    if abs(alone - together) > 0.02 * abs(alone):
+        raise TrainingError(
+            f"base {type(model.get_base_model()).__name__} mixes packed windows with this attention kernel (loss "
+            f"{together:.3f}, alone {alone:.3f}); set [training] packing = 'off'"
         )

@@ -13,6 +13,8 @@ from bot.errors import TwinError
 if TYPE_CHECKING:
     from training.corpus import Corpus
 
+PREVIEW_LENGTH = 512
+"""Tokens of a window shown where the device would choose; to ask it would take torch."""
 app = typer.Typer(no_args_is_help=True, help="What the archive would teach, before any training.")
 
 
@@ -57,7 +59,9 @@ def corpus_preview(
     model = Model(path, vocab_only=True)
     how = preview.green if sys.stdout.isatty() else preview.bracketed
     try:
-        windows = samples.windows(built, model, model.format, spec.system_prompt, rules.model_max_length)
+        windows = samples.windows(
+            built, model, model.format, spec.system_prompt, rules.model_max_length or PREVIEW_LENGTH
+        )
         for window in preview.chosen(windows, n, seed):
             typer.echo(f"──── {window.scene}, {len(window.ids)} tokens")
             typer.echo(preview.text(window, lambda token: model.piece(token, control=True), rules, how) + "\n")
@@ -67,7 +71,7 @@ def corpus_preview(
 
 @app.command("clean")
 def corpus_clean(
-    show: Annotated[int, typer.Option(min=0, help="Examples of each reason: what people wrote.")] = 0,
+    examples: Annotated[int, typer.Option("--show", min=0, help="Examples of each reason: what people wrote.")] = 0,
     persona: PersonaOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
@@ -78,7 +82,7 @@ def corpus_clean(
     built = _corpus(config.load(config_path), persona)
     names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
-    show(found | ({"examples": stats.examples(built, show)} if show else {}), as_json)
+    show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
 
 
 def _corpus(settings: config.Settings, persona: str | None) -> "Corpus":

@@ -24,17 +24,19 @@ from training.batches import IGNORED, ByLength, Row, collate, rows_of
 from training.corpus import Corpus, SceneCorpus
 from training.hf import HFTokenizer
 from training.loss import sparse_nll
+from training.precision import Precision
 from training.qlora import train
 from training.samples import Split, Window, windows
 from training.watch import Progress
 
+PLAIN = Precision("none", torch.bfloat16)
 ME, FRIEND, TWIN = "10001", "20001", "30001"
 SCENE = Scene("private", FRIEND)
 START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
 RULES = Conversation()
 SETTINGS = Training(
     r=4, lora_alpha=8, learning_rate=5e-3, num_train_epochs=3, per_device_train_batch_size=4, model_max_length=160,
-    logging_steps=1, lora_dropout=0.1, threads=1,
+    logging_steps=1, lora_dropout=0.1, threads=1, save_steps=2,
 )  # fmt: skip
 
 
@@ -162,7 +164,7 @@ def test_training_lowers_the_loss_and_leaves_a_lora_with_its_record(
 
 def test_the_kept_lora_has_the_tune_loss_of_its_record(base: Path, samples: list[Window], tmp_path: Path) -> None:
     run = train(samples, base, tmp_path / "run", SETTINGS)
-    model = PeftModel.from_pretrained(load(base, "none"), run.peft).eval()
+    model = PeftModel.from_pretrained(load(base, PLAIN), run.peft).eval()
     rows = rows_of(samples, Split.TUNE)
     total = 0.0
     with torch.no_grad():
@@ -201,13 +203,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 ) -> None:
     whole = train(samples, base, tmp_path / "whole", SETTINGS)
     with pytest.raises(Killed):
-        train(samples, base, tmp_path / "cut", SETTINGS, kill_at(7), save_steps=2)
+        train(samples, base, tmp_path / "cut", SETTINGS, kill_at(7))
     newest = tmp_path / "cut" / "checkpoints" / "checkpoint-6"
     assert newest.is_dir()
     # And the next checkpoint was half written.
     shutil.copytree(newest, newest.with_name("checkpoint-8"))
     (newest.with_name("checkpoint-8") / "trainer_state.json").unlink()
-    resumed = train(samples, base, tmp_path / "cut", SETTINGS, save_steps=2)
+    resumed = train(samples, base, tmp_path / "cut", SETTINGS)
     assert resumed.record["resumed_at"] == 6
     assert resumed.record["steps"] == whole.record["steps"]
     one, two = lora(whole.peft), lora(resumed.peft)
