@@ -171,5 +171,6 @@ def _check_packing(model: Any, vocabulary: int) -> None:
         )  # fmt: skip
     if float((there - here).norm() / here.norm()) > 0.05:
         raise TrainingError(
-            f"base {type(base).__name__} mixes packed windows with this attention kernel; set [training] packing = 'off'"
+            f"base {type(base).__name__} mixes packed windows with this attention kernel; set [training] packing = "
+            "'off'"
         )
