@@ -16,7 +16,7 @@ from bot.llama import Context, Model, Scorer
 from bot.persona import Base, Persona, Personas
 from bot.twin import SHIPPED, install_shipped
 from export import gguf, lora, merge, merged, parity, proof, quantize
-from training import corpus, history, samples
+from training import choices, corpus, device, history, samples
 from training.base import checkpoint
 from training.hf import HFTokenizer
 
@@ -123,7 +123,7 @@ def _held_out(settings: config.Settings, persona: Persona, tokenizer: HFTokenize
     history.load(SHIPPED.parent / "history.jsonl", archive)
     built = corpus.build(archive, persona.spec.people, persona.spec.names, settings.conversation)
     archive.close()
-    window = settings.training.model_max_length
+    window = choices.window(settings.training, device.here())
     windows = samples.windows(built, tokenizer, tokenizer.format, persona.system_prompt, window)
     found = []
     for one in windows:

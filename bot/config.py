@@ -332,42 +332,102 @@ class Stickers(Section):
 
 
 class Training(Section):
-    """QLoRA, under its libraries' names."""
+    """QLoRA, under its libraries' names. What is unset is chosen from the data and the device, and said."""
 
-    precision: Literal["auto", "nf4", "none"] = "auto"
-    """nf4: 4-bit base; none: bf16 weights. auto: nf4 on CUDA, none on a CPU, where NF4 saves memory but costs time."""
-    r: int = Field(16, ge=1)
-    """LoRA rank."""
-    lora_alpha: int = Field(32, ge=1)
-    """LoRA strength is lora_alpha / r; 2r is the usual choice."""
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    """Dropout on the LoRA's input."""
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate; cosine after warm-up."""
-    num_train_epochs: float = Field(2.0, gt=0)
-    """Passes over the samples."""
+    base: str | None = None
+    """Checkpoint to train on: a Hugging Face folder, or an id on the hub. Unset: [engine] base itself, dequantized
+    once. It must be the very model the GGUF was made from."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where an id is fetched from; ModelScope is the mirror in China."""
+    trust_remote_code: bool = False
+    """Run Python that a checkpoint brings along. Only for authors you trust: it may do anything you may."""
+    precision: Literal["auto", "nf4", "int8", "fp8", "none"] = "auto"
+    """Base weights while training: 4-bit NormalFloat with double quantization, 8-bit integers or floats, or none: as
+    computed. auto: nf4 on CUDA, none on a CPU, where NF4 saves memory but costs time."""
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What is computed in. auto: bfloat16 where the device has it, else float16. A loss of 0 or NaN: on in
+    float32."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel; auto: flash_attention_2 where it is installed on CUDA, else sdpa."""
+    use_liger_kernel: bool = False
+    """Liger's fused norms, rotations and activations, where liger-kernel is installed (CUDA)."""
+    r: int | None = Field(None, ge=1)
+    """LoRA rank. Unset: 8 under 50 answers, 32 from 5,000 on, else 16."""
+    lora_alpha: int | None = Field(None, ge=1)
+    """LoRA strength is lora_alpha / r. Unset: 2r, the usual choice."""
+    lora_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout on the LoRA's input. Unset: 0.05; 0 where experts or routers are trained, which PEFT cannot drop out."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Layers that get a LoRA, by the last part of their names; "all-linear": all linear layers but the output layer."""
+    use_rslora: bool = False
+    """Rank-stabilized LoRA: strength is lora_alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA. No GGUF can hold it: for models that are not served by llama.cpp."""
+    moe_scope: Literal["off", "expert_only", "router_only", "all"] = "off"
+    """What of a mixture gets a LoRA. off: target_modules outside experts and routers; all: target_modules and both.
+    Routers are not exported to GGUF."""
+    expert_patterns: tuple[str, ...] = (r"\.experts\.",)
+    """Regular expressions: modules and fused parameters that belong to experts."""
+    router_patterns: tuple[str, ...] = (r"\.gate\.weight$", r"\.router\.", r"\.router$", r"\.gate$")
+    """Regular expressions: modules and parameters that are routers."""
+    max_experts_per_layer: int | None = Field(None, ge=1)
+    """Experts of a layer that get a LoRA, the first ones. Only where experts are layers of their own, not fused."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; cosine after warm-up. Unset: 2e-4, half of it when going on from a LoRA."""
+    num_train_epochs: float | None = Field(None, gt=0)
+    """Passes over the samples. Unset: 5 under 25 answers, 3 under 100, 2 under 5,000, else 1."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps at most; unset: as the epochs give."""
-    per_device_train_batch_size: int = Field(4, ge=1)
-    """Windows in one forward pass."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    """Forward passes in one optimizer step."""
+    early_stopping_patience: int | None = Field(1, ge=1)
+    """Measurements of the held-out loss without a new best after which a run ends. The best LoRA is kept either way."""
+    per_device_train_batch_size: int | None = Field(None, ge=1)
+    """Windows in one forward pass. Unset: 4, or what memory holds."""
+    gradient_accumulation_steps: int | None = Field(None, ge=1)
+    """Forward passes in one optimizer step. Unset: 4, fewer where the run would have under 60 steps."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations: a third slower, several GB less. Unset: where they do not fit in memory."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     """Part of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay on the LoRA."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by norm."""
-    model_max_length: int = Field(512, ge=64)
-    """Tokens of a training window; longer histories are read in several windows."""
+    optim: Literal["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "auto"
+    """Optimizer. auto: paged 8-bit AdamW on CUDA, else fused AdamW."""
+    model_max_length: int | None = Field(None, ge=64)
+    """Tokens of a training window, and of a live prompt of what was trained; longer histories are read in several
+    windows. Unset: 2048 on a GPU with 16 GB or more, else 512."""
+    max_samples: int | None = Field(None, ge=2)
+    """Windows trained on at most, the newest ones; unset: all."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Put the windows of a batch behind one another instead of padding them. auto: with flash attention, which
+    keeps them apart at no cost; elsewhere the larger attention costs more than padding."""
+    eval_data_path: Path | None = None
+    """A training-set file whose answers are the held-out loss; unset: the tune split."""
     silence_keep: float = Field(1.0, gt=0, le=1)
     """Part of the silences that are trained; the probability is corrected by it when used."""
     max_set_dialogues: int | None = Field(5000, ge=1)
     """Dialogues of training sets trained on, chosen by a hash; 5,000 short ones are some hours on two cores."""
+    start: Literal["fresh", "continue"] = "fresh"
+    """fresh: a new LoRA from all of the history; continue: the serving version's LoRA goes on with what is new."""
+    replay: float = Field(0.25, ge=0, le=1)
+    """Part of the older windows that are trained again when going on; which ones, a hash of the night decides."""
+    general_chat: tuple[Path, ...] = ()
+    """Training-set files of general chat that keep the language; none of it is the persona's."""
+    general_share: float = Field(0.1, gt=0, lt=1)
+    """Part of the trained windows that is general chat, where there is some."""
     seed: int = 42
     """Seed of everything random in a run."""
     logging_steps: int = Field(5, ge=1)
     """Optimizer steps between progress lines."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between measurements of the held-out loss; unset: at the end of each epoch."""
+    save_steps: int = Field(25, ge=1)
+    """Optimizer steps between checkpoints; what a kill costs at most."""
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints kept; the older ones go."""
+    merge_and_save: bool = False
+    """Also write the base with the LoRA in it, `merged/` in the run folder: as large as the base."""
     preference_min_pairs: int = Field(20, ge=1)
     """The owner's corrections that a preference pass after training needs; fewer say more of the day than of them."""
     preference_loss: Literal["dpo", "kto"] = "dpo"
@@ -380,6 +440,16 @@ class Training(Section):
     """Passes over the corrections; there are few."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a run; unset: all when started by hand, all but one (at least one) in the daemon's night."""
+
+    @field_validator("expert_patterns", "router_patterns")
+    @classmethod
+    def _expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise ValueError(f"{pattern!r} is not a regular expression ({e})") from e
+        return patterns
 
 
 class Cleaning(Section):
@@ -601,8 +671,16 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as e:
         raise ConfigError(_faults(e, path.name, from_environment)) from None
-    data = (path.parent / settings.paths.data).resolve()
-    return settings.model_copy(update={"paths": settings.paths.model_copy(update={"data": data})})
+    root = path.parent
+    data = (root / settings.paths.data).resolve()
+    chosen = settings.training
+    held_out = None if chosen.eval_data_path is None else (root / chosen.eval_data_path).resolve()
+    general = tuple((root / file).resolve() for file in chosen.general_chat)
+    found = {
+        "paths": settings.paths.model_copy(update={"data": data}),
+        "training": chosen.model_copy(update={"eval_data_path": held_out, "general_chat": general}),
+    }
+    return settings.model_copy(update=found)
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> set[tuple[str, ...]]:

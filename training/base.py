@@ -11,18 +11,20 @@ import struct
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from loguru import logger
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from bot.checksum import sha256
+from bot.config import Training
 from bot.errors import TrainingError
+from training import hub
+from training.precision import Precision
 
 _ORIGIN_FILE = "qqtwin_base.json"
 _READING_ERRORS = (
@@ -67,24 +69,26 @@ def checkpoint(base: Path, models: Path) -> Path:
     return final
 
 
-def fetched(model: str) -> Path:
-    """The folder of a checkpoint: a folder as it is, a hub id from the hub or its cache.
+def of(settings: Training, gguf: Path, models: Path) -> Path:
+    """The checkpoint that is trained: the GGUF that is served, dequantized, or what [training] base names.
+
+    Raises:
+        TrainingError: it is not there, or cannot be read.
+    """
+    if settings.base is None:
+        return checkpoint(gguf, models)
+    return fetched(settings.base, settings.hub, models)
+
+
+def fetched(model: str, source: hub.Hub = "huggingface", models: Path | None = None) -> Path:
+    """The folder of a checkpoint: a folder as it is, an id from the hub or what was fetched from it before.
 
     Raises:
         TrainingError: there is neither.
     """
     if Path(model).is_dir():
         return checkpoint(Path(model), Path(model))
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise TrainingError(
-            f"model {model!r} is no folder, and the hub gives no such model ({type(e).__name__}); give a checkpoint's "
-            "folder, or a hub id while the hub can be reached (HF_ENDPOINT names a mirror)"
-        ) from e
+    return hub.fetch(model, source, models)
 
 
 def _dequantize(base: Path, folder: Path) -> None:
@@ -120,35 +124,26 @@ def _forget_quantization(model: Any) -> None:
             delattr(owner, name)
 
 
-def precision_of(wanted: Literal["auto", "nf4", "none"]) -> Literal["nf4", "none"]:
-    """What `auto` means here: nf4 on CUDA, none on a CPU, where NF4 saves memory and costs time."""
-    if wanted != "auto":
-        return wanted
-    return "nf4" if torch.cuda.is_available() else "none"
-
-
-def nf4() -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantization, computed in bf16 (QLoRA, arXiv:2305.14314)."""
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-
-
-def load(folder: Path, precision: Literal["nf4", "none"]) -> Any:
-    """The model of a checkpoint, frozen, on the GPU where there is one.
+def load(folder: Path, precision: Precision, *, attn_implementation: str = "sdpa", trust: bool = False) -> Any:
+    """The model of a checkpoint, frozen, on the GPU of this process where there is one.
 
     Args:
         folder: from `checkpoint`.
-        precision: `none` is bf16 weights; `nf4` 4-bit linear layers, computed in bf16.
+        precision: how its linear layers are held, and what is computed in.
+        attn_implementation: transformers' name of the attention kernel.
+        trust: run Python that the checkpoint brings along.
 
     Raises:
         TrainingError: the folder is not a checkpoint of a causal language model, or is damaged.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
-    if precision == "nf4":
-        options["quantization_config"] = nf4()
+    place = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {
+        "dtype": precision.dtype, "device_map": {"": place}, "attn_implementation": attn_implementation,
+        "trust_remote_code": trust,
+    }  # fmt: skip
+    if precision.quantization is not None:
+        options["quantization_config"] = precision.quantization
         # Without the optional `kernels` package, which fetches from a hub, it dequantizes and multiplies: fine.
         warnings.filterwarnings("ignore", message=".*gemm_4bit.*")
     try:
@@ -158,15 +153,6 @@ def load(folder: Path, precision: Literal["nf4", "none"]) -> Any:
     # Not peft's prepare_model_for_kbit_training: it casts the embedding to float32, 335 MB more for Gemma 3 270M.
     model.requires_grad_(False)
     return model
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Last name parts of all linear layers but the output layer: what LoRA is put on.
-
-    PEFT's `all-linear` would also take a mixture's experts and router, which no export writes.
-    """
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return sorted(names - {"lm_head"})
 
 
 def _short(error: Exception) -> str:

@@ -46,18 +46,22 @@ def rows_of(windows: Sequence[Window], split: Split, *, silence_keep: float = 1.
         silence_keep: part of the silences trained (train split only).
         seed: of that choice.
     """
-    found = []
-    for window in windows:
-        if split is Split.TRAIN:
-            positions = trained_positions(window, silence_keep=silence_keep, seed=seed)
-        else:
-            positions = [p for label in window.labels if label.split is split for p in label.trained]
-        if positions:
-            targets = [IGNORED] * positions[-1]
-            for position in positions:
-                targets[position - 1] = window.ids[position]
-            found.append(Row(list(window.ids[: positions[-1]]), targets))
-    return found
+    found = (row_of(w, split, silence_keep=silence_keep, seed=seed) for w in windows)
+    return [row for row in found if row is not None]
+
+
+def row_of(window: Window, split: Split | None, *, silence_keep: float = 1.0, seed: int = 0) -> Row | None:
+    """The row of one window; None where it holds no label of the split (None: of any)."""
+    if split is Split.TRAIN:
+        positions = trained_positions(window, silence_keep=silence_keep, seed=seed)
+    else:
+        positions = [p for label in window.labels if split in (None, label.split) for p in label.trained]
+    if not positions:
+        return None
+    targets = [IGNORED] * positions[-1]
+    for position in positions:
+        targets[position - 1] = window.ids[position]
+    return Row(list(window.ids[: positions[-1]]), targets)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -70,6 +74,18 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids[number, :n] = torch.tensor(row["input_ids"])
         labels[number, :n] = torch.tensor(row["labels"])
     return {"input_ids": ids, "labels": labels}
+
+
+def pack(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """`input_ids`, `labels` and `position_ids`, all (1, tokens): rows behind one another, positions beginning anew.
+
+    Attention kernels keep rows apart by the positions where no mask is given.
+    """
+    ids = [t for r in rows for t in r["input_ids"]]
+    labels = [t for r in rows for t in r["labels"]]
+    positions = [n for r in rows for n in range(len(r["input_ids"]))]
+    columns = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    return {name: torch.tensor([column]) for name, column in columns.items()}
 
 
 class ByLength(Sampler[int]):

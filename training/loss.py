@@ -15,7 +15,20 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from bot.errors import TrainingError
-from training.batches import IGNORED
+from training.batches import IGNORED, pack
+
+
+class Unusable(TrainingError):
+    """The loss is no number, or 0 before anything was learned.
+
+    Args:
+        message: what happened, and what to do.
+        early: it was so from the beginning: the numbers cannot hold the base, whatever the learning rate.
+    """
+
+    def __init__(self, message: str, *, early: bool) -> None:
+        super().__init__(message)
+        self.early = early
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -74,17 +87,18 @@ def sparse_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
     return total
 
 
-def teach_sparse_loss(model: Any, chunk: int = 128) -> None:
-    """Let a PEFT model's forward take `targets` and give `sparse_nll`.
+def teach_sparse_loss(model: Any, chunk: int = 128, *, packed: bool = False) -> None:
+    """Let a PEFT model's forward take `targets`, and `position_ids` of packed windows, and give `sparse_nll`.
 
     Through `forward`, so that a wrapper around the model (distributed training) still sees the call.
 
     Args:
         model: the PEFT model, changed.
         chunk: positions whose logits are held at once; 128 of 262,144 words are 134 MB.
+        packed: windows will come packed.
 
     Raises:
-        TrainingError: the base makes its logits in a way this does not know.
+        TrainingError: the base makes its logits in a way this does not know, or mixes packed windows.
     """
     base = model.get_base_model()
     head = base.get_output_embeddings()
@@ -94,11 +108,15 @@ def teach_sparse_loss(model: Any, chunk: int = 128) -> None:
     def forward(*args: Any, targets: Tensor | None = None, **inputs: Any) -> Any:
         if targets is None:
             return whole(*args, **inputs)
-        hidden = base.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        # Positions alone keep packed windows apart; a mask of ones beside them would mix them.
+        read = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+        hidden = base.get_decoder()(**read, use_cache=False).last_hidden_state
         return sparse_nll(hidden, head.weight, targets, softcap, chunk)
 
     base.forward = forward
     _check(model, base.config.get_text_config().vocab_size)
+    if packed:
+        _check_packing(model, base.config.get_text_config().vocab_size)
 
 
 @contextmanager
@@ -128,8 +146,31 @@ def _check(model: Any, vocabulary: int) -> None:
         ours = model(input_ids=ids, targets=targets)
         logits = model(input_ids=ids).logits.float()
     theirs = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+    if not torch.isfinite(theirs):
+        raise Unusable(
+            f"the loss of the bare base is {float(theirs)}; set [training] compute_dtype = 'float32'", early=True
+        )
     if not torch.isclose(ours, theirs, rtol=0.02, atol=0.05):
         raise TrainingError(
             f"base {type(model.get_base_model()).__name__} makes its logits in a way that is not known here (loss "
             f"{float(ours):.3f}, its own {float(theirs):.3f}); choose a base of the Gemma, Qwen or Llama 3 family"
+        )
+
+
+def _check_packing(model: Any, vocabulary: int) -> None:
+    """Compare the first token of a packed window with itself alone: what looks across windows is told by it."""
+    base = model.get_base_model()
+    first, second = (torch.arange(start, start + 8).remainder(vocabulary).tolist() for start in (3, 40))
+    packed = pack([{"input_ids": ids, "labels": ids} for ids in (first, second)])
+    alone = {"input_ids": torch.tensor([second])}
+    with measuring(model):
+        there, here = (
+            base.get_decoder()(**{n: x.to(model.device) for n, x in batch.items() if n != "labels"}, use_cache=False)
+            .last_hidden_state[0, at].float()
+            for batch, at in ((packed, len(first)), (alone, 0))
+        )  # fmt: skip
+    if float((there - here).norm() / here.norm()) > 0.05:
+        raise TrainingError(
+            f"base {type(base).__name__} mixes packed windows with this attention kernel; set [training] packing = "
+            "'off'"
         )

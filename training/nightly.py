@@ -31,22 +31,31 @@ from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
 from bot.prompt import FORMATS, ChatFormat, Piece, render
 from bot.stickers import names as sticker_names
-from export import lora, parity, proof
+from export import lora, merge, parity, proof
 from training import (
     aligning,
     answers,
     base,
     batches,
+    choices,
     corpus,
+    device,
+    dryrun,
     evaluate,
     gate,
+    general,
     modelclean,
+    precision,
     preferences,
     qlora,
     report,
+    runs,
     samples,
+    selection,
     sets,
+    targets,
     watch,
+    world,
 )
 from training.hf import HFTokenizer
 from training.likeness import assessment, judge, places, silence, use
@@ -54,7 +63,7 @@ from training.likeness.assessment import Likeness
 from training.likeness.material import material
 from training.likeness.places import Voice
 from training.likeness.retrieval import Retrieval
-from training.watch import read_state, write_state
+from training.state import read_state, write_state
 
 SAMPLES = 3
 """Answers shown side by side."""
@@ -109,6 +118,9 @@ class Night:
         PersonaError: there is no such persona.
     """
 
+    deepspeed: Path | None = None
+    """A DeepSpeed configuration to train with."""
+
     def __init__(
         self, settings: Settings, persona: str, base_path: Path, base_sha256: str, progress: Progress, run: Path | None
     ) -> None:
@@ -161,8 +173,7 @@ class Night:
         given_up = self._begin()
         if given_up is not None:
             return self._done(given_up)
-        if self.persona.version is not None:
-            self._weights(self.persona.version)  # what cannot be compared is told before the hours of training
+        self._refuse_what_cannot_serve()
         self.train()
         self.export()
         proof = self.prove()
@@ -185,6 +196,13 @@ class Night:
             write_state(self.folder / "verdict.json", {"summary": outcome.summary})
             self.personas.publish(self.persona.name, result)
         return self._done(outcome)
+
+    def _refuse_what_cannot_serve(self) -> None:
+        """Tell before hours of training what would be refused after them."""
+        if self.persona.version is not None:
+            self._weights(self.persona.version)  # what cannot be compared
+        if (why := targets.cannot_serve(self.settings.training)) is not None:
+            raise TrainingError(why)
 
     def _published(self) -> Outcome | None:
         """The end of a night that was killed after its version became current: it is not judged against itself."""
@@ -223,18 +241,27 @@ class Night:
     def train(self) -> Path:
         """Train; gives the run folder."""
         self.progress("snapshot", 0, 0, "")
+        settings = self.settings.training
         windows = self.windows
-        checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
+        if self._whole and self.architecture not in lora.ARCHITECTURES:
+            raise TrainingError(
+                f"base {self.base_path.name!r} is of architecture {self.architecture!r}, of which no LoRA can be "
+                f"served; choose one of {', '.join(lora.ARCHITECTURES)}"
+            )
+        options = self._options()
 
         def told(p: watch.Progress) -> None:
             words = f"loss {p.loss:.3f}, {p.tokens_per_s:.1f} tokens/s, {p.eta_s / 60:.0f} min left"
             self.progress("train", p.step, p.steps, words)
 
-        qlora.train(windows, checkpoint, self.folder, self.settings.training, told)
-        self.prefer(checkpoint)
+        run = qlora.train(windows, self.checkpoint, self.folder, settings, told, options)
+        if world.size() == 1:
+            self.prefer()
+        if settings.merge_and_save:
+            self._merge(run.peft)
         return self.folder
 
-    def prefer(self, checkpoint: Path) -> dict[str, Any]:
+    def prefer(self) -> dict[str, Any]:
         """Let the trained LoRA prefer what the owner's corrections wanted; gives what was done."""
         self.progress("prefer", 0, 0, "")
         until = datetime.fromisoformat(self.snapshot["until"])
@@ -242,24 +269,78 @@ class Night:
         try:
             made = [c for c in corrections.current(archive, until=until) if c.persona == self.persona.name]
             pairs = preferences.pairs(
-                archive, made, self.learned, HFTokenizer(checkpoint), self.format, self.persona.spec.system_prompt,
+                archive, made, self.learned, HFTokenizer(self.checkpoint), self.format, self.persona.spec.system_prompt,
                 self._window_max, until, self.settings.corpus,
             )  # fmt: skip
         finally:
             archive.close()
         replay, tune = (batches.rows_of(self.windows, split) for split in (samples.Split.TRAIN, samples.Split.TUNE))
-        peft = self.folder / qlora.LORA_FOLDER
-        return aligning.align(pairs, replay, tune, checkpoint, self.folder, peft, self.settings.training)
+        peft = self.folder / runs.LORA_FOLDER
+        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self.settings.training)
+
+    def targets(self) -> list[str]:
+        """What would be trained, a line each: nothing is read but the shape of the base."""
+        return dryrun.lines(self.checkpoint, self.settings.training)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The checkpoint that is trained: the base's own weights, or what [training] base names."""
+        return world.first(lambda: base.of(self.settings.training, self.base_path, self.settings.data / "models"))
+
+    def _options(self) -> qlora.Options:
+        """What the run reads besides the history, and the LoRA it goes on with."""
+        settings, tokenizer = self.settings.training, HFTokenizer(self.checkpoint)
+        zone, rules = self.settings.conversation, self.settings.corpus
+
+        def read(files: Sequence[Path], prompt: str) -> list[samples.Window]:
+            return general.windows(files, tokenizer, prompt, self._window_max, zone, rules)
+
+        held_out = None
+        if settings.eval_data_path is not None:
+            held_out = read([settings.eval_data_path], self.persona.spec.system_prompt)
+        version = self.persona.version if settings.start == "continue" else None
+        since = None if version is None else datetime.fromisoformat(version.manifest.corpus["until"])
+        return qlora.Options(
+            extra=selection.Extra(read(settings.general_chat, ""), held_out, since),
+            going_on=None if version is None else self._peft_of(version), deepspeed=self.deepspeed,
+            tell=lambda line: self.progress("train", 0, 0, line),
+        )  # fmt: skip
+
+    def _peft_of(self, version: Version) -> Path:
+        """The LoRA of a version, as it was trained."""
+        name, manifest = version.name, version.manifest
+        folder = self.personas.root / self.persona.name / "versions" / name / runs.LORA_FOLDER
+        if manifest.base.sha256 != self.base_sha256:
+            raise TrainingError(
+                f"version {name!r} was trained on another base ({manifest.base.file}), and its LoRA cannot go on on "
+                f"{self.base_path.name!r}; set [training] start = 'fresh', or [engine] base to that base"
+            )
+        if not folder.is_dir():
+            raise TrainingError(
+                f"version {name!r} has no {runs.LORA_FOLDER}/ to go on with; set [training] start = 'fresh' once"
+            )
+        return folder
+
+    def _merge(self, peft: Path) -> None:
+        """The base with the LoRA in it, as a checkpoint."""
+        out = self.folder / "merged"
+        merge.merge(
+            peft,
+            self.checkpoint,
+            self.format,
+            out,
+            lambda done, total: self.progress("merge", done, total, ""),
+            force=True,
+        )
 
     def export(self) -> Path:
         """PEFT LoRA → GGUF; gives the file."""
-        out, kept, peft = self.folder / LORA_FILE, self.folder / "export.json", self.folder / qlora.LORA_FOLDER
+        out, kept, peft = self.folder / LORA_FILE, self.folder / "export.json", self.folder / runs.LORA_FOLDER
         made_of = _digest([self.base_sha256, *_hashes(peft)])
         if out.is_file() and read_state(kept) == {"made_of": made_of, "sha256": sha256(out)}:
             return out
         self.progress("export", 0, 0, "")
-        checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-        lora.export(peft, checkpoint, self.gguf_base, out)
+        lora.export(peft, self.checkpoint, self.gguf_base, out)
         write_state(kept, {"made_of": made_of, "sha256": sha256(out)})
         return out
 
@@ -286,14 +367,14 @@ class Night:
         Raises:
             TrainingError: the run did not finish.
         """
-        if not (self.folder / qlora.RECORD_FILE).is_file():
+        if not (self.folder / runs.RECORD_FILE).is_file():
             raise TrainingError(
-                f"run {self.folder.name!r} did not finish (it has no {qlora.RECORD_FILE}); `twin train` goes on with it"
+                f"run {self.folder.name!r} did not finish (it has no {runs.RECORD_FILE}); `twin train` goes on with it"
             )
-        checkpoint = base.checkpoint(self.base_path, self.settings.data / "models")
-        tokenizer = HFTokenizer(checkpoint)
-        nf4 = base.nf4() if base.precision_of(self.settings.training.precision) == "nf4" else None
-        return proof.Trained(checkpoint, self.folder / qlora.LORA_FOLDER, tokenizer.format, tokenizer, nf4)
+        tokenizer = HFTokenizer(self.checkpoint)
+        how = precision.chosen(self.settings.training, device.here())
+        peft = self.folder / runs.LORA_FOLDER
+        return proof.Trained(self.checkpoint, peft, tokenizer.format, tokenizer, how.quantization)
 
     @cached_property
     def held_out(self) -> proof.HeldOut:
@@ -547,6 +628,10 @@ class Night:
         if unfinished is not None:
             logger.info("going on with the unfinished run {}", unfinished.name)
             return unfinished
+        return self.new_folder()
+
+    def new_folder(self) -> Path:
+        """A fresh run folder, its snapshot taken."""
         now = datetime.now(UTC)
         while (folder := self._runs / now.strftime("%Y%m%d-%H%M%S")).exists():
             now += timedelta(seconds=1)
@@ -645,7 +730,7 @@ class Night:
 
     @property
     def _window_max(self) -> int:
-        return self.settings.training.model_max_length
+        return choices.window(self.settings.training, device.here())
 
     @property
     def _sets(self) -> Path:
@@ -657,7 +742,7 @@ class Night:
 
     def _unfinished(self) -> Path | None:
         """The newest run of this kind (night or training), if it was broken off and its base is still ours."""
-        end = DONE_FILE if self._whole else qlora.RECORD_FILE
+        end = DONE_FILE if self._whole else runs.RECORD_FILE
         for folder in sorted(self._runs.glob("*/"), reverse=True):
             snapshot = read_state(folder / SNAPSHOT_FILE)
             if snapshot is None or snapshot.get("night", False) != self._whole:
@@ -698,11 +783,11 @@ class Night:
     # -- the result -------------------------------------------------------------------------------
 
     def _manifest(self, proof: parity.Parity, figures: "_Figures", verdict: gate.Verdict) -> Manifest:
-        record = read_state(self.folder / qlora.RECORD_FILE)
+        record = read_state(self.folder / runs.RECORD_FILE)
         if record is None:
-            raise TrainingError(f"run {self.folder.name!r} has no readable {qlora.RECORD_FILE}; train it again")
+            raise TrainingError(f"run {self.folder.name!r} has no readable {runs.RECORD_FILE}; train it again")
         files = {LORA_FILE: sha256(self.folder / LORA_FILE)}
-        peft = self.folder / qlora.LORA_FOLDER
+        peft = self.folder / runs.LORA_FOLDER
         files |= {f"{peft.name}/{p.name}": sha256(p) for p in sorted(peft.iterdir()) if p.is_file()}
         span = [t.isoformat() for t in self.learned.span or ()]
         return Manifest(
@@ -766,7 +851,7 @@ class Night:
         result.mkdir()
         for name in (LORA_FILE, MANIFEST_FILE, REPORT_FILE):
             shutil.copy2(self.folder / name, result / name)
-        shutil.copytree(self.folder / qlora.LORA_FOLDER, result / qlora.LORA_FOLDER)
+        shutil.copytree(self.folder / runs.LORA_FOLDER, result / runs.LORA_FOLDER)
         if (plot := self.folder / "loss.png").exists():
             shutil.copy2(plot, result / plot.name)
         return result

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from bot.decision import Moment, moment_of
+from bot.errors import TrainingError
 from bot.message import Origin, Scene
 from bot.prompt import ChatFormat, Exchange, Renderer, Tokenizer, encode, scene_line, spoken_by
 from training.corpus import Corpus, SceneCorpus
@@ -50,6 +51,7 @@ class Label:
         scene: where.
         message_id: the last message heard, or the first said when nothing was heard.
         moment: what the text does not show, with `p_silent` None.
+        when: of the decision; None in a training set, which has no times.
     """
 
     start: int
@@ -61,6 +63,7 @@ class Label:
     scene: str
     message_id: str
     moment: Moment
+    when: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,11 @@ class Window:
     ids: tuple[int, ...]
     labels: tuple[Label, ...]
 
+    @property
+    def newest(self) -> datetime | None:
+        """When its last label was decided; None in a training set."""
+        return max((x.when for x in self.labels if x.when is not None), default=None)
+
 
 class _Turn(NamedTuple):
     """An exchange as tokens: the user turn with the open header, the answer, which answer tokens are labels."""
@@ -92,7 +100,7 @@ class _Turn(NamedTuple):
 
 def split_of(scene: Scene, first_message_id: str) -> Split:
     """The split of a conversation: a hash of its identity, so it never changes as the history grows."""
-    draw = _uniform(str(scene), first_message_id)
+    draw = uniform(str(scene), first_message_id)
     if draw < _TEST_PART:
         return Split.TEST
     return Split.TUNE if draw < _TEST_PART + _TUNE_PART else Split.TRAIN
@@ -112,6 +120,9 @@ def windows(
         max_length: tokens of a window at most. A burst that is longer loses its oldest bubbles, never the answer; an
             answer that is longer still is left out and counted in the log.
         newest: conversations that began at this moment or later are `NEWEST` where they would be trained.
+
+    Raises:
+        TrainingError: nothing fits in a window.
     """
     found: list[Window] = []
     dropped = 0
@@ -121,6 +132,11 @@ def windows(
         found += packer.pack()
         dropped += packer.dropped
     if dropped:
+        if not found:
+            raise TrainingError(
+                f"all {dropped} exchanges are longer than a window of {max_length} tokens; raise [training] "
+                "model_max_length, or shorten the persona's prompt"
+            )
         logger.warning("{} exchanges are longer than a window of {} tokens and are left out", dropped, max_length)
     return found
 
@@ -144,7 +160,7 @@ def trained_positions(window: Window, *, silence_keep: float = 1.0, seed: int = 
         position
         for label in window.labels
         if label.split is Split.TRAIN
-        and not (label.silence and _uniform(str(seed), label.scene, label.message_id) >= silence_keep)
+        and not (label.silence and uniform(str(seed), label.scene, label.message_id) >= silence_keep)
         for position in label.trained
     ]
 
@@ -244,6 +260,7 @@ class _Packer:
             scene=str(part.scene),
             message_id=(exchange.heard[-1] if exchange.heard else exchange.said[0]).id,
             moment=moment,
+            when=None if part.of_set else exchange.decided_at,
         )
 
 
@@ -257,6 +274,6 @@ def _newest(part: SceneCorpus, since: datetime | None) -> frozenset[str]:
     return frozenset(conversation for conversation, when in began.items() if when >= since)
 
 
-def _uniform(*parts: str) -> float:
+def uniform(*parts: str) -> float:
     """A number in [0, 1) that depends on the parts alone, the same on every machine."""
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") / 2**64

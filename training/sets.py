@@ -97,7 +97,7 @@ def joined(
     if not names:
         return corpus
     taken, found = _sampled(folder, names, at_most)
-    parts = [part for dialogue in taken if (part := _scene(dialogue, rules)).exchanges]
+    parts = [part for dialogue in taken if (part := scene_of(dialogue, rules)).exchanges]
     digest = hashlib.sha256(corpus.fingerprint.encode())
     for part in parts:
         digest.update((part.system or "").encode())
@@ -129,7 +129,8 @@ def _sampled(folder: Path, names: Sequence[str], at_most: int | None) -> tuple[l
     return [dialogue for _, dialogue in sorted(kept.values(), key=lambda x: x[0])], found
 
 
-def _scene(dialogue: Dialogue, rules: Cleaning) -> SceneCorpus:
+def scene_of(dialogue: Dialogue, rules: Cleaning) -> SceneCorpus:
+    """A dialogue as a private chat of its own, shown as `rules` say; without exchanges where nothing is left of it."""
     # Dialogues of one question share their scene, and with it the split.
     scene = Scene("private", f"set:{dialogue.question}")
     exchanges: list[Exchange] = []

@@ -1,8 +1,7 @@
-"""A running training → progress reports, the LoRA with the best tune loss, and what the machine gave."""
+"""A running training → progress reports, the LoRA with the best held-out loss, and what the machine gave."""
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -13,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from bot.errors import TrainingError
+from bot.config import Training
+from training import world
 from training.batches import Row, collate
 from training.loss import measuring
+from training.runs import METRICS_FILE, cut_metrics
+from training.state import read_state, write_state
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -42,15 +45,15 @@ class Progress:
 
 
 class Watch(TrainerCallback):
-    """Reports progress, and at the end of each epoch keeps the LoRA in `best/` if its tune loss is the lowest yet.
+    """Reports progress and keeps the LoRA with the lowest held-out loss in `best/`; ends a run that gets no better.
 
     Args:
         model: the PEFT model that is trained.
         tokens_done: gives the trained tokens of this session.
-        tune: rows of the tune split; without any, the last state is kept.
+        tune: held-out rows; without any, the last state is kept.
         run_dir: the run folder.
         progress: told at every log.
-        batch_size: rows of one tune forward pass.
+        settings: the run's: batch size, when to measure, patience.
     """
 
     def __init__(
@@ -60,16 +63,17 @@ class Watch(TrainerCallback):
         tune: Sequence[Row],
         run_dir: Path,
         progress: Callable[[Progress], None] | None,
-        batch_size: int,
+        settings: Training,
     ) -> None:
         self._model, self._tokens_done, self._run_dir, self._progress = model, tokens_done, run_dir, progress
         # By length, so that little is padding.
-        self._rows, self._batch_size = sorted(tune, key=lambda r: len(r.ids)), batch_size
+        self._rows, self._settings = sorted(tune, key=lambda r: len(r.ids)), settings
         self._began = 0.0
+        self._stop_signal: int | None = None
         self.resumed_at = 0
         """Step this session began at."""
         self.tune: list[dict[str, float]] = []
-        """Tune loss in nats per token by step and epoch."""
+        """Held-out loss in nats per token by step and epoch."""
         self.best_step = 0
         """Step whose LoRA is kept."""
 
@@ -78,6 +82,14 @@ class Watch(TrainerCallback):
         """Length of this session, without loading."""
         return time.monotonic() - self._began
 
+    def stop(self, number: int) -> None:
+        """Leave a checkpoint after the step that runs and then end as the signal would have.
+
+        Args:
+            number: of the signal.
+        """
+        self._stop_signal = number
+
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take up what an interrupted session measured."""
         self._began, self.resumed_at = time.monotonic(), state.global_step
@@ -85,52 +97,74 @@ class Watch(TrainerCallback):
         if file.is_file() and (self._run_dir / "best").is_dir():
             self.tune = (read_state(file) or {}).get("tune", [])
             self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
+        if world.is_first():
+            cut_metrics(self._run_dir, state.global_step)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure every `eval_steps`; obey a signal."""
+        every = self._settings.eval_steps
+        if every is not None and state.global_step % every == 0:
+            self._keep_if_best(state, control)
+        if self._stop_signal is not None:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End here, if that was asked."""
+        if self._stop_signal is not None:
+            raise SystemExit(128 + self._stop_signal)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """Report; stop a run that has lost its way."""
+        """Write down and report."""
         loss = (logs or {}).get("loss")
-        if loss is None:
+        if logs is None or loss is None or not world.is_first():
             return
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {state.global_step}; lower [training] learning_rate "
-                f"(it is {args.learning_rate})"
-            )
+        rate = self._tokens_done() / max(self.seconds, 1e-9)
+        line = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        with (self._run_dir / METRICS_FILE).open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": state.global_step, **line, "trained_tokens_per_s": round(rate, 2)}) + "\n")
         if self._progress is not None:
             a_step = self.seconds / max(state.global_step - self.resumed_at, 1)
-            rate = self._tokens_done() / max(self.seconds, 1e-9)
             left = (state.max_steps - state.global_step) * a_step
             self._progress(Progress(state.global_step, state.max_steps, loss, rate, left))
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure."""
-        self._keep_if_best(state)
+        if self._settings.eval_steps is None:
+            self._keep_if_best(state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, where `max_steps` ended the run within an epoch."""
-        self._keep_if_best(state)
+        """Measure, where the run ended between two measurements."""
+        self._keep_if_best(state, control)
 
-    def _keep_if_best(self, state: TrainerState) -> None:
+    def _keep_if_best(self, state: TrainerState, control: TrainerControl) -> None:
         if any(x["step"] == state.global_step for x in self.tune):
             return
         best = min((x["loss"] for x in self.tune), default=math.inf)
-        now = self._tune_loss()
+        now = world.first(self._tune_loss)
         if now is None or now < best:
-            self._save(self._run_dir / "best")
+            if world.is_first():
+                self._save(self._run_dir / "best")
             self.best_step = state.global_step
-        if now is not None:
-            self.tune.append({"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), "loss": now})
+        if now is None:
+            return
+        self.tune.append({"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), "loss": now})
+        if world.is_first():
             write_state(self._run_dir / "tune.json", {"tune": self.tune})
+        patience = self._settings.early_stopping_patience
+        since_best = [x["loss"] for x in self.tune if x["step"] > self.best_step]
+        if patience is not None and len(since_best) >= patience:
+            control.should_training_stop = True
 
     def _tune_loss(self) -> float | None:
         """Mean loss on the tune split in nats per token, or None without any."""
         if not self._rows:
             return None
         total, labels = 0.0, 0
-        for start in range(0, len(self._rows), self._batch_size):
-            rows = self._rows[start : start + self._batch_size]
+        size = self._settings.per_device_train_batch_size or 1
+        for start in range(0, len(self._rows), size):
+            rows = self._rows[start : start + size]
             batch = collate([{"input_ids": r.ids, "labels": r.targets} for r in rows])
             batch = {name: tensor.to(self._model.device) for name, tensor in batch.items()}
             with measuring(self._model):
@@ -151,32 +185,20 @@ class Watch(TrainerCallback):
         beside.rename(folder)
 
 
-def write_state(file: Path, state: dict[str, Any]) -> None:
-    """Write a file of a run folder at once or not at all, also when the machine dies."""
-    beside = file.with_name(f".{file.name}.tmp")
-    with beside.open("w", encoding="utf-8") as f:
-        json.dump(state, f, ensure_ascii=False, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(beside, file)
-
-
-def read_state(file: Path) -> dict[str, Any] | None:
-    """What `write_state` wrote; None where there is nothing that can be read, so that the step is done again."""
-    try:
-        state = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if isinstance(state, dict) else None
-
-
 def library_versions() -> dict[str, str]:
     """Versions of what a run depends on."""
     return {name: version(name) for name in _LIBRARIES}
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process held."""
+def peak_bytes() -> dict[str, int]:
+    """The most memory this process held, of the machine and, where it has one, of the GPU."""
+    found = {"peak_rss_bytes": _peak_rss_bytes()}
+    if torch.cuda.is_available():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def _peak_rss_bytes() -> int:
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

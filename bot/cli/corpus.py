@@ -13,6 +13,8 @@ from bot.errors import TwinError
 if TYPE_CHECKING:
     from training.corpus import Corpus
 
+PREVIEW_LENGTH = 512
+"""Tokens of a window shown where the device would choose; to ask it would take torch."""
 app = typer.Typer(no_args_is_help=True, help="What the archive would teach, before any training.")
 
 
@@ -58,7 +60,9 @@ def corpus_preview(
     model = Model(path, vocab_only=True)
     how = preview.green if sys.stdout.isatty() else preview.bracketed
     try:
-        windows = samples.windows(built, model, model.format, spec.system_prompt, rules.model_max_length)
+        windows = samples.windows(
+            built, model, model.format, spec.system_prompt, rules.model_max_length or PREVIEW_LENGTH
+        )
         for window in preview.chosen(windows, n, seed):
             typer.echo(f"──── {window.scene}, {len(window.ids)} tokens")
             typer.echo(preview.text(window, lambda token: model.piece(token, control=True), rules, how) + "\n")

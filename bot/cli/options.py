@@ -63,8 +63,10 @@ def night_of(
     from bot.twin import install_shipped
 
     doctor.require_training()
-    # Nothing here may ask a hub or report to one.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE="1")
+    # Nothing here may ask a hub, unless the base to train is on one, or report to one.
+    on_hub = settings.training.base is not None and not Path(settings.training.base).is_dir()
+    offline = "0" if on_hub else "1"
+    os.environ.update(HF_HUB_OFFLINE=offline, HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE=offline)
     log.setup("WARNING")
     install_shipped(settings.data / "personas")
     from training.nightly import Night

@@ -1,27 +1,81 @@
 """`twin train`, `twin eval` and `twin night`."""
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from bot import config
 from bot.cli.options import CONFIG, ConfigOption, PersonaOption, night_of, show
+from bot.errors import ConfigError, TwinError
+
+if TYPE_CHECKING:
+    from training.nightly import Night
 
 
 def train(
     persona: PersonaOption = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps at most.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, nf4 or none (bf16 weights).")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the samples.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, nf4, int8, fp8 or none (as computed).")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the samples; unset: chosen.")] = None,
+    rank: Annotated[int | None, typer.Option("--r", min=1, help="LoRA rank; unset: chosen.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; unset: chosen.")] = None,
+    start: Annotated[str | None, typer.Option(help="fresh, or continue: from the serving version's LoRA.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    deepspeed: Annotated[
+        str | None, typer.Option(help="A DeepSpeed configuration; zero2: the shipped one. Under torchrun.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--anew", help="Go on with a run that was broken off.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be trained; load no weights.")] = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """Archive → run folder with a PEFT LoRA and its loss curve; resumes a run that was broken off."""
-    wanted = {"max_steps": max_steps, "precision": precision, "num_train_epochs": epochs, "seed": seed}
+    """Archive → run folder with a PEFT LoRA and its loss curve. What is unset in bot.toml is chosen, and said."""
+    wanted = {
+        "max_steps": max_steps, "precision": precision, "num_train_epochs": epochs, "r": rank, "start": start,
+        "learning_rate": learning_rate, "seed": seed,
+    }  # fmt: skip
     settings = _with_training(config.load(config_path), {k: v for k, v in wanted.items() if v is not None})
     night = night_of(settings, persona, config_path)
-    typer.echo(f"run: {night.train()}")
+    if dry_run:
+        for line in night.targets():
+            typer.echo(line)
+        return
+    from training import world
+
+    night.deepspeed = _deepspeed(deepspeed)
+    try:
+        run = _run_of(night, resume=resume)
+        if world.is_first():
+            typer.echo(f"run: {run}")
+    finally:
+        world.leave()
+
+
+def _run_of(night: "Night", *, resume: bool) -> Path:
+    """Train, in the folder that the first process chooses."""
+    from training import world
+
+    folder = world.first(lambda: night.folder if resume else night.new_folder())
+    night.__dict__["folder"] = folder
+    return night.train()
+
+
+def _deepspeed(name: str | None) -> Path | None:
+    """The configuration of this name or path."""
+    if name is None:
+        return None
+    import importlib.util
+
+    from training import world
+
+    if importlib.util.find_spec("deepspeed") is None:
+        raise TwinError("--deepspeed needs DeepSpeed, which is not installed: pip install deepspeed")
+    file = world.ZERO2 if name == "zero2" else Path(name)
+    if not file.is_file():
+        raise TwinError(f"--deepspeed {name!r} is no file; give zero2, or a DeepSpeed configuration")
+    return file.resolve()
 
 
 def evaluate(
@@ -57,5 +111,14 @@ def night(
 
 
 def _with_training(settings: config.Settings, update: dict[str, Any]) -> config.Settings:
-    checked = config.Training.model_validate({**settings.training.model_dump(), **update})
+    """Settings with what the command line says.
+
+    Raises:
+        ConfigError: it says what no setting can be.
+    """
+    try:
+        checked = config.Training.model_validate({**settings.training.model_dump(), **update})
+    except ValidationError as e:
+        faults = [f"{'.'.join(map(str, f['loc']))} = {f['input']!r}: {f['msg']}" for f in e.errors()]
+        raise ConfigError("; ".join(faults)) from None
     return settings.model_copy(update={"training": checked})

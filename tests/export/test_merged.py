@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from bot.checksum import sha256
+from bot.config import Training
 from bot.errors import ExportError, TwinError
 from bot.llama import BASE_KEY
 from bot.persona import Base, Manifest
@@ -25,8 +26,8 @@ from export.gguf import CORPUS_KEY, VERSION_KEY
 from export.metadata import fields
 from export.parity import Passage
 from export.template import jinja
-from training.base import linear_names
 from training.hf import HFTokenizer
+from training.targets import targets
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -90,7 +91,9 @@ def _learn(tiny: tinymodel.Tiny, windows: list[tuple[tuple[int, ...], int]], fol
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.float32)
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=linear_names(model), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=16, lora_alpha=32, target_modules=list(targets(model, Training()).modules), task_type="CAUSAL_LM"
+    )
     tuned = get_peft_model(model, config)
     length = max(len(ids) for ids, _ in windows)
     rows = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in windows])

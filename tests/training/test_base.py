@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from bot.checksum import sha256
+from bot.config import Training
 from bot.errors import TrainingError
 from bot.llama import Model
 from bot.prompt import clean
-from training.base import checkpoint, linear_names, load
+from training.base import checkpoint, load
 from training.hf import HFTokenizer
+from training.precision import Precision
+from training.targets import targets
 
+PLAIN = Precision("none", torch.bfloat16)
 ARCHITECTURES = ("gemma3", "qwen3", "llama")
 
 
@@ -29,7 +33,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_gguf_is_dequantized_once_into_the_same_weights(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
     folder = checkpoint(tiny.gguf, tmp_path / "models")
     assert folder.name == f"model-{sha256(tiny.gguf)[:12]}"
-    ours = load(folder, "none").state_dict()
+    ours = load(folder, PLAIN).state_dict()
     truth = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.bfloat16).state_dict()
     assert set(ours) == set(truth)
     for name in truth:
@@ -66,7 +70,10 @@ def test_a_typed_marker_stays_plain_text(tiny: tinymodel.Tiny) -> None:
 
 def test_lora_goes_on_every_linear_layer_but_the_output(tiny: tinymodel.Tiny) -> None:
     wanted = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert linear_names(load(tiny.hf, "none")) == wanted
+    found = targets(load(tiny.hf, PLAIN), Training())
+    assert sorted({name.rpartition(".")[2] for name in found.modules}) == wanted
+    assert len(found.modules) == 14
+    assert not found.parameters
 
 
 def test_a_checkpoint_folder_is_taken_as_it_is(tiny: tinymodel.Tiny, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
+import talks
 import tinymodel
 import torch
 from peft import PeftModel
@@ -15,26 +14,20 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from bot.config import Conversation, Training
+from bot.config import Training
 from bot.errors import TrainingError
-from bot.message import Message, Origin, Scene
-from bot.prompt import exchanges
 from training.base import load
 from training.batches import IGNORED, ByLength, Row, collate, rows_of
-from training.corpus import Corpus, SceneCorpus
-from training.hf import HFTokenizer
 from training.loss import sparse_nll
+from training.precision import Precision
 from training.qlora import train
-from training.samples import Split, Window, windows
+from training.samples import Split, Window
 from training.watch import Progress
 
-ME, FRIEND, TWIN = "10001", "20001", "30001"
-SCENE = Scene("private", FRIEND)
-START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
-RULES = Conversation()
+PLAIN = Precision("none", torch.bfloat16)
 SETTINGS = Training(
     r=4, lora_alpha=8, learning_rate=5e-3, num_train_epochs=3, per_device_train_batch_size=4, model_max_length=160,
-    logging_steps=1, lora_dropout=0.1, threads=1,
+    logging_steps=1, lora_dropout=0.1, threads=1, save_steps=2,
 )  # fmt: skip
 
 
@@ -47,27 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def samples(base: Path) -> list[Window]:
     """Windows of forty conversations: an answer, a silence, a turn of the twin."""
-    messages: list[Message] = []
-    for i in range(40):
-        lines = [
-            (0, FRIEND, f"今天吃什么{i}"), (9, ME, "好耶！我也要去"), (60, FRIEND, "在忙"), (120, FRIEND, "晚安"),
-            (125, TWIN, "知道啦"),
-        ]  # fmt: skip
-        messages += [
-            Message(f"{i}-{at}", SCENE, who, f"n{who}", START + timedelta(seconds=90000 * i + at), text,
-                    Origin.TWIN if who == TWIN else Origin.HUMAN)
-            for at, who, text in lines
-        ]  # fmt: skip
-    cut = exchanges(messages, frozenset([ME]), RULES)
-    conversation: list[str] = []
-    for exchange in cut:
-        conversation.append(exchange.first.id if exchange.opened else conversation[-1])
-    part = SceneCorpus(
-        SCENE, "阿泽", cut, [not e.said for e in cut], [True] * len(cut), [None] * len(cut), conversation, {}
-    )
-    corpus = Corpus(frozenset([ME]), (), frozenset([ME]), [part], RULES, ZoneInfo(RULES.timezone), "")
-    tokenizer = HFTokenizer(base)
-    return windows(corpus, tokenizer, tokenizer.format, "你是小满。", SETTINGS.model_max_length)
+    return talks.samples(base)
 
 
 def lora(folder: Path) -> dict[str, torch.Tensor]:
@@ -162,7 +135,7 @@ def test_training_lowers_the_loss_and_leaves_a_lora_with_its_record(
 
 def test_the_kept_lora_has_the_tune_loss_of_its_record(base: Path, samples: list[Window], tmp_path: Path) -> None:
     run = train(samples, base, tmp_path / "run", SETTINGS)
-    model = PeftModel.from_pretrained(load(base, "none"), run.peft).eval()
+    model = PeftModel.from_pretrained(load(base, PLAIN), run.peft).eval()
     rows = rows_of(samples, Split.TUNE)
     total = 0.0
     with torch.no_grad():
@@ -201,13 +174,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 ) -> None:
     whole = train(samples, base, tmp_path / "whole", SETTINGS)
     with pytest.raises(Killed):
-        train(samples, base, tmp_path / "cut", SETTINGS, kill_at(7), save_steps=2)
+        train(samples, base, tmp_path / "cut", SETTINGS, kill_at(7))
     newest = tmp_path / "cut" / "checkpoints" / "checkpoint-6"
     assert newest.is_dir()
     # And the next checkpoint was half written.
     shutil.copytree(newest, newest.with_name("checkpoint-8"))
     (newest.with_name("checkpoint-8") / "trainer_state.json").unlink()
-    resumed = train(samples, base, tmp_path / "cut", SETTINGS, save_steps=2)
+    resumed = train(samples, base, tmp_path / "cut", SETTINGS)
     assert resumed.record["resumed_at"] == 6
     assert resumed.record["steps"] == whole.record["steps"]
     one, two = lora(whole.peft), lora(resumed.peft)

@@ -1,0 +1,54 @@
+"""What trains: a GPU or the processor → what it can compute in, and how much it holds."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device, the one of this process.
+
+    Args:
+        kind: where tensors lie.
+        name: as people know it.
+        memory_bytes: of the device; of the machine, where it is the processor.
+        bfloat16: computed natively.
+        float8: multiplied natively (compute capability 8.9 and above).
+    """
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    bfloat16: bool = True
+    float8: bool = False
+
+    @property
+    def torch_device(self) -> torch.device:
+        """For tensors; under torchrun the GPU of this process."""
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if self.kind == "cuda" else torch.device("cpu")
+        )
+
+    def free_bytes(self) -> int:
+        """Memory that can be had now."""
+        if self.kind == "cuda":
+            return int(torch.cuda.mem_get_info(self.torch_device)[0])
+        return int(psutil.virtual_memory().available)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory_bytes / _GB:.0f} GB"
+
+
+def here() -> Device:
+    """The device of this process: a GPU where torch finds one, else the processor."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
+        capability = (properties.major, properties.minor)
+        return Device("cuda", properties.name, properties.total_memory, capability >= (8, 0), capability >= (8, 9))
+    return Device("cpu", f"{os.cpu_count()} cores", psutil.virtual_memory().total)

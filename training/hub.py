@@ -1,0 +1,165 @@
+"""An id on a hub → a folder with the checkpoint, from Hugging Face or from ModelScope, its mirror in China.
+
+Hugging Face through huggingface_hub: parallel, resumable, with progress; HF_ENDPOINT names a mirror. ModelScope's two
+ calls are made here: `/repo/files` lists a model's files with sizes and sha256, `/repo?FilePath=` gives one and takes
+ranges (redirected to its storage); what was broken off goes on, and every file is checked.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any, Literal
+
+import httpx
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from bot.errors import TrainingError
+
+Hub = Literal["huggingface", "modelscope"]
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+_MODELSCOPE = "https://modelscope.cn"
+_AT_ONCE, _TRIES = 4, 4
+
+
+def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
+    """The folder of a checkpoint on a hub; what was fetched before is not fetched again.
+
+    Args:
+        model: `owner/name`.
+        source: which hub.
+        models: where ModelScope's are kept; None: the working folder's `models/`.
+
+    Raises:
+        TrainingError: the hub cannot be reached, has no such model, or a file arrives broken.
+    """
+    if source == "huggingface":
+        return _from_huggingface(model)
+    endpoint = os.environ.get("MODELSCOPE_ENDPOINT", _MODELSCOPE)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(model, total=None)
+        return _ModelScope(endpoint, model, models or Path("models"), lambda done, size: bar.update(
+            task, completed=done, total=size)).fetch()  # fmt: skip
+
+
+def _from_huggingface(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_FILES), max_workers=_AT_ONCE))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as e:
+        raise TrainingError(
+            f"model {model!r} is no folder, and the hub gives no such model ({type(e).__name__}); give a checkpoint's "
+            "folder, or a hub id while the hub can be reached (HF_ENDPOINT names a mirror; [training] hub = "
+            "'modelscope' is another hub)"
+        ) from e
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    size: int
+    sha256: str
+
+
+class _ModelScope:
+    """A model on ModelScope, or on a server that answers as it does."""
+
+    def __init__(self, endpoint: str, model: str, models: Path, progress: Callable[[int, int], None]) -> None:
+        self.model, self.folder = model, models / model.replace("/", "--")
+        self._url = f"{endpoint}/api/v1/models/{model}/repo"
+        self._progress, self._lock = progress, Lock()
+        self._sizes: dict[str, int] = {}
+        self._size = 0
+
+    def fetch(self) -> Path:
+        with httpx.Client(timeout=60, follow_redirects=True) as client:
+            files = self._listed(client)
+            self._size = sum(f.size for f in files)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(lambda file: self._get(client, file), files))
+        return self.folder
+
+    def _listed(self, client: httpx.Client) -> list[_File]:
+        try:
+            answer = client.get(f"{self._url}/files", params={"Revision": "master", "Recursive": "true"})
+            answer.raise_for_status()
+            listed = answer.json()["Data"]["Files"]
+            files = [_File(str(f["Path"]), int(f["Size"]), str(f.get("Sha256", ""))) for f in listed if _wanted(f)]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+            raise TrainingError(
+                f"ModelScope gives no list of model {self.model!r} ({_words(e)}); is the id right, and is it reachable "
+                "(MODELSCOPE_ENDPOINT names another server)?"
+            ) from e
+        if not any(f.path == "config.json" for f in files):
+            raise TrainingError(f"model {self.model!r} on ModelScope has no config.json: it is no checkpoint to train")
+        return files
+
+    def _get(self, client: httpx.Client, file: _File) -> None:
+        final = self.folder / PurePosixPath(file.path)
+        if final.is_file() and final.stat().st_size == file.size:
+            self._count(file, file.size)
+            return
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part = final.with_name(f".{final.name}.part")
+        error: Exception | None = None
+        for _ in range(_TRIES):
+            try:
+                self._stream(client, file, part)
+            except httpx.HTTPError as e:
+                error = e
+                continue
+            if _whole(part, file):
+                os.replace(part, final)
+                return
+            error = None
+            part.unlink()
+        why = f"{_words(error)}; start it again, it goes on from there" if error else "its sha256 is not as listed"
+        raise TrainingError(f"{file.path!r} of model {self.model!r} did not arrive from ModelScope ({why})")
+
+    def _stream(self, client: httpx.Client, file: _File, part: Path) -> None:
+        there = part.stat().st_size if part.is_file() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if 0 < there < file.size else {})
+        params = {"Revision": "master", "FilePath": file.path}
+        with client.stream("GET", self._url, params=params, headers=headers) as answer:
+            answer.raise_for_status()
+            goes_on = answer.status_code == httpx.codes.PARTIAL_CONTENT
+            with part.open("ab" if goes_on else "wb") as f:
+                for piece in answer.iter_bytes():
+                    f.write(piece)
+                    self._count(file, f.tell())
+
+    def _count(self, file: _File, size: int) -> None:
+        with self._lock:
+            self._sizes[file.path] = size
+            self._progress(sum(self._sizes.values()), self._size)
+
+
+def _wanted(file: dict[str, Any]) -> bool:
+    path = PurePosixPath(str(file["Path"]))
+    plain = not path.is_absolute() and ".." not in path.parts
+    return file.get("Type", "blob") == "blob" and plain and any(fnmatch(path.name, pattern) for pattern in _FILES)
+
+
+def _whole(part: Path, file: _File) -> bool:
+    if part.stat().st_size != file.size:
+        return False
+    if not file.sha256:
+        return True
+    with part.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() == file.sha256
+
+
+def _words(error: Exception | None) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}"
+    return type(error).__name__

@@ -1,0 +1,66 @@
+"""A LoRA that is gone on with: its folder → a model that trains it further, if it is of this base."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+
+from bot.config import Training
+from bot.errors import TrainingError
+from training.choices import Known
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def known(folder: Path, settings: Training) -> Known:
+    """What a LoRA is like.
+
+    Raises:
+        TrainingError: it cannot be read, or the settings want another rank.
+    """
+    try:
+        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+        found = Known(int(config["r"]), int(config["lora_alpha"]))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise TrainingError(
+            f"the LoRA in {str(folder)!r} has no readable {_CONFIG}; set [training] start = 'fresh' for this run"
+        ) from e
+    if settings.r not in (None, found.r):
+        raise TrainingError(
+            f"[training] r = {settings.r}, and the LoRA to go on with has r = {found.r}; leave r unset, or set start = "
+            "'fresh'"
+        )
+    return found
+
+
+def onto(model: Any, folder: Path) -> Any:
+    """The base with the LoRA on it, ready to train.
+
+    Raises:
+        TrainingError: it was trained on another base.
+    """
+    told = "it is of another base; set [training] start = 'fresh', or the base it was trained on"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+            peft = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (ValueError, RuntimeError, OSError, SafetensorError) as e:
+        raise TrainingError(f"the LoRA in {folder.name!r} does not fit the base {_name(model)!r}: {told}") from e
+    ours = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
+    if theirs != ours:
+        raise TrainingError(
+            f"the LoRA in {folder.name!r} has {len(theirs)} tensors, {len(ours.items() & theirs.items())} of which fit "
+            f"the base {_name(model)!r}: {told}"
+        )
+    # PEFT would ask a hub for a base that it knows by its bare name.
+    peft.peft_config["default"].base_model_name_or_path = model.config.name_or_path
+    return peft
+
+
+def _name(model: Any) -> str:
+    return Path(str(model.config.name_or_path)).name
