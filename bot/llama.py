@@ -2,7 +2,7 @@
 
 The only file of the daemon that imports llama_cpp. The high-level `Llama` re-reads a chat's history whenever another
 chat spoke in between, copies a vocabulary-sized row to Python for every token and binds one LoRA for life.
-Nothing here is thread-safe: one thread owns a model and its contexts.
+One thread owns a model and its contexts; a vocabulary may be asked from any.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Model:
             raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
         buffer = ctypes.create_string_buffer(256)
         n = lc.llama_adapter_meta_val_str(lora, BASE_KEY.encode(), buffer, len(buffer))
-        named = buffer.value.decode() if n >= 0 else ""
+        named = buffer.value.decode("utf-8", "replace") if n >= 0 else ""
         if base_sha256 is not None and named and named != base_sha256:
             lc.llama_adapter_lora_free(lora)
             raise EngineError(
@@ -355,10 +355,16 @@ class Context:
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
     def save(self, seq: int, *, mark: bool = False) -> bytes:
-        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it."""
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it.
+
+        Empty where there is no memory for it.
+        """
         flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
-        buffer = (ctypes.c_uint8 * size)()
+        try:
+            buffer = (ctypes.c_uint8 * size)()
+        except MemoryError:
+            return b""
         written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
         return bytes(memoryview(buffer)[:written])
 
@@ -395,8 +401,10 @@ class Context:
                 costs 2 % of a single token's decode: leave it out where a step is short.
 
         Raises:
-            EngineError: the cache is full (`.full` is set), or the decode failed.
+            EngineError: more than `n_batch` tokens, or the decode failed; CacheFull: there are too few free cells.
         """
+        if len(tokens) > self.n_batch:
+            raise EngineError(f"{len(tokens)} tokens in one decode, where [engine] n_batch = {self.n_batch}")
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, (token, seq, position, wanted) in enumerate(tokens):
