@@ -7,6 +7,7 @@ One thread owns a model and its contexts; a vocabulary may be asked from any.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -204,9 +205,13 @@ class Model:
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
         """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing, or their names."""
-        buffer = ctypes.create_string_buffer(256)
-        n = lc.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, control)
-        return buffer.raw[:n] if n > 0 else b""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = lc.llama_token_to_piece(self._vocab, token, buffer, size, 0, control)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
 
     def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:
         """A LoRA for this model; free it with `free_lora`.
@@ -499,12 +504,19 @@ class Scorer:
         lora: a LoRA, or None for the bare base.
         n_ctx: tokens of the longest window.
         n_threads: CPU threads.
+
+    Raises:
+        EngineError: the base or the LoRA cannot be loaded.
     """
 
     def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
-        self.model = Model(base)
-        self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
-        self._lora = self.model.load_lora(lora) if lora is not None else None
+        with contextlib.ExitStack() as undo:
+            self.model = Model(base)
+            undo.callback(self.model.close)
+            self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
+            undo.callback(self._context.close)
+            self._lora = self.model.load_lora(lora) if lora is not None else None
+            undo.pop_all()
         self._context.use(self._lora)
 
     def close(self) -> None:
