@@ -99,16 +99,15 @@ class Model:
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
         params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
         params.vocab_only = vocab_only
+        # With AMX's weight layout a quantized model ends the process at its first prompt (SIGILL,
+        # https://github.com/ggml-org/llama.cpp/pull/26954), and a recurrent one multiplies the first of several
+        # sequences alone, and nothing says so (logits wrong by 5; https://github.com/ggml-org/llama.cpp/issues/19184).
+        params.use_extra_bufts = b"AMX_INT8 = 1" not in lc.llama_print_system_info()
+        _LOG.lines.clear()
+        self._model = lc.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
-        self._model = self._load(params)
-        self.recurrent = bool(lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model))
-        """Whether (some) layers hold a state instead of cells."""
-        if self.recurrent:
-            # AMX's weight layout multiplies the first of several sequences alone, and nothing says so: mamba and lfm2
-            # in F16 had logits wrong by 3 (https://github.com/ggml-org/llama.cpp/issues/19184).
-            lc.llama_model_free(self._model)
-            params.use_extra_bufts = False
-            self._model = self._load(params)
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
         self._unbiased: set[str] = set()
@@ -137,13 +136,6 @@ class Model:
         runs = (self.tokens(blank * n, control=False) for blank in ("\n", " ", "\t", "\u3000") for n in range(1, 32))
         self.no_first_word = [*self.end_ids, *{ids[0] for ids in runs if len(ids) == 1}]
         """What an answer never begins with: an end of turn, or nothing but blanks."""
-
-    def _load(self, params: Any) -> Any:
-        _LOG.lines.clear()
-        model = lc.llama_model_load_from_file(str(self.path).encode(), params)
-        if not model:
-            raise EngineError(f"model {self.path.name!r} cannot be loaded ({_why()}); is the file complete?")
-        return model
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""
@@ -297,7 +289,7 @@ class Context:
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None
         """The LoRA that is set."""
-        self.recurrent = model.recurrent
+        self.recurrent = bool(lc.llama_model_is_recurrent(model.handle) or lc.llama_model_is_hybrid(model.handle))
         """Whether (some) layers hold a state instead of cells: it cannot be cut nor shared, only marked."""
         self._n_swa = int(lc.llama_model_n_swa(model.handle))
         self._stop: Callable[[], bool] = _never
