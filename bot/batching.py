@@ -30,6 +30,7 @@ TURN_STEPS = 24
 _TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
 """Seconds of prompt in one step: while others are typing, and while nobody is."""
 _CHUNK_MIN = 16
+_CLOSED = "the engine is closed"
 
 
 @dataclass(eq=False)
@@ -61,11 +62,6 @@ class Job:
         return self.request.voice.lora
 
     @property
-    def cells(self) -> int:
-        """Cells of the cache it may come to use."""
-        return len(self.ids) + (self.request.sampling.max_tokens if self.put else 0)
-
-    @property
     def left(self) -> Sequence[int]:
         """Tokens to evaluate next: the rest of the prompt, or the token drawn last."""
         assert self.seat is not None
@@ -80,15 +76,17 @@ class Batcher:
         context: its cache, used by nobody else.
         seats: the sequences in it.
         loras: the LoRAs on it.
-        n_parallel: jobs under way at once; the rest wait in the order they came.
-        deadline_s: an answer that takes longer from its first step is given up.
+        n_ctx: tokens of one window, the reply included; at most the cells of the cache.
+        n_parallel: jobs under way at once, at most `n_batch`; the rest wait in the order they came.
+        deadline_s: a job that takes longer from its first step is given up.
     """
 
     def __init__(
-        self, model: Model, context: Context, seats: Seats, loras: Loras, n_parallel: int, deadline_s: float
-    ) -> None:
+        self, model: Model, context: Context, seats: Seats, loras: Loras, *,
+        n_ctx: int, n_parallel: int, deadline_s: float,
+    ) -> None:  # fmt: skip
         self._model, self._context, self._seats, self._loras = model, context, seats, loras
-        self._n_parallel, self._deadline_s = n_parallel, deadline_s
+        self._n_ctx, self._n_parallel, self._deadline_s = n_ctx, n_parallel, deadline_s
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._active: list[Job] = []
@@ -99,6 +97,8 @@ class Batcher:
         self.steps, self.switches, self.evaluated = 0, 0, 0
         """Decodes since the start, those of them with another LoRA than the one before, and tokens evaluated."""
         self._closing = threading.Event()
+        self._submitting = threading.Lock()
+        """Held while a job is put, so that none comes behind the last one that is told of the end."""
         self._thread = threading.Thread(target=self._run, name="llama", daemon=True)
         self._thread.start()
 
@@ -108,59 +108,75 @@ class Batcher:
         Raises:
             EngineError: the engine is closed, or the prompt can never fit.
         """
-        if self._closing.is_set():
-            raise EngineError("the engine is closed")
-        if len(job.ids) >= self._context.n_tokens:
-            raise EngineError(f"a prompt of {len(job.ids)} tokens is longer than [engine] kv_tokens")
-        self._inbox.put(job)
+        if len(job.ids) >= self._n_ctx:
+            raise EngineError(
+                f"a prompt of {len(job.ids)} tokens is longer than a window of {self._n_ctx} ([engine] n_ctx, or what "
+                "the model was trained for); raise n_ctx, or shorten the system prompt"
+            )
+        with self._submitting:
+            if self._closing.is_set():
+                raise EngineError(_CLOSED)
+            self._inbox.put(job)
 
     def close(self) -> None:
         """Stop everything and wait for the thread; who still waits is told."""
-        self._closing.set()
-        self._inbox.put(None)
+        with self._submitting:
+            self._closing.set()
+            self._inbox.put(None)
         self._thread.join()
 
     # -- on the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._take_in():
+        while not self._closing.is_set():
             try:
+                self._hear(wait=not (self._active or self._waiting))
+                self._admit()
                 self._step()
             except Exception as e:  # noqa: BLE001 - the worker's edge: whatever failed, the others are served on
-                logger.opt(exception=e).error("a step of the engine failed")
                 for job in list(self._active):
-                    self._end(job, EngineError(f"the engine failed: {type(e).__name__}"), drop=True)
+                    self._end(job, _failure(e), drop=True)
+        self._hear(wait=False)
         for job in [*self._active, *self._waiting]:
-            self._end(job, EngineError("the engine is closed"))
+            self._end(job, EngineError(_CLOSED))
 
-    def _take_in(self) -> bool:
-        """Begin what was asked meanwhile; sleeps while there is nothing to do. False when closing."""
+    def _hear(self, *, wait: bool) -> None:
+        """Take in what was asked meanwhile; with `wait` sleep until something is, or the end comes."""
         while True:
             try:
-                job = self._inbox.get(block=not (self._active or self._waiting))
+                job = self._inbox.get(block=wait)
             except queue.Empty:
-                break
-            if job is None:
-                return False
-            self._waiting.append(job)
+                return
+            wait = False
+            if job is not None:
+                self._waiting.append(job)
+
+    def _admit(self) -> None:
+        """Let go of jobs that are no longer wanted or take too long, and begin those there is room for."""
         for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
             self._end(job, 1.0)
+        overdue = time.monotonic() - self._deadline_s
+        for job in [j for j in self._active if j.began < overdue]:
+            self._end(job, EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}"))
         for job in list(self._waiting):
-            reserved = sum(min(j.cells, self._context.n_tokens) for j in self._active)
+            reserved = sum(map(self._cells, self._active))
             if len(self._active) >= self._n_parallel or (
-                self._active and reserved + job.cells > self._context.n_tokens
+                self._active and reserved + self._cells(job) > self._context.n_tokens
             ):
-                break
+                return
             if not self._seats.is_busy(job.request.seat):
                 self._begin(job)
-        return not self._closing.is_set()
+
+    def _cells(self, job: Job) -> int:
+        """Cells of the cache a job may come to use."""
+        return min(len(job.ids) + (job.request.sampling.max_tokens if job.put else 0), self._n_ctx)
 
     def _begin(self, job: Job) -> None:
         try:
             self._loras.load(job.lora, {j.lora for j in self._active})
             job.seat = self._seats.take(job.request.seat, job.lora, job.ids)
-        except EngineError as e:
-            self._end(job, e)
+        except Exception as e:  # noqa: BLE001 - the worker's edge: what cannot begin is in nobody's way
+            self._end(job, _failure(e))
             return
         if job.seat is None:
             return
@@ -246,7 +262,7 @@ class Batcher:
         self.evaluated += len(rows)
         if not done:
             for job in jobs:
-                self._end(job, 1.0, drop=True)
+                self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
             return False
         if len(rows) >= 2 * _CHUNK_MIN:
             self._prompt_rate += (len(rows) / (time.perf_counter() - started) - self._prompt_rate) / 4
@@ -272,11 +288,9 @@ class Batcher:
             self._end(job, 0.0)
             return
         job.lines.feed(self._model.piece(token))
-        if len(job.made) >= job.request.sampling.max_tokens or len(_tokens(job)) + 1 >= self._context.n_tokens:
+        if len(job.made) >= job.request.sampling.max_tokens or len(job.ids) + len(job.made) >= self._n_ctx:
             job.lines.end()
             self._end(job, 0.0)
-        elif time.monotonic() - job.began > self._deadline_s:
-            raise EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s}")
 
     def _end(self, job: Job, result: float | EngineError, *, drop: bool = False) -> None:
         """A job is over: its sequence is free for others, and who asked is told."""
@@ -315,8 +329,12 @@ class Lines:
         self.feed(b"\n")
 
 
-def _tokens(job: Job) -> list[int]:
-    return job.seat.tokens if job.seat is not None else []
+def _failure(error: Exception) -> EngineError:
+    """What who asked is told; what nobody raised on purpose goes to the log with its place."""
+    if isinstance(error, EngineError):
+        return error
+    logger.opt(exception=error).error("a step of the engine failed")
+    return EngineError(f"the engine failed: {type(error).__name__}")
 
 
 def looping(tokens: Sequence[Hashable]) -> bool:

@@ -11,12 +11,13 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
 from bot.errors import PersonaError
-from bot.persona import MANIFEST_FILE, Manifest, Personas, Version
+from bot.persona import MANIFEST_FILE, NAME, Manifest, Personas, Version
 
 SUFFIX = ".qqtwin"
 _SPEC_FILE, _BUNDLE_FILE = "persona.toml", "bundle.json"
@@ -46,7 +47,7 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Weights do not compress; texts are small.
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             archive.writestr(_BUNDLE_FILE, json.dumps({"layout": _LAYOUT, "persona": folder.name}))
             archive.write(folder / _SPEC_FILE, _SPEC_FILE)
             for file in (MANIFEST_FILE, *verified.manifest.files):
@@ -71,7 +72,8 @@ def unpack(personas: Personas, file: Path, name: str | None = None) -> Version:
             return unpack_open(personas, archive, name, f"bundle {file.name!r}")
     except FileNotFoundError as e:
         raise PersonaError(f"there is no bundle {str(file)!r}") from e
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
+    # RuntimeError: encrypted, or JSON nested without end; zlib.error: damaged; UnicodeDecodeError: of a name.
+    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise PersonaError(f"{file.name!r} is no readable bundle ({e}); is it complete?") from e
     except OSError as e:
         raise PersonaError(f"bundle {file.name!r} cannot be unpacked ({e.strerror}); is there room?") from e
@@ -92,10 +94,13 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
         raise PersonaError(f"{label}: {odd[0]!r} is missing, not in its manifest, or no plain file name")
     if len(found) != len(archive.infolist()):
         raise PersonaError(f"{label} holds a file twice")
+    if found[_SPEC_FILE].file_size > _SMALL_BYTES:
+        raise PersonaError(f"{label}: {_SPEC_FILE} is too large to be one; was it made by `twin persona pack`?")
     target = name or str(head.get("persona"))
-    if not _PART.fullmatch(target):
+    if not NAME.fullmatch(target):
         raise PersonaError(f"persona name {target!r} must be letters, digits, - or _; give another with --name")
-    _require_room(personas.root, sum(info.file_size for info in found.values()), label)
+    # Twice: what was unpacked is checked, and published as a copy.
+    _require_room(personas.root, 2 * sum(info.file_size for info in found.values()), label)
     personas.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=personas.root, prefix=".unpack-") as made:
         # A root of its own: publishing verifies there first, and only a whole persona is moved.

@@ -143,8 +143,8 @@ class Engine(Section):
 
     Gemma 3 270M counts 404 and takes 545 with llama.cpp's buffers: five stay loaded. The one used last always does.
     """
-    n_batch: int = Field(512, ge=32)
-    """Prompt tokens evaluated in one call; a request can be cancelled between calls (and by abort within)."""
+    n_batch: int = Field(512, ge=32, validate_default=True)
+    """Tokens evaluated in one call, at least n_parallel; a request can be cancelled between calls (and within)."""
     n_threads: int | None = Field(None, ge=1)
     """CPU threads; unset: the physical cores."""
     n_gpu_layers: int = Field(-1, ge=-1)
@@ -194,6 +194,13 @@ class Engine(Section):
         if url is None and info.data.get("backend") == "remote":
             raise ValueError("must be set with backend = 'remote', such as http://127.0.0.1:8000/v1")
         return _url(url)
+
+    @field_validator("n_batch")
+    @classmethod
+    def _holds_a_token_of_each(cls, tokens: int, info: ValidationInfo) -> int:
+        if tokens < info.data.get("n_parallel", 0):
+            raise ValueError(f"must be at least n_parallel = {info.data['n_parallel']}: each request takes one token")
+        return tokens
 
     @field_validator("kv_tokens")
     @classmethod

@@ -2,11 +2,12 @@
 
 The only file of the daemon that imports llama_cpp. The high-level `Llama` re-reads a chat's history whenever another
 chat spoke in between, copies a vocabulary-sized row to Python for every token and binds one LoRA for life.
-Nothing here is thread-safe: one thread owns a model and its contexts.
+One thread owns a model and its contexts; a vocabulary may be asked from any.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -71,7 +72,8 @@ def _has_amx() -> bool:
 
     Its product of several recurrent sequences is that of the first alone (ggml-org/llama.cpp#19184; logits of mamba
     and lfm2 off by up to 5.6). And GCC before 12.4 and 13.3 tells the optimizer of 8 of the 64 bytes that
-    `_tile_loadconfig` reads (gcc.gnu.org/PR114098): the rest stays unwritten, and a prompt ends in SIGILL.
+    `_tile_loadconfig` reads (gcc.gnu.org/PR114098): the rest stays unwritten, and a prompt of a quantized model ends in
+    SIGILL (ggml-org/llama.cpp#26954).
     """
     return b"AMX_INT8 = 1" in lc.llama_print_system_info()
 
@@ -203,9 +205,13 @@ class Model:
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
         """UTF-8 bytes of a token (perhaps part of a character); control tokens give nothing, or their names."""
-        buffer = ctypes.create_string_buffer(256)
-        n = lc.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, control)
-        return buffer.raw[:n] if n > 0 else b""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = lc.llama_token_to_piece(self._vocab, token, buffer, size, 0, control)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
 
     def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:
         """A LoRA for this model; free it with `free_lora`.
@@ -223,7 +229,7 @@ class Model:
             raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
         buffer = ctypes.create_string_buffer(256)
         n = lc.llama_adapter_meta_val_str(lora, BASE_KEY.encode(), buffer, len(buffer))
-        named = buffer.value.decode() if n >= 0 else ""
+        named = buffer.value.decode("utf-8", "replace") if n >= 0 else ""
         if base_sha256 is not None and named and named != base_sha256:
             lc.llama_adapter_lora_free(lora)
             raise EngineError(
@@ -354,10 +360,16 @@ class Context:
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
     def save(self, seq: int, *, mark: bool = False) -> bytes:
-        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it."""
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it.
+
+        Empty where there is no memory for it.
+        """
         flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
-        buffer = (ctypes.c_uint8 * size)()
+        try:
+            buffer = (ctypes.c_uint8 * size)()
+        except MemoryError:
+            return b""
         written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
         return bytes(memoryview(buffer)[:written])
 
@@ -394,8 +406,10 @@ class Context:
                 costs 2 % of a single token's decode: leave it out where a step is short.
 
         Raises:
-            EngineError: the cache is full (`.full` is set), or the decode failed.
+            EngineError: more than `n_batch` tokens, or the decode failed; CacheFull: there are too few free cells.
         """
+        if len(tokens) > self.n_batch:
+            raise EngineError(f"{len(tokens)} tokens in one decode, where [engine] n_batch = {self.n_batch}")
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, (token, seq, position, wanted) in enumerate(tokens):
@@ -490,12 +504,19 @@ class Scorer:
         lora: a LoRA, or None for the bare base.
         n_ctx: tokens of the longest window.
         n_threads: CPU threads.
+
+    Raises:
+        EngineError: the base or the LoRA cannot be loaded.
     """
 
     def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
-        self.model = Model(base)
-        self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
-        self._lora = self.model.load_lora(lora) if lora is not None else None
+        with contextlib.ExitStack() as undo:
+            self.model = Model(base)
+            undo.callback(self.model.close)
+            self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
+            undo.callback(self._context.close)
+            self._lora = self.model.load_lora(lora) if lora is not None else None
+            undo.pop_all()
         self._context.use(self._lora)
 
     def close(self) -> None:

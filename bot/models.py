@@ -58,8 +58,9 @@ class Served:
         self.seats = Seats(self.context, settings.n_seq_max, self.spill)
         self.loras = Loras(self.model, self.context, base_sha256, settings.lora_mb * 1_000_000)
         self.batcher = Batcher(
-            self.model, self.context, self.seats, self.loras, settings.n_parallel, settings.deadline_s
-        )
+            self.model, self.context, self.seats, self.loras,
+            n_ctx=self.n_ctx, n_parallel=settings.n_parallel, deadline_s=settings.deadline_s,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Stop what runs and free everything; waits for the step under way."""

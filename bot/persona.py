@@ -26,6 +26,8 @@ LORA_FILE, MODEL_FILE = "lora.gguf", "model.gguf"
 MANIFEST_FILE = "manifest.json"
 WITHDRAWN_FILE = "withdrawn.json"
 """Versions that were rolled back by themselves: why, when, and the hash of their weights."""
+NAME = re.compile(r"\w[\w-]*")
+"""A persona's folder name: letters of any script, digits, - and _."""
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -400,7 +402,8 @@ class Personas:
             force: also what the gate refused; the manifest then says when it was forced.
 
         Raises:
-            PersonaError: the result does not verify, was withdrawn, or the gate refused it; nothing changed.
+            PersonaError: the result does not verify, was withdrawn, or the gate refused it; it cannot be copied, or
+                another version of its name is there; nothing changed.
         """
         try:
             version = json.loads((result / MANIFEST_FILE).read_text("utf-8"))["version"]
@@ -414,19 +417,26 @@ class Personas:
         if not final.exists():
             beside = final.with_name(f".{version}.tmp")
             shutil.rmtree(beside, ignore_errors=True)
-            # A remembered hash that came with the result proves nothing of the copy.
-            shutil.copytree(result, beside, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
             label = _label(name, version)
             try:
+                # A remembered hash that came with the result proves nothing of the copy.
+                shutil.copytree(result, beside, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
                 manifest = _manifest(beside, version, label)
                 self._check(beside, manifest, label, anew=False)
                 _judged(beside, manifest, label, force)
-            except PersonaError:
-                shutil.rmtree(beside)
-                raise
-            _sync(beside)
-            os.replace(beside, final)
+                _sync(beside)
+                os.replace(beside, final)
+            except OSError as e:
+                raise PersonaError(f"{label} cannot be copied in ({_reason(e)}); is there room?") from e
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
         verified = self.verify(name, version)
+        # By the files: a night that was killed on the way to `current` judges them again, with other times.
+        if verified.manifest.files != _manifest(result, version, _label(name, version)).files:
+            raise PersonaError(
+                f"persona {name!r} has another version {version!r} already; what is published is never replaced, so "
+                "give the new one a name of its own"
+            )
         self._restore(name, version)
         self._point(name, version)
         return verified
@@ -525,6 +535,12 @@ def _weights(manifest: Manifest) -> str:
     return manifest.files.get(MODEL_FILE if manifest.merged else LORA_FILE, "")
 
 
+def _reason(error: OSError) -> str:
+    """The first reason: shutil collects those of all files in a list of (source, target, reason)."""
+    first = error.args[0] if isinstance(error, shutil.Error) and error.args else None
+    return str(first[0][2]) if first else str(error.strerror)
+
+
 def _label(name: str, version: str) -> str:
     return f"version {version!r} of persona {name!r}"
 
@@ -612,7 +628,7 @@ def new_persona(root: Path, name: str, display_name: str, people: tuple[str, ...
     Raises:
         PersonaError: the name is no folder name or is taken, or a number is none.
     """
-    if not name.isidentifier() and not name.replace("-", "_").isalnum():
+    if not NAME.fullmatch(name):
         raise PersonaError(f"persona name {name!r} must be letters, digits, - or _")
     if not all(p.isdigit() for p in people):
         raise PersonaError("give the person's QQ numbers, digits only, such as --people 123456789")

@@ -116,15 +116,22 @@ class Seats:
         if seat is None:
             return False
         del self._warm[seat.name]
+        try:
+            if self._spill.enabled:
+                self._put_away(seat)
+        finally:  # whatever fails, a sequence is not lost
+            self._context.keep(seat.number, 0)
+            self._free.append(seat.number)
+        return True
+
+    def _put_away(self, seat: Seat) -> None:
+        """Spill what the next prompt of a scene can begin with."""
         sure = min(seat.sure, len(seat.tokens))
         marked = seat.mark is not None and seat.mark.n <= sure
         if not self._context.rewinds(len(seat.tokens)) and (marked or self._context.reaches(seat.number, sure)):
             self._cut(seat, sure)
-        if self._spill.enabled and seat.tokens:
-            self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), self._context.save(seat.number)))
-        self._context.keep(seat.number, 0)
-        self._free.append(seat.number)
-        return True
+        if seat.tokens and (state := self._context.save(seat.number)):
+            self._spill.put(seat.name, Held(seat.lora, list(seat.tokens), state))
 
     def _come(self, name: str, lora: Path | None) -> Seat:
         """A sequence for a scene that has none: with what was spilled of it, else empty. One is free or idle."""
@@ -138,9 +145,11 @@ class Seats:
 
     def _restore(self, seat: Seat, held: Held) -> None:
         seat.busy = True  # it must not be evicted to make room for itself
-        while not (back := self._context.restore(seat.number, held.state)) and self.evict():
-            pass
-        seat.busy = False
+        try:
+            while not (back := self._context.restore(seat.number, held.state)) and self.evict():
+                pass
+        finally:
+            seat.busy = False
         if back:
             seat.tokens = held.tokens
         else:

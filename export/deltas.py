@@ -22,6 +22,26 @@ _PREFIX = "base_model.model."
 _EXACT_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """`init_lora_weights` that leave the base's weights alone; the others (pissa, olora, loftq, …) subtract from it."""
 
+_PLAIN = frozenset({
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights", "eva_config", "target_modules",
+    "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
+    "qalora_group_size", "runtime_config",
+})  # fmt: skip
+"""What an adapter_config.json may set; some of it is looked at. peft adds a variant of LoRA every few months: any other
+key that is set is refused."""
+_REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases of its own",
+    "modules_to_save": "fully trained modules",
+    "trainable_token_indices": "trained tokens",
+    "fan_in_fan_out": "transposed layers",
+    "layer_replication": "replicated layers",
+    "rank_pattern": "ranks that differ by layer",
+    "alpha_pattern": "strengths that differ by layer",
+    "alora_invocation_tokens": "a LoRA that begins in the middle of a prompt",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -105,23 +125,17 @@ def _config(file: Path, label: str) -> dict[str, Any]:
 
 
 def _refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
-    init = config.get("init_lora_weights", True)
-    fused = config.get("target_parameters") or []
-    faults = {
-        f"peft_type {config.get('peft_type')!r} (LORA expected)": config.get("peft_type") != "LORA",
-        "DoRA (use_dora)": config.get("use_dora"),
-        f"trained biases (bias {config.get('bias')!r})": config.get("bias", "none") != "none",
-        "biases of its own (lora_bias)": config.get("lora_bias"),
-        f"fully trained modules (modules_to_save {config.get('modules_to_save')!r})": config.get("modules_to_save"),
-        "trained tokens (trainable_token_indices)": config.get("trainable_token_indices"),
+    peft_type, bias = config.get("peft_type"), config.get("bias", "none")
+    init, fused = config.get("init_lora_weights", True), config.get("target_parameters") or []
+    odd = {
+        f"peft_type {peft_type!r} (LORA expected)": peft_type != "LORA",
+        f"trained biases (bias {bias!r})": bias != "none",
         f"fused parameters (target_parameters {fused!r})": not all(experts.is_fused(p) for p in fused),
-        "transposed layers (fan_in_fan_out)": config.get("fan_in_fan_out"),
-        "replicated layers (layer_replication)": config.get("layer_replication"),
-        "ranks that differ by layer (rank_pattern)": config.get("rank_pattern"),
-        "strengths that differ by layer (alpha_pattern)": config.get("alpha_pattern"),
         f"a start that changes the base (init_lora_weights {init!r})": init not in _EXACT_INITS,
     }
-    found = [fault for fault, present in faults.items() if present]
+    found = [fault for fault, present in odd.items() if present]
+    others = {key: value for key, value in config.items() if value and key not in _PLAIN}
+    found += [f"{_REFUSED.get(key, 'what is not known here')} ({key} {value!r})" for key, value in others.items()]
     if found:
         raise ExportError(f"{label} uses what llama.cpp cannot apply: {'; '.join(found)}. Train it without")
 

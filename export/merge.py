@@ -45,23 +45,21 @@ def merge(
         beside.mkdir()
         for file in files:
             shutil.copyfile(file, beside / file.name)
-        changes = list(_changes(found))
-        for done, (weight, change) in enumerate(changes, 1):
+        total = sum(len(part.weights) for part in found.parts)
+        for done, (weight, change) in enumerate(_changes(found), 1):
             with (beside / weight.file.name).open("r+b") as f:
-                weight.overwrite(f, _finite(weight.read() + found.strength * change(), weight))
-            progress(done, len(changes))
+                weight.overwrite(f, _finite(weight.read() + found.strength * change, weight))
+            progress(done, total)
         _put_template(beside, fmt)
     return out
 
 
-def _changes(found: deltas.Deltas) -> Iterator[tuple[Stored, Callable[[], Array]]]:
-    """Each changed weight with a function that gives B·A, (out, in)."""
+def _changes(found: deltas.Deltas) -> Iterator[tuple[Stored, Array]]:
+    """Each changed weight with B·A, (out, in); the halves of a mixture's part are read once for all its experts."""
     for part in found.parts:
-        if len(part.weights) == 1:
-            yield part.weights[0], lambda p=part: p.b() @ p.a()  # type: ignore[misc]
-        else:
-            for expert, weight in enumerate(part.weights):
-                yield weight, lambda p=part, e=expert: p.b()[e] @ p.a()[e]  # type: ignore[misc]
+        a, b = (half.reshape(len(part.weights), *half.shape[-2:]) for half in (part.a(), part.b()))
+        for expert, weight in enumerate(part.weights):
+            yield weight, b[expert] @ a[expert]
 
 
 def _finite(values: Array, weight: Stored) -> Array:

@@ -21,6 +21,9 @@ _NUMBERS = {
     _TYPE.FLOAT64: "<f8",
 }  # fmt: skip
 
+_VALUE_MAX = 2**30
+"""No value is longer (bytes); a damaged length must not ask for all memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -50,7 +53,7 @@ def fields(path: Path, *prefixes: str) -> dict[str, Field]:
                 raise ValueError(f"{magic!r}, version {version}")
             read = ((_text(f), _field(f)) for _ in range(n))
             return {key: field for key, field in read if key.startswith(prefixes)}
-    except (OSError, ValueError, struct.error) as e:
+    except (OSError, ValueError, KeyError, struct.error) as e:
         raise ExportError(f"{path.name!r} is no readable GGUF ({e}); is the file complete?") from e
 
 
@@ -62,14 +65,21 @@ def _field(f: BinaryIO) -> Field:
     if items is _TYPE.STRING:
         return Field([_text(f) for _ in range(n)], kind, items)
     dtype = np.dtype(_NUMBERS[items])
-    return Field(np.frombuffer(f.read(n * dtype.itemsize), dtype, n).tolist(), kind, items)
+    return Field(np.frombuffer(_bytes(f, n * dtype.itemsize), dtype).tolist(), kind, items)
 
 
 def _number(f: BinaryIO, kind: gguf.GGUFValueType) -> Any:
     dtype = np.dtype(_NUMBERS[kind])
-    return np.frombuffer(f.read(dtype.itemsize), dtype, 1)[0].item()
+    return np.frombuffer(_bytes(f, dtype.itemsize), dtype)[0].item()
 
 
 def _text(f: BinaryIO) -> str:
     (length,) = struct.unpack("<Q", f.read(8))
-    return f.read(length).decode("utf-8")
+    return _bytes(f, length).decode("utf-8")
+
+
+def _bytes(f: BinaryIO, n: int) -> bytes:
+    raw = f.read(n) if n <= _VALUE_MAX else b""
+    if len(raw) != n:
+        raise ValueError(f"a value of {n} bytes goes beyond its end")
+    return raw

@@ -72,6 +72,11 @@ class Scores:
     heard: Floats
 
     @property
+    def all(self) -> tuple[Floats, Floats, Floats]:
+        """Everything that is compared."""
+        return self.log_p, self.p_silent, self.heard
+
+    @property
     def loss(self) -> float:
         """Mean of -log p, nats per token."""
         return float(-self.log_p.mean()) if len(self.log_p) else math.nan
@@ -223,7 +228,7 @@ def compare(
     Raises:
         ExportError: the sides scored different passages, or there is no held-out token to compare.
     """
-    if trained.log_p.shape != served.log_p.shape or trained.p_silent.shape != served.p_silent.shape:
+    if any(len(ours) != len(theirs) for ours, theirs in zip(trained.all, served.all, strict=True)):
         raise ExportError(
             f"parity needs the same passages on both sides, not {len(trained.log_p)} and {len(served.log_p)} tokens"
         )

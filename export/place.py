@@ -31,8 +31,7 @@ def written(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
     try:
         yield beside
         _sync(beside)
-        remove(out)
-        os.replace(beside, out)
+        _swap(beside, out)
     except OSError as e:
         raise ExportError(
             f"{out.name!r} cannot be written to {out.parent.name!r} ({e.strerror}); is there room?"
@@ -67,6 +66,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _swap(beside: Path, out: Path) -> None:
+    """Rename to `out`: a file takes the place of a file at once, of a folder when that was moved aside."""
+    aside = out.with_name(f".{out.name}.old")
+    remove(aside)
+    if out.is_dir() or (out.exists() and beside.is_dir()):
+        os.replace(out, aside)
+    try:
+        os.replace(beside, out)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, out)
+        raise
+    remove(aside)
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Packing a persona's version into one file, and what a hostile file may not do."""
 
 import json
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -177,11 +178,20 @@ def no_head(members: dict[str, bytes]) -> None:
     del members["bundle.json"]
 
 
+def huge_spec(members: dict[str, bytes]) -> None:
+    members["persona.toml"] += b"#" * 2**22
+
+
+def deep_json(members: dict[str, bytes]) -> None:
+    members["manifest.json"] = b"[" * 10**6
+
+
 FAULTS = [
     (name_of_persona, "must be letters"), (name_of_version, "no folder name"), (unlisted, "'more.bin' is missing, not"),
     (missing, "'lora.gguf' is missing"), (changed, "does not have the sha256"), (newer, "layout 2"),
     (not_json, "manifest.json is not JSON"), (half_a_manifest, "not valid"), (broken_spec, "not readable as TOML"),
-    (no_head, "made by `twin persona pack`"),
+    (no_head, "made by `twin persona pack`"), (huge_spec, "persona.toml is too large"),
+    (deep_json, "no readable bundle"),
 ]  # fmt: skip
 
 
@@ -211,6 +221,46 @@ def test_a_member_twice_is_refused(packed: Path, theirs: Personas) -> None:
         unpack(theirs, packed)
 
 
+def test_another_version_of_the_same_name_is_not_taken_for_it(packed: Path, theirs: Personas) -> None:
+    def judged_otherwise(members: dict[str, bytes]) -> None:
+        members["manifest.json"] = members["manifest.json"].replace(b'"seed":0', b'"seed":1')
+
+    unpack(theirs, packed)
+    with pytest.raises(PersonaError, match="has another version 'v1' already"):
+        unpack(theirs, rewritten(packed, judged_otherwise))
+
+
+def test_an_encrypted_or_damaged_member_is_no_bundle(packed: Path, theirs: Personas) -> None:
+    whole = packed.read_bytes()
+    at = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"lora.gguf"))
+    packed.write_bytes(whole[: at + 8] + b"\x01" + whole[at + 9 :])  # the flag of the directory
+    with pytest.raises(PersonaError, match=r"is no readable bundle .*encrypted"):
+        unpack(theirs, packed)
+    packed.write_bytes(whole)
+    with zipfile.ZipFile(packed) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        start = archive.getinfo("lora.gguf").header_offset + 30 + len("lora.gguf")
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:start] + b"\xff" * 8 + whole[start + 8 :])
+    with pytest.raises(PersonaError, match="is no readable bundle"):
+        unpack(theirs, packed)
+    assert list(theirs.root.iterdir()) == []
+
+
+def test_files_of_before_1980_are_packed_too(mine: Personas, theirs: Personas, tmp_path: Path) -> None:
+    os.utime(mine.verify("xiaoman", "v1").folder / "lora.gguf", (0, 0))  # as reproducible builds leave them
+    assert unpack(theirs, pack(mine, "xiaoman", None, tmp_path / "old.qqtwin")).name == "v1"
+
+
+def test_a_name_in_chinese_goes_out_and_comes_in(mine: Personas, theirs: Personas, tmp_path: Path) -> None:
+    (mine.root / "xiaoman").rename(mine.root / "小满-2")
+    assert unpack(theirs, pack(mine, "小满-2", None, tmp_path / "x.qqtwin")).name == "v1"
+    assert theirs.names() == ["小满-2"]
+
+
 @pytest.mark.parametrize("cut", [0, 10, 4000])
 def test_a_cut_or_foreign_file_is_no_bundle(packed: Path, theirs: Personas, cut: int) -> None:
     packed.write_bytes(packed.read_bytes()[:cut])
@@ -223,5 +273,5 @@ def test_a_cut_or_foreign_file_is_no_bundle(packed: Path, theirs: Personas, cut:
 def test_more_than_there_is_room_for_is_told_first(packed: Path, theirs: Personas) -> None:
     with zipfile.ZipFile(packed) as archive:
         archive.getinfo("lora.gguf").file_size = 2**43  # as a directory that lies would say
-        with pytest.raises(PersonaError, match=r"needs 8796.* GB and .* GB are free"):
+        with pytest.raises(PersonaError, match=r"needs 17592.* GB and .* GB are free"):
             unpack_open(theirs, archive, None, "bundle 'x'")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tinylora
 import tinymodel
@@ -37,6 +38,14 @@ def test_control_tokens_are_parsed_where_we_write_them(models: dict[str, Model],
     assert model.piece(model.end_id) == b""
     assert model.is_control(end)
     assert not model.is_control("嗨")
+
+
+def test_a_token_of_many_bytes_reads_whole(tmp_path: Path) -> None:
+    model = Model(tinymodel.build(tmp_path, "qwen3", texts=[*tinymodel.TEXTS, "哈" * 400]).gguf, 0)
+    lengths = [len(model.piece(i)) for i in range(model.n_vocab) if i not in model.control_ids]
+    assert min(lengths) > 0
+    assert max(lengths) > 256
+    model.close()
 
 
 def test_the_format_comes_with_the_base(models: dict[str, Model]) -> None:
@@ -122,6 +131,17 @@ def test_the_scorer_agrees_with_decoding_token_by_token(
         assert found == pytest.approx([expected[p - 1][t] for p, t in wanted], abs=0.02)
     assert len(scorer.log_probs(ids, [])) == 0
     scorer.close()
+
+
+def test_a_scorer_that_cannot_have_its_lora_frees_its_model(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    (tmp_path / "lora.gguf").write_bytes(b"GGUF")
+    process, big = psutil.Process(), tinymodel.build(tmp_path / "big", "gemma3", hidden=256, layers=12).gguf
+    for tried in range(6):
+        with pytest.raises(EngineError, match="does not load"):
+            Scorer(big, tmp_path / "lora.gguf", 2048, 1)
+        if tried == 1:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 2 * big.stat().st_size
 
 
 def test_the_scorer_scores_with_its_lora(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from bot.checksum import digest, sha256
 from bot.errors import PersonaError
-from bot.persona import Calibration, Pacing, Personas, Sampling, Spec
+from bot.persona import Calibration, Pacing, Personas, Sampling, Spec, new_persona
 
 BASE = "b" * 64
 TOML = """
@@ -151,6 +152,43 @@ def test_publishing_twice_changes_nothing(personas: Personas, tmp_path: Path) ->
     made = result(tmp_path, "20261121-0400")
     assert personas.publish("xiaoman", made) == personas.publish("xiaoman", made)
     assert personas.versions("xiaoman") == ["20261121-0400"]
+
+
+def test_other_weights_under_a_published_name_are_refused_and_other_figures_are_the_same_version(
+    personas: Personas, tmp_path: Path
+) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261121-0400"))
+    again = result(tmp_path, "20261121-0400", created="2026-11-22T05:00:00Z")
+    assert personas.publish("xiaoman", again).manifest.created == "2026-11-22T04:00:00Z"
+    with pytest.raises(PersonaError, match=r"has another version '20261121-0400' already; .*a name of its own"):
+        personas.publish("xiaoman", result(tmp_path, "20261121-0400", lora=b"GGUF other"))
+    assert personas.load("xiaoman").version.lora.read_bytes() == b"GGUF lora"  # type: ignore[union-attr]
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_nothing_behind(personas: Personas, tmp_path: Path) -> None:
+    made = result(tmp_path, "20261121-0400", lora=b"GGUF" * 10_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a write ends in the middle, as on a full disk
+    try:
+        with pytest.raises(PersonaError, match=r"'20261121-0400' of persona 'xiaoman' cannot be copied in \(.*room"):
+            personas.publish("xiaoman", made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((personas.root / "xiaoman" / "versions").iterdir()) == []
+    assert personas.publish("xiaoman", made).name == "20261121-0400"
+
+
+@pytest.mark.parametrize("name", ["my-twin", "小满", "a_1", "1"])
+def test_a_persona_may_have_any_plain_name(tmp_path: Path, name: str) -> None:
+    new_persona(tmp_path, name, "小满", ("1",))
+    assert Personas(tmp_path).names() == [name]
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a/b", "..", ".x", "a b", "a.b"])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PersonaError, match="must be letters, digits, - or _"):
+        new_persona(tmp_path, name, "小满", ("1",))
+    assert list(tmp_path.iterdir()) == []
 
 
 def damage(made: Path, how: str) -> None:

@@ -17,6 +17,7 @@ from bot.errors import EngineError, ExportError
 from bot.llama import BASE_KEY, Model, Scorer
 from bot.persona import Base
 from export.lora import export
+from export.place import remove, written
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -124,6 +125,8 @@ CONFIG_FAULTS = [
     ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
     ({"init_lora_weights": "pissa"}, "pissa"),
     ({"peft_type": "LOHA"}, "LOHA"),
+    ({"alora_invocation_tokens": [7]}, "begins in the middle of a prompt (alora_invocation_tokens [7])"),
+    ({"use_of_tomorrow": True}, "not known here (use_of_tomorrow True)"),
     ({"lora_alpha": 0}, "must be above 0"),
     ({"lora_alpha": None}, "no number"),
     ({"r": 7}, "was it trained on another base"),
@@ -219,6 +222,17 @@ def test_a_place_that_cannot_be_written_leaves_nothing_behind(tinies, loras, tmp
     place = tmp_path / "file" / "lora.gguf"
     with pytest.raises(ExportError, match="cannot be written"):
         export(loras["gemma3"], tinies["gemma3"].hf, base_of(tinies["gemma3"], "gemma3"), place)
+
+
+def test_what_cannot_be_put_in_its_place_leaves_the_file_before_it(tmp_path):
+    for make in (lambda p: p.write_bytes(b"mine"), lambda p: (p.mkdir(), (p / "mine").touch())):
+        out = tmp_path / "out"
+        make(out)
+        with pytest.raises(ExportError, match="cannot be written"), written(out, 0, force=True):
+            pass  # nothing is written
+        assert out.exists()
+        remove(out)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_file_is_kept_unless_told_otherwise(tinies, loras, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,6 +227,8 @@ def test_texts_of_another_vocabulary_are_counted(tinies, models):
 def test_nothing_held_out_is_an_error_and_so_are_different_passages():
     with pytest.raises(ExportError, match="no held-out token"):
         compare(given([]), given([]), Vocabulary(1, 0, True), **ON_BASE)
+    with pytest.raises(ExportError, match="same passages"):
+        compare(replace(given([-1.0]), heard=np.zeros(2)), given([-1.0]), Vocabulary(1, 0, True), **ON_BASE)
     with pytest.raises(ExportError, match="same passages"):
         compare(given([-1.0]), given([-1.0, -1.0]), Vocabulary(1, 0, True), **ON_BASE)
 
