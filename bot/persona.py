@@ -583,7 +583,7 @@ TEMPLATE = """\
 display_name = {display_name}
 # Further names it listens to.
 nicknames = []
-# QQ numbers of the person: their messages are what is learned.
+# QQ numbers of the person, or ids as `twin import` told them: their messages are what is learned.
 people = {people}
 
 [who]
@@ -622,16 +622,15 @@ def new_persona(root: Path, name: str, display_name: str, people: tuple[str, ...
         root: `data/personas`.
         name: of the folder.
         display_name: the name people see.
-        people: QQ numbers of the imitated person; none: it learns from training sets alone.
+        people: the imitated person's QQ numbers, or ids of another messenger (`wxid_…`, a name where a format has
+            nothing else); none: it learns from training sets alone.
         identity: who it is, where that is known.
 
     Raises:
-        PersonaError: the name is no folder name or is taken, or a number is none.
+        PersonaError: the name is no folder name or is taken.
     """
     if not NAME.fullmatch(name):
         raise PersonaError(f"persona name {name!r} must be letters, digits, - or _")
-    if not all(p.isdigit() for p in people):
-        raise PersonaError("give the person's QQ numbers, digits only, such as --people 123456789")
     file = root / name / "persona.toml"
     if file.exists():
         raise PersonaError(f"persona {name!r} exists already: {file}")

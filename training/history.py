@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
@@ -59,6 +59,7 @@ PATIENCE_S = 10.0
 """Seconds to wait for an archive that does not take a batch; the daemon holds it for milliseconds."""
 _POLL_S = 0.25
 _REASONS_TOLD = 3
+_PEOPLE_TOLD = 8
 
 
 @dataclass(slots=True)
@@ -324,7 +325,8 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
     lines = [
         f"{name}: {shown['format']}; {shown['messages']} messages {verb}; {shown['recalls']} recalls",
-        f"  {len(shown['scenes'])} scenes, {len(shown['people'])} people; {' – '.join(shown['span'])}",
+        f"  {len(shown['scenes'])} scenes; {' – '.join(shown['span'])}",
+        f"  people: {_people(shown['people'])}",
         f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)",
     ]
     for why, left in shown["skipped"].items():
@@ -332,3 +334,9 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
     if not dry_run:
         lines.append(f"  next: twin persona new NAME --people {shown['me']}, then twin night --persona NAME")
     return "\n".join(lines)
+
+
+def _people(people: Mapping[str, Mapping[str, Any]]) -> str:
+    """Who speaks most, with the ids that `twin persona new --people` takes."""
+    shown = [f"{sender} {p['name']} ({p['messages']})" for sender, p in list(people.items())[:_PEOPLE_TOLD]]
+    return ", ".join(shown) + (", …" if len(people) > _PEOPLE_TOLD else "")

@@ -34,7 +34,10 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
 def persona_new(
     name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
     people: Annotated[
-        str, typer.Option(help="QQ numbers of the person, comma-separated; none: it learns from training sets alone.")
+        str, typer.Option(
+            help="QQ numbers of the person, or ids as `twin import` told them, comma-separated; none: it learns from "
+            "training sets alone."
+        ),
     ] = "",
     display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
     role: Annotated[str | None, typer.Option(help="A role of RoleBench to play; with --profiles.")] = None,

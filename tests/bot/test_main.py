@@ -59,6 +59,13 @@ def test_the_version_is_told() -> None:
     assert done.stdout.startswith("qqtwin 0.")
 
 
+@pytest.mark.parametrize("person", ["10001", "wxid_abc123", "小满"])
+def test_a_persona_is_of_whoever_an_import_names(bot_toml: Path, person: str) -> None:
+    assert twin("persona", "new", "me", "--people", f"{person}, 2", config=bot_toml).returncode == 0
+    shown = json.loads(twin("persona", "show", "me", config=bot_toml).stdout)
+    assert shown["spec"]["people"] == [person, "2"]
+
+
 def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
     assert twin("persona", "new", "me", "--people", "1", config=bot_toml).returncode == 0
     broken = bot_toml.parent / "data" / "personas" / "me" / "persona.toml"

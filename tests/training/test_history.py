@@ -80,6 +80,16 @@ def test_a_history_told_by_events_and_by_the_database_is_stored_once(
     assert "60 known from other sources" in history.in_words(shown, "x", dry_run=False)
 
 
+def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
+    people = {str(n): {"name": f"人{n}", "messages": 20 - n} for n in range(9)}
+    empty = {"format": "x", "messages": 1, "added": 1, "known_from_elsewhere": 0, "imported_before": None, "recalls": 0}
+    shown = {**empty, "scenes": {}, "people": people, "span": [], "me": "0", "my_messages": 20, "skipped": {}}
+    words = history.in_words(shown, "x", dry_run=False)
+    assert "  people: 0 人0 (20), 1 人1 (19), " in words
+    assert "7 人7 (13), …\n" in words
+    assert "人8" not in words
+
+
 def test_what_the_twin_said_stays_the_twins_when_its_accounts_history_comes(tmp_path: Path, archive: Archive) -> None:
     when = datetime.fromtimestamp(qq.START_S + 10, UTC)
     words = {"type": "text", "data": {"text": "我是孪生"}}
