@@ -1,7 +1,8 @@
 """A PEFT LoRA trained elsewhere (a folder, or a `lora_adapter.zip` as notebooks make) → a version on our base.
 
 What another trainer says of its base is a name alone, so the LoRA is held against the checkpoint's own shapes, tensor
-by tensor (`export.deltas`), and against the name where both have one. Weights as pickles are refused: loading one runs it.
+by tensor (`export.deltas`), and against the name where both have one. Weights as pickles are refused: loading one
+runs it.
 """
 
 import json

@@ -35,12 +35,13 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTraine
 from bot.checksum import sha256
 from bot.config import Training
 from bot.errors import TrainingError
-from training.base import load, precision_of
+from training import device, precision
+from training.base import load
 from training.batches import IGNORED, Row
 from training.loss import measuring, sparse_nll
 from training.preferences import Pair
 from training.samples import Split
-from training.watch import read_state, write_state
+from training.state import read_state, write_state
 
 RECORD_FILE = "preferences.json"
 RISE_MAX = 0.05
@@ -161,7 +162,7 @@ def _go(model: Any, start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]
 
 
 def _model(checkpoint: Path, peft: Path, settings: Training) -> Any:
-    base = load(checkpoint, precision_of(settings.precision))
+    base = load(checkpoint, precision.chosen(settings, device.here()), trust=settings.trust_remote_code)
     try:
         model: Any = PeftModel.from_pretrained(base, peft, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
