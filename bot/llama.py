@@ -30,6 +30,8 @@ from bot.prompt import ChatFormat, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+_PENALTY_LAST_N, _DRY_LAST_N = 64, 512
+"""Tokens that the repetition penalty and DRY look back on."""
 _PIECES_REMEMBERED = 16_384
 """Texts whose tokens are kept: of 64 scenes with 200 bubbles each, a few megabytes."""
 
@@ -452,7 +454,7 @@ class CacheFull(EngineError):
 
 
 class Sampler:
-    """A native sampler chain: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed.
+    """A native sampler chain: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed; as if in this order.
 
     Args:
         model: whose control tokens (but for ends of turn) are never drawn.
@@ -466,12 +468,20 @@ class Sampler:
         if biases := model.biases(sampling.logit_bias):
             rows = (lc.llama_logit_bias * len(biases))(*(lc.llama_logit_bias(*pair) for pair in biases.items()))
             links.append(lc.llama_sampler_init_logit_bias(model.n_vocab, len(biases), rows))
+        kept = 1 if sampling.temperature == 0 else sampling.top_k
+        if kept:
+            # Penalties make words less likely and never more: whatever is among the first `kept` behind them is among
+            # so many in front. To look through all 262,144 words instead took 1.0 ms a token (DRY: 1.4) of 24.
+            penalized = _PENALTY_LAST_N + (_DRY_LAST_N if sampling.dry_multiplier else 0)
+            links.append(lc.llama_sampler_init_top_k(kept + penalized))
         if sampling.repeat_penalty != 1:
-            links.append(lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0))
+            links.append(
+                lc.llama_sampler_init_penalties(model.n_vocab, _PENALTY_LAST_N, sampling.repeat_penalty, 0.0, 0.0)
+            )
         if sampling.dry_multiplier:
             # The whole answer (-1, once the whole context, now looks at nothing), and no breakers: what is said again
             # in the next bubble is said again.
-            links.append(lc.llama_sampler_init_dry(model.vocab, sampling.dry_multiplier, 1.75, 2, 512, None, 0))
+            links.append(lc.llama_sampler_init_dry(model.vocab, sampling.dry_multiplier, 1.75, 2, _DRY_LAST_N, None, 0))
         if sampling.temperature == 0:
             links.append(lc.llama_sampler_init_greedy())
         else:

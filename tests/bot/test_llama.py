@@ -1,7 +1,11 @@
 """bot/llama.py on tiny models: vocabulary, LoRAs, scoring."""
 
+import ctypes
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import llama_cpp as lc
 import numpy as np
 import psutil
 import pytest
@@ -11,7 +15,8 @@ from nasty import TEXTS
 
 from bot.checksum import sha256
 from bot.errors import EngineError
-from bot.llama import Context, Model, Scorer, log_probs
+from bot.llama import Context, Model, Sampler, Scorer, log_probs
+from bot.persona import Sampling
 from bot.prompt import clean
 
 ARCHITECTURES = ["gemma3", "qwen3"]
@@ -170,3 +175,54 @@ def test_continuations_are_scored_as_if_each_was_read_alone(
     assert found[3] == 0
     assert found[0] != pytest.approx(scorer.continuations(context[:1], answers[:1])[0], abs=0.02)
     scorer.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("dry", [0.0, 2.0])
+def test_looking_at_the_likeliest_words_first_changes_no_draw(
+    models: dict[str, Model], temperature: float, dry: float
+) -> None:
+    model, rng = models["gemma3"], np.random.default_rng(7)
+    sampling = Sampling(temperature=temperature, top_k=3, repeat_penalty=3.0, dry_multiplier=dry, min_p=0, top_p=1)
+    without_penalties = sampling.model_copy(update={"repeat_penalty": 1.0, "dry_multiplier": 0.0})
+    changed = 0
+    for seed in range(40):
+        logits = rng.normal(2, 3, model.n_vocab).astype(np.float32)
+        said = [int(t) for t in [*rng.integers(0, model.n_vocab, 30), *np.argsort(logits)[-40:]] * 2]
+        whole = _whole_chain(model, sampling, seed)
+        chains = [Sampler(model, sampling, seed), Sampler(model, without_penalties, seed)]
+        drawn = [_drawn(handle, logits, said) for handle in (whole, *(c.handle for c in chains))]
+        assert drawn[0] == drawn[1]
+        changed += drawn[1] != drawn[2]
+        lc.llama_sampler_free(whole)
+        for chain in chains:
+            chain.close()
+    assert changed > 10, "the penalties matter here"
+
+
+def _whole_chain(model: Model, sampling: Sampling, seed: int) -> Any:
+    """The chain as it is meant: penalties over all words, and then the likeliest."""
+    chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
+    links = [
+        lc.llama_sampler_init_logit_bias(model.n_vocab, len(model.banned), model.banned),
+        lc.llama_sampler_init_penalties(model.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0),
+        lc.llama_sampler_init_dry(model.vocab, sampling.dry_multiplier, 1.75, 2, 512, None, 0),
+    ]
+    if sampling.temperature == 0:
+        links.append(lc.llama_sampler_init_greedy())
+    else:
+        links += [lc.llama_sampler_init_top_k(sampling.top_k), lc.llama_sampler_init_temp(sampling.temperature)]
+        links.append(lc.llama_sampler_init_dist(seed))
+    for link in links:
+        lc.llama_sampler_chain_add(chain, link)
+    return chain
+
+
+def _drawn(chain: Any, logits: np.ndarray, said: Sequence[int]) -> int:
+    """What a chain draws after some words."""
+    for token in said:
+        lc.llama_sampler_accept(chain, token)
+    words = (lc.llama_token_data * len(logits))(*((i, float(x), 0.0) for i, x in enumerate(logits)))
+    row = lc.llama_token_data_array(words, len(logits), -1, False)
+    lc.llama_sampler_apply(chain, ctypes.byref(row))
+    return int(row.data[row.selected].id)
