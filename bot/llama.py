@@ -454,7 +454,7 @@ class CacheFull(EngineError):
 
 
 class Sampler:
-    """A native sampler chain: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed; as if in this order.
+    """A native sampler chain, in effect: bans, biases, penalties, DRY, top_k, top_p, min_p, temperature, seed.
 
     Args:
         model: whose control tokens (but for ends of turn) are never drawn.
