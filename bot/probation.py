@@ -13,6 +13,7 @@ from bot import corrections, drift
 from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.drift import Answer, Band, Outside
+from bot.interval import wilson
 from bot.message import Message, Origin, Scene
 from bot.persona import Spec
 
@@ -85,7 +86,7 @@ def judge(
     kept = corrections.current(archive)
     hits, n = drift.corrected_rate(own, kept, version)
     other = drift.corrected_rate(decisions, kept, before) if before else (0, 0)
-    low, _ = drift.wilson(hits, n)
+    low, _ = wilson(hits, n)
     if hits >= MIN_CORRECTED and low > rules.corrected_max and low > other[0] / max(other[1], 1):
         return Corrected(hits, n, other)
     scenes = {d.scene for d in decisions}

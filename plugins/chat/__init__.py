@@ -5,16 +5,17 @@ from nonebot.adapters.onebot.v11.event import Event
 from nonebot.plugin import PluginMetadata
 
 from bot.onebot import raw_event
-from plugins.chat import commands, correcting
+from plugins.chat import commands, correcting, guessing
 from plugins.chat.listening import Listener
 
 __plugin_meta__ = PluginMetadata(
-    "chat", "Answers as the persona would", "/twin on|off|status /why /memory /about /不像 /该闭嘴"
+    "chat", "Answers as the persona would", "/twin on|off|status /why /memory /about /不像 /该闭嘴 /blind"
 )
 
 listener = Listener(get_driver().config.twin, get_driver().config.transport)
 commands.register(get_driver().config.twin)
 correcting.register(get_driver().config.twin)
+guessing.register(get_driver().config.twin)
 heard = on("message", priority=10, block=False)
 sent = on("message_sent", priority=10, block=False)
 poked = on("notice", rule=lambda event: getattr(event, "sub_type", "") == "poke", priority=10, block=False)
