@@ -1,5 +1,8 @@
 """training/blind.py through the real engine: pairs of held-out moments, each real answer on either side."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +20,7 @@ from bot.persona import Base, Manifest, Persona, Personas, new_persona
 from training.blind import prepare
 from training.samples import Split, split_of
 
+ROOT = Path(__file__).parents[2]
 ME, FRIEND = "30001", "10001"
 SCENE = Scene("private", FRIEND)
 START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
@@ -86,6 +90,34 @@ def test_every_pair_is_held_out_and_the_real_one_is_on_either_side(
         assert any(line.startswith("我：") for line in trial.context[:-1])
     assert {t.real for t in test.trials} == {0, 1}
     assert len(prepare(settings, persona, tiny.gguf, sha256(tiny.gguf), 3).trials) == 3
+
+
+def test_the_page_is_made_and_its_answers_taken_in_from_the_command_line(
+    settings: Settings, persona: Persona, archive: Archive, tiny: tinymodel.Tiny, tmp_path: Path
+) -> None:
+    days(archive, 60)
+    engine = "n_ctx = 512\nkv_tokens = 1024\nn_threads = 1\nn_gpu_layers = 0"
+    config = tmp_path / "bot.toml"
+    config.write_text(f"[paths]\ndata = '.'\n[engine]\nbase = '{tiny.gguf}'\n{engine}\n", "utf-8")
+
+    def twin(*words: str) -> "subprocess.CompletedProcess[str]":
+        line = [sys.executable, "-m", "bot", "eval", *words, "--config", str(config)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+    page = tmp_path / "page.html"
+    made = twin("--blind", "--persona", "xiaoman", "--pairs", "4", "--blind-out", str(page))
+    assert made.returncode == 0, made.stderr
+    assert "(4 pairs)" in made.stdout
+    (kept,) = (tmp_path / "blind").glob("*.json")
+    assert kept.stem in page.read_text("utf-8")
+    right = {str(n + 1): t["real"] + 1 for n, t in enumerate(json.loads(kept.read_text("utf-8"))["trials"])}
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps({"blind": kept.stem, "picks": right | {"4": 3 - right["4"]}}), "utf-8")
+    told = json.loads(twin("--blind-result", str(answers)).stdout)
+    assert (told["persona"], told["version"], told["right"], told["n"]) == ("xiaoman", "v1", 3, 4)
+    assert 0 < told["low"] < 0.75 < told["high"] < 1
+    stored = json.loads((persona.folder / "versions" / "v1" / "blind.json").read_text("utf-8"))
+    assert [x["right"] for x in stored] == [3]
 
 
 def test_what_cannot_be_tested_is_told(
