@@ -4,9 +4,9 @@
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 
 from bot.message import Message, Scene
@@ -49,6 +49,8 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[str]]
+ANSWER_WITHIN_S = 1800.0
+"""Seconds in which the answer to a question of ours is one; later it is talk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,15 @@ class _Command:
     who: Who
     handler: Handler
     private_for_everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A question that was put to somebody: what answers it, until when, and who takes the answer."""
+
+    choices: frozenset[str]
+    until: datetime
+    handler: Handler
 
 
 class Commands:
@@ -70,6 +81,7 @@ class Commands:
         self._prefix = prefix
         self._superusers = superusers
         self._commands: dict[str, _Command] = {}
+        self._questions: dict[tuple[Scene, str], _Question] = {}
         self._mention = re.compile(rf"@[^↵]{{1,40}}?\s*(?={re.escape(prefix)})")
 
     def add(self, name: str, who: Who, handler: Handler, *, private_for_everyone: bool = False) -> None:
@@ -83,13 +95,24 @@ class Commands:
         """
         self._commands[name] = _Command(who, handler, private_for_everyone)
 
+    def ask(self, call: Call, choices: Collection[str], handler: Handler) -> None:
+        """Let the next message of whoever typed a command be its answer, if it is one of the choices.
+
+        Args:
+            call: the command; the answer is given there, and handed on with the choice as `rest`.
+            choices: whole messages that are answers; anything else is talk, and the question stands.
+            handler: takes the answer.
+        """
+        until = call.time + timedelta(seconds=ANSWER_WITHIN_S)
+        self._questions[call.scene, call.sender_id] = _Question(frozenset(choices), until, handler)
+
     def names(self) -> list[str]:
         """The commands' names, sorted."""
         return sorted(self._commands)
 
     def is_command(self, message: Message) -> bool:
-        """Whether a message is a command of ours (known name; other bots may share the prefix)."""
-        return self._split(message) is not None
+        """Whether a message is for us: a command (known name; other bots may share the prefix), or an answer."""
+        return self._question(message) is not None or self._split(message) is not None
 
     def who_is(self, sender_id: str, role: str) -> Who:
         """What somebody is, from their number and their role in the group (`owner`, `admin`, `member`)."""
@@ -100,6 +123,13 @@ class Commands:
     async def run(self, message: Message, role: str, account: str) -> str | None:
         """Run what was typed; None when it is no command or not theirs to run (then nothing is answered)."""
         scene, sender_id = message.scene, message.sender_id
+        question = self._question(message)
+        if question is not None:
+            del self._questions[scene, sender_id]
+            who, choice = self.who_is(sender_id, role), message.text.strip()
+            return await question.handler(
+                Call(scene, sender_id, who, account, message.time, (choice,), None, message.id, choice)
+            )
         found = self._split(message)
         if found is None:
             return None
@@ -115,6 +145,13 @@ class Commands:
         return await command.handler(
             Call(scene, sender_id, who, account, message.time, args, message.reply_to, message.id, rest)
         )
+
+    def _question(self, message: Message) -> _Question | None:
+        """The question a message answers."""
+        found = self._questions.get((message.scene, message.sender_id))
+        if found is None or message.time > found.until or message.text.strip() not in found.choices:
+            return None
+        return found
 
     def _split(self, message: Message) -> tuple[str, str] | None:
         """A command's name and what is typed behind it."""

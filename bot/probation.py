@@ -13,6 +13,7 @@ from bot import corrections, drift
 from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.drift import Answer, Band, Outside
+from bot.interval import wilson
 from bot.message import Message, Origin, Scene
 from bot.persona import Spec
 
@@ -24,6 +25,8 @@ _BEFORE = timedelta(days=60)
 """How far back the version before is looked for."""
 RATE = {True: "rate_private", False: "rate_group"}
 """Names of the measures of how often it answers, by whether the scene is private."""
+_LIVE_MAX = 5000
+"""Newest messages of a scene in which a version's answers are looked for."""
 _UNDECIDED = ("cancelled", "recalled", "stopped")
 
 
@@ -85,11 +88,13 @@ def judge(
     kept = corrections.current(archive)
     hits, n = drift.corrected_rate(own, kept, version)
     other = drift.corrected_rate(decisions, kept, before) if before else (0, 0)
-    low, _ = drift.wilson(hits, n)
+    low, _ = wilson(hits, n)
     if hits >= MIN_CORRECTED and low > rules.corrected_max and low > other[0] / max(other[1], 1):
         return Corrected(hits, n, other)
     scenes = {d.scene for d in decisions}
     now_live = Live(own, _answers(archive, scenes, spec, since, now))
+    if len(now_live.answers) < rules.watch_answers and len(own) < rules.watch_answers * POINTS:
+        return None
     person = person_of(since)
     found = outside(now_live, person, rules.watch_answers)
     if not found or before is None:
@@ -161,7 +166,10 @@ def _answers(
         ours = message.origin is Origin.TWIN and message.sender_name == spec.display_name
         return ours and since <= message.time + timedelta(seconds=1)  # OneBot's seconds are cut
 
-    found = [a for scene in scenes for a in drift.answers_of(archive.history(scene, until), said)]
+    found: list[tuple[datetime, Answer]] = []
+    for scene in scenes:
+        lived = archive.window(scene, _LIVE_MAX, since - timedelta(seconds=1))
+        found += drift.answers_of([m for m in lived if m.time <= until], said)
     return [answer for _, answer in sorted(found)]
 
 

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, PersonaOption, night_of, show
+from bot.cli.options import CONFIG, ConfigOption, PersonaOption, base_of, night_of, personas_of, show
 from bot.errors import ConfigError, TwinError
 
 if TYPE_CHECKING:
@@ -81,10 +81,56 @@ def _deepspeed(name: str | None) -> Path | None:
 def evaluate(
     persona: PersonaOption = None,
     version: Annotated[str | None, typer.Option(help="Version; default: the one serving.")] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Make a page of pairs, real answer and twin's, to pick the real one.")
+    ] = False,
+    pairs: Annotated[int, typer.Option(min=1, help="With --blind: pairs at most.")] = 20,
+    blind_out: Annotated[Path, typer.Option(help="With --blind: the page.")] = Path("blind.html"),
+    blind_result: Annotated[
+        Path | None, typer.Option(help="Take in the file that the page saved; prints the score with its interval.")
+    ] = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """Held-out figures of a version, as JSON."""
-    show(night_of(config.load(config_path), persona, config_path).evaluate_version(version), True)
+    """Held-out figures of a version, as JSON; or a blind test of it."""
+    settings = config.load(config_path)
+    if blind_result is not None:
+        show(_blind_result(settings, blind_result), True)
+    elif blind:
+        typer.echo(_blind_page(settings, persona, version, pairs, blind_out, config_path))
+    else:
+        show(night_of(settings, persona, config_path).evaluate_version(version), True)
+
+
+def _blind_result(settings: config.Settings, file: Path) -> dict[str, Any]:
+    from bot import blind
+    from bot.twin import now
+
+    test = blind.answered(settings.data, file)
+    score = blind.take(settings.data, personas_of(settings), test, now())
+    return {"persona": test.persona, "version": test.version, **score}
+
+
+def _blind_page(
+    settings: config.Settings, persona: str | None, version: str | None, pairs: int, out: Path, config_path: Path
+) -> str:
+    from dataclasses import replace
+
+    from bot import blind, doctor, log
+    from bot.persona import Personas
+
+    doctor.require_training()
+    log.setup("WARNING")
+    from training.blind import prepare
+
+    base, base_sha256 = base_of(settings, config_path)
+    personas = Personas(personas_of(settings).root, base_sha256)
+    found = personas.find(persona or settings.chat.persona)
+    if version is not None:
+        found = replace(found, version=personas.verify(found.name, version))
+    test = prepare(settings, found, base, base_sha256, pairs)
+    blind.save(settings.data, test)
+    out.write_text(blind.page(test), "utf-8")
+    return f"wrote {out} ({len(test.trials)} pairs); or type /blind to the bot"
 
 
 def night(

@@ -5,17 +5,18 @@ from nonebot.adapters.onebot.v11.event import Event
 from nonebot.plugin import PluginMetadata
 
 from bot.onebot import raw_event
-from plugins.chat import commands, correcting
+from plugins.chat import commands, correcting, guessing
 from plugins.chat.listening import Listener
 from plugins.chat.opening import Opener
 
 __plugin_meta__ = PluginMetadata(
-    "chat", "Answers as the persona would", "/twin on|off|status /why /memory /about /不像 /该闭嘴"
+    "chat", "Answers as the persona would", "/twin on|off|status /why /memory /about /不像 /该闭嘴 /blind"
 )
 
 listener = Listener(get_driver().config.twin, get_driver().config.transport)
 commands.register(get_driver().config.twin)
 correcting.register(get_driver().config.twin)
+guessing.register(get_driver().config.twin)
 opener = Opener(get_driver().config.twin, get_bots)
 get_driver().on_startup(opener.start)
 get_driver().on_shutdown(opener.stop)

@@ -1,6 +1,6 @@
 """bot/commands.py: who may run what."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from chats import GROUP, PRIVATE
@@ -100,3 +100,27 @@ async def test_a_mention_that_comes_with_a_quote_is_passed_over_and_lines_are_ke
     message = Message("1", GROUP, OWNER, "", AT, text, reply_to="7" if quotes else None)
     await registry(calls).run(message, "", ACCOUNT)
     assert [call.rest for call in calls] == ([] if rest is None else [rest])
+
+
+async def test_a_question_takes_the_next_choice_of_whom_it_was_put_to_and_only_that() -> None:
+    commands, taken = registry([]), list[str]()
+
+    async def begin(call: Call) -> str:
+        async def answered(answer: Call) -> str:
+            taken.append(answer.rest)
+            return "收到"
+
+        commands.ask(call, ("1", "2"), answered)
+        return "1 还是 2？"
+
+    commands.add("blind", Who.SUPERUSER, begin)
+    assert await run(commands, "1", PRIVATE, OWNER) is None, "nothing was asked yet"
+    assert await run(commands, "/blind", PRIVATE, OWNER) == "1 还是 2？"
+    for text, scene, sender in (("3", PRIVATE, OWNER), ("1", GROUP, OWNER), ("1", PRIVATE, SOMEONE)):
+        assert await run(commands, text, scene, sender) is None
+    late = Message("1", PRIVATE, OWNER, "", AT + timedelta(minutes=31), "1")
+    assert not commands.is_command(late)
+    assert commands.is_command(Message("1", PRIVATE, OWNER, "", AT, " 2 "))
+    assert await run(commands, " 2 ", PRIVATE, OWNER) == "收到"
+    assert taken == ["2"]
+    assert await run(commands, "1", PRIVATE, OWNER) is None, "it was answered"

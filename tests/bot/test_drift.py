@@ -70,15 +70,6 @@ def test_what_was_learned_is_told_without_the_owners_shifts() -> None:
     assert drift.inclination(Decision(GROUP, "1", at(0), "x", "v", "failed: engine")) is None
 
 
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [(0, 0, 0.0, 1.0), (5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilsons_interval(hits: int, n: int, low: float, high: float) -> None:
-    # 81 of 263: R. Newcombe, Statistics in Medicine 17 (1998), table I.
-    assert drift.wilson(hits, n) == pytest.approx((low, high), abs=5e-4)
-
-
 def test_answers_are_runs_of_ones_own_bubbles() -> None:
     said = [
         say(0, ME, "早"), say(1, ME, "在吗"), say(2, FRIEND, "在"), say(3, ME, ""), say(4, ME, "好"),

@@ -5,6 +5,7 @@ trained version: 小满 always speaks and 石头 never does, by their bias. Lear
 """
 
 import asyncio
+import json
 import signal
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from daemon import OWNER, Daemon, free_port, persona, settings
 from napcat import ACCOUNT, NapCat
 from websockets.exceptions import InvalidStatus
 
-from bot import corrections
+from bot import blind, corrections
 from bot.checksum import sha256
 from bot.message import Origin, Scene
 from bot.persona import Base, Manifest, Personas
@@ -276,24 +277,61 @@ async def test_an_answer_taken_back_on_the_account_ends_there_and_does_not_stand
     assert "吃面" not in [m.text for m in daemon.stored("private:129")]
 
 
+def versioned(daemon: Daemon, base: Path, *versions: str) -> Path:
+    """小满 with versions that hardly change what the base says; gives her folder."""
+    folder = daemon.data / "personas" / "xiaoman"
+    persona(folder, lessons.NAME, [ACCOUNT], bias=30)
+    for version in versions:
+        made = daemon.folder / version
+        made.mkdir()
+        tinylora.write(made / "lora.gguf", base, strength=1e-3)
+        manifest = Manifest(
+            version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
+            base=Base(file="b", sha256=sha256(base), architecture="gemma3"),
+            files={"lora.gguf": sha256(made / "lora.gguf")},
+        )  # fmt: skip
+        (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+        Personas(daemon.data / "personas").publish("xiaoman", made)
+    return folder
+
+
+async def test_the_owner_plays_the_blind_test_and_none_of_it_is_talk(learned_base: Path, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, settings(learned_base))
+    folder = versioned(daemon, learned_base, "v1")
+    trials = (
+        blind.Trial(("阿泽：吃什么",), ("吃面\n加个蛋", "吃饭吧"), 0),
+        blind.Trial(("阿泽：在吗",), ("嗯嗯", "在的"), 1),
+        blind.Trial(("阿泽：早",), ("早呀", "早上"), 0),
+    )  # fmt: skip
+    with daemon:
+        async with NapCat(daemon.url, daemon.token) as client:
+            assert "twin eval --blind --persona xiaoman" in await client.ask("/blind", user=OWNER)
+            blind.save(daemon.data, blind.BlindTest("0123456789ab", "xiaoman", "v1", "2026-12-01", trials))
+            assert "私聊我" in await client.ask("/blind", user=OWNER, group=GROUP)
+            asked = await client.ask("/blind", user=OWNER)
+            assert "第 1/3 题\n阿泽：吃什么" in asked
+            assert "1）吃面\n加个蛋\n\n2）吃饭吧" in asked
+            right = await client.ask("1", user=OWNER)
+            assert right.startswith("对。\n第 2/3 题")
+            assert (await client.ask("1", user=OWNER)).startswith("错，那是分身。\n第 3/3 题")
+            stopped = await client.ask("0", user=OWNER)
+            assert "猜对 1/2，50%（95% 区间 9% 到 91%）" in stopped
+            assert "第 3/3 题" in await client.ask("/blind", user=OWNER), "it goes on where it was stopped"
+            assert "题做完了。猜对 2/3" in await client.ask("1", user=OWNER)
+            assert daemon.stored(f"private:{OWNER}") == [], "none of it is talk"
+            await client.say("1", user=OWNER)
+            daemon.wait(lambda: [m.text for m in daemon.stored(f"private:{OWNER}")][:1] == ["1"])
+        (kept,) = json.loads((folder / "versions" / "v1" / "blind.json").read_text("utf-8"))
+        assert (kept["right"], kept["n"]) == (2, 3)
+        daemon.end()
+
+
 async def test_a_version_that_the_owner_keeps_correcting_goes_back_by_itself(
     learned_base: Path, tmp_path: Path
 ) -> None:
     retrain = {"enabled": False, "watch_every_s": 1.0}
     daemon = Daemon(tmp_path, settings(learned_base, retrain=retrain))
-    folder = daemon.data / "personas" / "xiaoman"
-    persona(folder, lessons.NAME, [ACCOUNT], bias=30)
-    for version in ("v1", "v2"):
-        made = tmp_path / version
-        made.mkdir()
-        tinylora.write(made / "lora.gguf", learned_base, seed=len(version), strength=1e-3)
-        manifest = Manifest(
-            version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
-            base=Base(file="b", sha256=sha256(learned_base), architecture="gemma3"),
-            files={"lora.gguf": sha256(made / "lora.gguf")},
-        )  # fmt: skip
-        (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-        Personas(daemon.data / "personas").publish("xiaoman", made)
+    folder = versioned(daemon, learned_base, "v1", "v2")
     with daemon:
         async with NapCat(daemon.url, daemon.token) as client:
             for user in range(101, 105):

@@ -109,6 +109,17 @@ def test_what_the_person_then_said_themselves_is_what_was_wanted(archive: Archiv
     assert bubble.id == "t0-0"
 
 
+def test_the_prompt_ends_where_it_was_decided_also_when_the_burst_went_on(archive: Archive, base: Path) -> None:
+    bubble = asked(archive, 0)
+    corrected(archive, bubble, How.HUSH, ())
+    for bubble_id in ("t0-0", "t0-1"):
+        archive.recall(GROUP, bubble_id, at(300))
+    archive.append([say(78, FRIEND, "人呢")])
+    (pair,) = made(archive, base)
+    assert "吃什么" in told(base, pair.prompt)
+    assert "人呢" not in told(base, pair.prompt)
+
+
 def test_a_pair_is_of_its_conversations_split(archive: Archive, base: Path) -> None:
     for day in range(60):
         bubble = asked(archive, day * 90000, GROUP, OTHER)
