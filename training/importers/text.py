@@ -19,7 +19,7 @@ _SNIFFED_BYTES = 4 << 20
 _TOLD_LINES = 500
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _WRONG = 20
-"""UTF-8 with one broken character, or one in so many bytes, is still UTF-8; GB18030 read as UTF-8 is broken nearly everywhere."""
+"""UTF-8 with one broken character, or one in so many bytes, is still UTF-8; GB18030 is broken nearly everywhere."""
 
 
 def encoding_of(pieces: Iterable[bytes]) -> str:
