@@ -81,6 +81,7 @@ class Intake:
         self._flavour = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._spans: dict[str, tuple[int, int]] | None = None
         self._all_new = True
+        self._quotes_as_they_are: bool | None = None
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -113,7 +114,10 @@ class Intake:
                     connection.exec_driver_sql(f"PRAGMA {pragma}")
             if self._spans is None:
                 self._spans = self._others_spans(connection)
-            if self._all_new and not self._meets_others(batch):
+            if self._quotes_as_they_are is None:
+                self._quotes_as_they_are = connection.execute(sa.select(same_table.c.pk).limit(1)).first() is None
+            quotes = not self._quotes_as_they_are and any(m.reply_to for m in batch)
+            if self._all_new and not quotes and not self._meets_others(batch):
                 if self._insert(connection, batch) == len(batch):
                     connection.commit()
                     return Taken(len(batch))
@@ -146,6 +150,7 @@ class Intake:
         taken.added = self._insert(connection, new)
         taken.same = len(same)
         if same:
+            self._quotes_as_they_are = False
             statement = self._flavour.insert(same_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
             connection.execute(statement, same)
         return taken

@@ -136,6 +136,18 @@ def test_quotes_and_recalls_of_a_second_source_find_the_stored_message(archive: 
     assert [m.id for m in archive.history(GROUP, recalled=True)] == ["a1", "b2", "b3"], "no tombstone beside them"
 
 
+def test_a_quote_finds_the_stored_message_batches_later(archive: Archive) -> None:
+    first = say(0, FRIEND, "早", id="a1", seq=1)
+    Intake(archive, "a").take([first])
+    intake = Intake(archive, "b")
+    assert intake.take([replace(first, id="b1")]).same == 1
+    for n in range(2, 5):  # far from what other sources told, and all new
+        intake.take([say(n * 86400, OTHER, "回", id=f"b{n}", reply_to="b1")])
+    again = Intake(archive, "b")
+    again.take([say(9 * 86400, OTHER, "再回", id="b9", reply_to="b1")])
+    assert [m.reply_to for m in archive.history(GROUP)] == [None, "a1", "a1", "a1", "a1"]
+
+
 def test_a_recall_finds_another_sources_message_by_its_number_of_that_day(archive: Archive) -> None:
     twin = say(1, ME, "答", id="t1", seq=7, origin=Origin.TWIN)  # bears the number of what it answers
     said = [say(0, FRIEND, "秘密", id="a1", seq=7), twin, say(0, FRIEND, "别的", id="a2", seq=8)]

@@ -136,6 +136,7 @@ async def test_two_accounts_in_a_group_store_a_message_once_and_do_not_talk_to_e
         await client.ask("/twin on", user=OWNER, group=296)
         await other.say("/twin on", user=OWNER, group=296, real_seq=client.events[max(client.events)]["real_seq"])
         asked = await client.say("睡了没", user=101, group=296, real_seq="41", time=int(time.time()))
+        daemon.wait(lambda: any(m.text == "睡了没" for m in daemon.stored("group:296")))
         await other.say("睡了没", user=101, group=296, real_seq="41", time=client.events[asked]["time"])
         (answer,) = await client.expect(1)
         await other.say(answer.text, user=int(ACCOUNT), name="小满", group=296, real_seq="42")
