@@ -149,12 +149,12 @@ def test_a_quote_finds_the_stored_message_batches_later(archive: Archive) -> Non
 
 
 def test_a_recall_finds_another_sources_message_by_its_number_of_that_day(archive: Archive) -> None:
-    twin = say(1, ME, "答", id="t1", seq=7, origin=Origin.TWIN)  # bears the number of what it answers
+    twin = say(-1, ME, "答", id="t1", seq=7, origin=Origin.TWIN)  # bears the number of what it answers
     said = [say(0, FRIEND, "秘密", id="a1", seq=7), twin, say(0, FRIEND, "别的", id="a2", seq=8)]
     Intake(archive, "live").take([*said, say(-9 * 86400, FRIEND, "旧", id="a0", seq=7)])
     intake = Intake(archive, "import:nt")
     intake.take_back([Recall(GROUP, "nt1", "", at(60), seq=7), Recall(GROUP, "nt2", "", at(60), seq=99)])
-    assert [m.text for m in archive.history(GROUP)] == ["旧", "别的", "答"]
+    assert [m.text for m in archive.history(GROUP)] == ["旧", "答", "别的"]
     assert Intake(archive, "later").take([say(50, FRIEND, "秘密二", id="nt2", seq=99)]).added == 0, "a tombstone"
 
 
