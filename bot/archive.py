@@ -44,6 +44,8 @@ messages_table = sa.Table(
     sa.Column("segments", sa.JSON),
     sa.Column("recalled", sa.Boolean),
 )
+COLUMNS = tuple(column.name for column in messages_table.columns if not column.primary_key)
+"""Of a message, in the table's order."""
 decisions_table = sa.Table(
     "decisions",
     _schema,
@@ -186,7 +188,7 @@ class Archive:
             with self._engine.begin() as connection:
                 added = sum(_insert(connection, chunk) for chunk in _chunks(batch, 500))
                 for recall in self._recalls:
-                    _take_back(connection, *recall)
+                    take_back(connection, *recall)
                 for table, row in self._log:
                     connection.execute(sa.insert(table).values(row))
         except OperationalError as e:
@@ -217,7 +219,7 @@ class Archive:
         while self._recalls:
             try:
                 with self._engine.begin() as connection:
-                    _take_back(connection, *self._recalls[0])
+                    take_back(connection, *self._recalls[0])
             except OperationalError:
                 return added
             except UNSTORABLE as e:
@@ -608,7 +610,8 @@ def _insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> 
     return done.rowcount
 
 
-def _take_back(connection: sa.Connection, scene: Scene, message_id: str, time: datetime) -> None:
+def take_back(connection: sa.Connection, scene: Scene, message_id: str, time: datetime) -> None:
+    """Forget a message's words; of one that is not there, leave a tombstone."""
     c = messages_table.c
     blank = {"recalled": True, "text": "", "segments": [], "mentions": []}
     done = connection.execute(
@@ -626,13 +629,28 @@ def _take_back(connection: sa.Connection, scene: Scene, message_id: str, time: d
 
 def row_of(message: Message, source: str) -> dict[str, Any]:
     """A message as a row of `messages_table`."""
-    return {
-        "scene": str(message.scene), "message_id": message.id, "seq": message.seq, "sender_id": message.sender_id,
-        "sender_name": message.sender_name, "time_ms": milliseconds(message.time), "text": message.text,
-        "origin": message.origin.value, "reply_to": message.reply_to, "mentions": list(message.mentions),
-        "recalled": message.recalled, "segments": _plain(message.segments),
-        "scene_name": message.scene_name, "source": source,
-    }  # fmt: skip
+    row = _cells(message, source, list(message.mentions), _plain(message.segments))
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def values_of(message: Message, source: str) -> tuple[Any, ...]:
+    """The same in the order of `COLUMNS`, with its JSON written out.
+
+    Raises:
+        OverflowError: its number has more than 64 bits.
+    """
+    if message.seq is not None and not -(1 << 63) <= message.seq < 1 << 63:
+        raise OverflowError("seq")
+    mentions = json.dumps(message.mentions) if message.mentions else "[]"
+    return _cells(message, source, mentions, segments_json(message.segments) if message.segments else "[]")
+
+
+def _cells(m: Message, source: str, mentions: Any, segments: Any) -> tuple[Any, ...]:
+    """What a row holds, in the order of `COLUMNS`."""
+    return (
+        str(m.scene), m.id, m.sender_id, m.sender_name, m.text, m.origin.value, m.reply_to, m.scene_name, source, m.seq,
+        milliseconds(m.time), mentions, segments, m.recalled,
+    )  # fmt: skip
 
 
 def segments_json(segments: Sequence[Any]) -> str:

@@ -102,9 +102,9 @@ class Backfill:
         Raises:
             ImportFault: the client does not answer.
         """
-        groups, friends = await self._ask("get_group_list"), await self._ask("get_friend_list")
-        return [Scene("group", str(g["group_id"])) for g in groups or () if g.get("group_id")] + [
-            Scene("private", str(f["user_id"])) for f in friends or () if f.get("user_id")
+        groups, friends = await self._listed("get_group_list"), await self._listed("get_friend_list")
+        return [Scene("group", str(g["group_id"])) for g in groups if g.get("group_id")] + [
+            Scene("private", str(f["user_id"])) for f in friends if f.get("user_id")
         ]
 
     async def fill(self, scene: Scene, told: Callable[[Filled], None] = lambda _: None) -> Filled:
@@ -117,8 +117,8 @@ class Backfill:
         Raises:
             ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
         """
-        client = Client.named(str((await self._ask("get_version_info") or {}).get("app_name", "")))
-        account = str((await self._ask("get_login_info") or {}).get("user_id", ""))
+        client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
+        account = str((await self._told("get_login_info")).get("user_id", ""))
         walk = _Walk(self._mark(scene))
         filled, intake = Filled(), Intake(self._archive, SOURCE)
         try:
@@ -184,8 +184,13 @@ class Backfill:
         self._archive.lost += len(taken.refused)
         return taken.added
 
-    async def _ask(self, action: str) -> Any:
-        return (await self._call(action, {})).get("data")
+    async def _told(self, action: str) -> Mapping[str, Any]:
+        data = (await self._call(action, {})).get("data")
+        return data if isinstance(data, Mapping) else {}
+
+    async def _listed(self, action: str) -> list[Mapping[str, Any]]:
+        data = (await self._call(action, {})).get("data")
+        return [one for one in data if isinstance(one, Mapping)] if isinstance(data, list) else []
 
     # -- how far it came --------------------------------------------------------------------------
 

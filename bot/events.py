@@ -21,12 +21,17 @@ _DIGITS_MAX = 18
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """A message that was taken back: where, which, by whom, when (aware UTC)."""
+    """A message that was taken back: where, which, by whom (empty: not known), when (aware UTC).
+
+    Args:
+        seq: the message's running number in its group, where a history tells it.
+    """
 
     scene: Scene
     message_id: str
     operator_id: str
     time: datetime
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

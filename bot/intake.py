@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from bot import archive as store
 from bot.archive import Archive, messages_table
 from bot.errors import ArchiveBusy, ArchiveError
+from bot.events import Recall
 from bot.message import Message, Origin, Scene
 from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored
 
@@ -42,19 +43,16 @@ same_table = sa.Table(
     *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "stored_as", "source")),
     sa.Column("time_ms", sa.BigInteger),
 )
-_COLUMNS = (
-    "scene", "message_id", "seq", "sender_id", "sender_name", "time_ms", "text", "origin", "reply_to", "mentions",
-    "recalled", "segments", "scene_name", "source",
-)  # fmt: skip
-_INTO = f"INSERT INTO messages ({', '.join(_COLUMNS)})"
+_INTO = f"INSERT INTO messages ({', '.join(store.COLUMNS)})"
 _ONCE = "ON CONFLICT (scene, message_id) DO NOTHING"
-_SQLITE_ROWS = f"{_INTO} VALUES ({', '.join('?' * len(_COLUMNS))}) {_ONCE}"
-_FROM_JSON = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(_COLUMNS)))
+_SQLITE_ROWS = f"{_INTO} VALUES ({', '.join('?' * len(store.COLUMNS))}) {_ONCE}"
+_FROM_JSON = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(store.COLUMNS)))
 _SQLITE_BATCH = f"{_INTO} SELECT {_FROM_JSON} FROM json_each(?) WHERE true {_ONCE}"
 _NUL = "\\u0000"
 _SQLITE_PRAGMAS = ("cache_size=-32000", "wal_autocheckpoint=4000")
 """32 MB of pages and 16 MB of log: with SQLite's own 2 and 4, three indexes are read and written over and over (5.1 s
 of 300,000 messages became 3.0)."""
+_DAY_MS = 86_400_000
 _IDS = 500
 """Ids asked for at once."""
 
@@ -83,6 +81,7 @@ class Intake:
         self._flavour = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._spans: dict[str, tuple[int, int]] | None = None
         self._all_new = True
+        self._quotes_as_they_are: bool | None = None
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -115,7 +114,10 @@ class Intake:
                     connection.exec_driver_sql(f"PRAGMA {pragma}")
             if self._spans is None:
                 self._spans = self._others_spans(connection)
-            if self._all_new and not self._meets_others(batch):
+            if self._quotes_as_they_are is None:
+                self._quotes_as_they_are = connection.execute(sa.select(same_table.c.pk).limit(1)).first() is None
+            quotes = not self._quotes_as_they_are and any(m.reply_to for m in batch)
+            if self._all_new and not quotes and not self._meets_others(batch):
                 if self._insert(connection, batch) == len(batch):
                     connection.commit()
                     return Taken(len(batch))
@@ -148,6 +150,7 @@ class Intake:
         taken.added = self._insert(connection, new)
         taken.same = len(same)
         if same:
+            self._quotes_as_they_are = False
             statement = self._flavour.insert(same_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
             connection.execute(statement, same)
         return taken
@@ -156,7 +159,7 @@ class Intake:
         if not messages:
             return 0
         if self._flavour is sqlite:
-            rows = [_values(m, self._source) for m in messages]
+            rows = [store.values_of(m, self._source) for m in messages]
             batch = json.dumps(rows, ensure_ascii=False)
             options = {"preserve_rowcount": True}
             if _NUL in batch:  # ends a text in SQLite's JSON
@@ -224,15 +227,30 @@ class Intake:
                 message_id in taken,
             )  # fmt: skip
 
-    def stands_as(self, scene: Scene, message_id: str) -> str:
-        """Under which id a message of this source is stored.
+    # -- recalls ----------------------------------------------------------------------------------
+
+    def take_back(self, recalls: Sequence[Recall]) -> int:
+        """Take back what a history says was taken back, in one transaction; gives how many the archive cannot hold.
+
+        What is taken back is the message of that id, the one stored in its place, or, of a group, another source's of
+        the same number and day; of what is not there the id is remembered, so that no later import brings it.
 
         Raises:
-            ArchiveBusy: the archive cannot be read just now.
-            ArchiveError: it cannot be read.
+            ArchiveBusy: the archive cannot be written just now. Doing it again later is the same.
+            ArchiveError: it cannot be written.
         """
-        with self._busy(), self._engine.connect() as connection:
-            return _same_as(connection, str(scene), [message_id]).get(message_id, message_id)
+        try:
+            with self._busy(), self._engine.begin() as connection:
+                for recall in recalls:
+                    # `friend_recall` names the sender for the scene; a history that names nobody knows the scene.
+                    named = recall.operator_id and recall.scene.private
+                    scene = self._archive.scene_of_recall(recall.scene, recall.message_id) if named else recall.scene
+                    store.take_back(connection, scene, _standing(connection, scene, recall), recall.time)
+        except store.UNSTORABLE:
+            if len(recalls) == 1:
+                return 1
+            return sum(self.take_back([recall]) for recall in recalls)
+        return 0
 
     # -- the ledger -------------------------------------------------------------------------------
 
@@ -339,6 +357,22 @@ class _Known:
         return message_id and self._same.get((scene, message_id), message_id)
 
 
+def _standing(connection: sa.Connection, scene: Scene, recall: Recall) -> str:
+    """The id under which the archive has what was taken back; the recall's own where it has nothing."""
+    message_id, c = recall.message_id, messages_table.c
+    if found := _same_as(connection, str(scene), [message_id]).get(message_id):
+        return found
+    here = sa.select(c.message_id).where(c.scene == str(scene))
+    if recall.seq is None or connection.execute(here.where(c.message_id == message_id)).first() is not None:
+        return message_id
+    around = store.milliseconds(recall.time)
+    same = here.where(
+        c.time_ms.between(around - _DAY_MS, around + _DAY_MS), c.seq == recall.seq, c.origin == Origin.HUMAN.value
+    )
+    row = connection.execute(same.limit(1)).first()
+    return message_id if row is None else str(row.message_id)
+
+
 def _same_as(connection: sa.Connection, scene: str, ids: Sequence[str]) -> dict[str, str]:
     c = same_table.c
     found: dict[str, str] = {}
@@ -365,19 +399,3 @@ def _stretches(times: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(items), _IDS):
         yield items[start : start + _IDS]
-
-
-def _values(message: Message, source: str) -> tuple[Any, ...]:
-    """A row in the order of `_COLUMNS`, JSON written out.
-
-    Raises:
-        OverflowError: its number has more than 64 bits.
-    """
-    m = message
-    if m.seq is not None and not -(1 << 63) <= m.seq < 1 << 63:
-        raise OverflowError("seq")
-    return (
-        str(m.scene), m.id, m.seq, m.sender_id, m.sender_name, store.milliseconds(m.time), m.text, m.origin.value,
-        m.reply_to, json.dumps(m.mentions) if m.mentions else "[]", m.recalled,
-        store.segments_json(m.segments) if m.segments else "[]", m.scene_name, source,
-    )  # fmt: skip

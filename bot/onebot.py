@@ -32,7 +32,7 @@ from nonebot.utils import DataclassEncoder
 
 from bot.errors import SendError, SendFailure
 from bot.events import POKE_ID
-from bot.message import Origin, Scene, Segment
+from bot.message import Message, Origin, Scene, Segment
 from bot.segments import to_text
 
 _RECONNECT_S = 3.0
@@ -304,11 +304,12 @@ def failure_of(error: Exception) -> SendFailure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flight:
-    """A send under way, or one that was never answered: where, what in canonical text, and whose words."""
+    """A send under way, or one that was never answered: where, what in canonical text, whose words, which account."""
 
     scene: Scene
     text: str
     origin: Origin
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +328,7 @@ class Outbox:
         self._ids: OrderedDict[tuple[Scene, str], Origin] = OrderedDict()
         self._flying: list[Flight] = []
         self._lost: list[tuple[Flight, float]] = []
+        self._said: deque[tuple[Flight, float]] = deque(maxlen=200)
         self._pokes: deque[tuple[Scene, Origin, float]] = deque(maxlen=50)
         self._landed = asyncio.Condition()
 
@@ -334,9 +336,9 @@ class Outbox:
         """A poke is sent into a scene; its notice, which has no id we know, is ours."""
         self._pokes.append((scene, origin, time.monotonic()))
 
-    def begin(self, scene: Scene, segments: Iterable[Segment], origin: Origin) -> Flight:
+    def begin(self, scene: Scene, segments: Iterable[Segment], origin: Origin, account: str = "") -> Flight:
         """A send into a scene starts."""
-        flight = Flight(scene, plain(segments), origin)
+        flight = Flight(scene, plain(segments), origin, account)
         self._flying.append(flight)
         return flight
 
@@ -346,6 +348,8 @@ class Outbox:
             self._flying.remove(flight)
             now = time.monotonic()
             self._lost = [(f, t) for f, t in self._lost if now - t < _LOST_S]
+            if message_id is not None or lost:
+                self._said.append((flight, now))
             if message_id is not None:
                 self._ids[(flight.scene, message_id)] = flight.origin
                 while len(self._ids) > self._keep:
@@ -380,6 +384,27 @@ class Outbox:
                 self._lost.remove(lost)
                 return Echo(flight.origin, answered=False)
         return None
+
+    async def heard(self, message: Message) -> "Echo | None":
+        """Which of our sends another of our accounts heard; None if the person said it.
+
+        It waits for what is under way in the scene, like `echo_of`. The id is not the one we were answered with, so the
+        words of the last minutes tell.
+
+        Args:
+            message: of the account that may have sent it, as another one heard it.
+        """
+        now = time.monotonic()
+        if message.id.startswith(POKE_ID):
+            poke = next((p for p in self._pokes if p[0] == message.scene and now - p[2] < _LOST_S), None)
+            return None if poke is None else Echo(poke[1], answered=True)
+        async with self._landed:
+            here = [f for f in self._flying if f.scene == message.scene]
+            await self._landed.wait_for(lambda: not any(f in self._flying for f in here))
+        said = (message.scene, message.sender_id, plain(message.segments))
+        same = (f for f, since in self._said if (f.scene, f.account, f.text) == said and now - since < _LOST_S)
+        flight = next(same, None)
+        return None if flight is None else Echo(flight.origin, answered=True)
 
 
 def plain(segments: Iterable[Segment]) -> str:
@@ -432,7 +457,7 @@ class OneBotTransport:
         target = {"group_id": int(scene.id)} if not scene.private else {"user_id": int(scene.id)}
         action = "send_private_msg" if scene.private else "send_group_msg"
         message_id, failure = None, SendFailure.UNKNOWN
-        flight = self._outbox.begin(scene, segments, origin)
+        flight = self._outbox.begin(scene, segments, origin, account)
         try:
             answer = await bot.call_api(action, **target, message=message, _timeout=self._timeout_s)
             message_id = str(answer["message_id"])

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from bot.archive import Archive
+from bot.config import Cleaning
 from bot.errors import TwinError
 from bot.message import Message, Origin, Scene
+from bot.shown import as_shown
 from training.sharing import write_lines
 
 VERSION = "0.0.2"
 _TEXT, _IMAGE, _VOICE, _VIDEO, _FILE, _EMOJI, _LOCATION, _POKE, _SHARE, _FORWARD = 0, 1, 2, 3, 4, 5, 8, 22, 24, 26
+_REDACTED = Cleaning(redact=True, strip_mentions=False, strip_placeholders=False)
 _KINDS = {
     "图片": _IMAGE, "语音": _VOICE, "视频": _VIDEO, "文件": _FILE, "动画表情": _EMOJI, "位置": _LOCATION,
     "戳一戳": _POKE, "卡片": _SHARE, "聊天记录": _FORWARD,
 }  # fmt: skip
 
 
-def export(archive: Archive, people: Collection[str], folder: Path, now: datetime) -> list[tuple[Path, int]]:
+def export(
+    archive: Archive, people: Collection[str], folder: Path, now: datetime, *, raw: bool = False
+) -> list[tuple[Path, int]]:
     """Write every scene the person spoke in; gives the files and their messages.
 
     Args:
@@ -33,6 +38,7 @@ def export(archive: Archive, people: Collection[str], folder: Path, now: datetim
         people: the person's QQ numbers.
         folder: where.
         now: when it is exported.
+        raw: as written; else numbers, addresses and the like are placeholders, as in what is trained.
 
     Raises:
         ArchiveError: the store cannot be read.
@@ -43,7 +49,8 @@ def export(archive: Archive, people: Collection[str], folder: Path, now: datetim
         messages = archive.history(summary.scene)
         if any(m.sender_id in people and m.origin is Origin.HUMAN for m in messages):
             file = folder / f"{summary.scene.kind}-{summary.scene.id}.jsonl"
-            lines = log(summary.scene, messages, people, now)
+            told = messages if raw else [as_shown(m, _REDACTED) for m in messages]
+            lines = log(summary.scene, told, people, now)
             write_lines(file, (json.dumps(line, ensure_ascii=False) for line in lines))
             written.append((file, len(messages)))
     if not written:

@@ -240,23 +240,14 @@ class _Store:
 
     def recalls(self, recalls: Sequence[Recall]) -> None:
         """Take back what was taken back."""
-        for recall in recalls:
-            scene, message_id = recall.scene, recall.message_id
-            self._archive.recall(
-                scene, self._patiently(partial(self._intake.stands_as, scene, message_id)), recall.time
-            )
-            self._patiently(self._flushed)
+        for start in range(0, len(recalls), BATCH):
+            some = recalls[start : start + BATCH]
+            self._archive.lost += self._patiently(partial(self._intake.take_back, some))
 
     def finished(self) -> None:
         """Note that the history was imported whole; one of which the archive refused something was not."""
         if not self._archive.lost:
             self._patiently(lambda: self._intake.finished(self._digest, ledger.counts(self._result)))
-
-    def _flushed(self) -> None:
-        if self._archive.behind:
-            self._result.added += self._archive.flush()
-        if self._archive.behind:
-            raise ArchiveBusy("what was taken back waits in memory")
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         """Do it when the archive can be had.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.message import Scene
+from training.importers import qce
 from training.importers.source import Told, unreadable
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def digest(path: Path, source: str, told: Told) -> str:
     """What tells a history from every other: its bytes, how it is read, and what the owner said of it.
 
     Args:
-        path: a file, with its write-ahead log if it has one, or a folder.
+        path: a file, with its write-ahead log if it has one; a folder; or a manifest, with the chunks it names.
         source: the format's name.
         told: the key of a database is no part of it.
 
@@ -32,11 +33,13 @@ def digest(path: Path, source: str, told: Told) -> str:
     found = hashlib.sha256(f"{version('qqtwin')} {source} {told.me} {told.zone}".encode())
     beside = path.with_name(f"{path.name}-wal")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, beside]
+    if path.name == qce.MANIFEST and source == qce.SOURCE.name:
+        files = [path, *qce.chunk_files(path.parent)]
     try:
         for file in files:
             if file is beside and not file.is_file():
                 continue
-            found.update(f"\n{file.name if path.is_dir() else ''} {file.stat().st_size}\n".encode())
+            found.update(f"\n{file.relative_to(path) if path.is_dir() else ''} {file.stat().st_size}\n".encode())
             with file.open("rb") as f:
                 while chunk := f.read(_CHUNK_BYTES):
                     found.update(chunk)

@@ -155,6 +155,10 @@ def corpus_export(
 
     if form not in (*sharing.FORMS, "chatlab"):
         raise TwinError(f"--format {form!r}: must be {', '.join(sharing.FORMS)} or chatlab")
+    if raw and form != "chatlab":
+        raise TwinError("--raw is of --format chatlab; what samples hold is said by [corpus] redact in bot.toml")
+    if pairs and silences:
+        raise TwinError("--silences keeps answers that are empty, and --pairs has none: leave out one of the two")
     if split not in (*Split, "all"):
         raise TwinError(f"--split {split!r}: must be {', '.join(Split)} or all")
     settings = config.load(config_path)
@@ -162,7 +166,7 @@ def corpus_export(
     archive = Archive(settings.archive_url)
     try:
         if form == "chatlab":
-            files = chatlab.export(archive, found.spec.people, out, datetime.now(UTC))
+            files = chatlab.export(archive, found.spec.people, out, datetime.now(UTC), raw=raw)
             shown: dict[str, Any] = {"files": {str(file): count for file, count in files}}
         else:
             built = corpus.build(

@@ -1,7 +1,7 @@
 """Stores what is said: every message and recall goes into the archive before any other plugin sees it."""
 
 from loguru import logger
-from nonebot import get_driver, on
+from nonebot import get_bots, get_driver, on
 from nonebot.adapters.onebot.v11.event import Event
 from nonebot.exception import IgnoredException
 from nonebot.message import event_preprocessor
@@ -9,15 +9,21 @@ from nonebot.plugin import PluginMetadata
 
 from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
-from bot.onebot import raw_event
+from bot.onebot import TwinBot, raw_event
 from plugins.recorder.backfilling import Backfilling
 from plugins.recorder.collecting import Collector
 from plugins.recorder.describing import Describer
 from plugins.recorder.recording import Recorder
 
+
+def accounts() -> set[str]:
+    """The connected accounts, by every number their clients say."""
+    return {number for bot in get_bots().values() if isinstance(bot, TwinBot) for number in bot.numbers}
+
+
 __plugin_meta__ = PluginMetadata("recorder", "Stores messages and recalls in the archive", "/corpus backfill")
 
-recorder = Recorder(get_driver().config.twin, get_driver().config.outbox)
+recorder = Recorder(get_driver().config.twin, get_driver().config.outbox, accounts)
 collector = Collector(get_driver().config.twin)
 describer = Describer(get_driver().config.twin, get_driver().config.transport.transcribed)
 backfilling = Backfilling(get_driver().config.twin)

@@ -1,9 +1,11 @@
 """Event → archive: who made a message, and whether it is new."""
 
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
 from bot import corrections
+from bot.copies import Copies
 from bot.errors import ArchiveError
 from bot.events import Mute, Online, Recall
 from bot.message import Message, Origin
@@ -17,11 +19,14 @@ class Recorder:
     Args:
         twin: the assembled twin.
         outbox: tells the echo of our own sends from the person's words.
+        accounts: the connected accounts.
     """
 
-    def __init__(self, twin: Twin, outbox: Outbox) -> None:
+    def __init__(self, twin: Twin, outbox: Outbox, accounts: Callable[[], Collection[str]] = frozenset) -> None:
         self._twin = twin
         self._outbox = outbox
+        self._accounts = accounts
+        self._copies = Copies()
         self._names: dict[str, str] = {}
 
     def name_of(self, sender_id: str) -> str | None:
@@ -37,7 +42,8 @@ class Recorder:
         """Store a message; False for a replay, which nobody answers.
 
         On the bot's own account, an echo of our send is the twin's (or the system's), and nobody answers it either;
-        anything else there is the person's.
+        anything else there is the person's. So is what another of our accounts hears of it; what several of them hear
+        is stored once, and answered from the one that heard it first.
         """
         if message.sender_name:
             self._names[message.sender_id] = message.sender_name
@@ -47,6 +53,12 @@ class Recorder:
                 self._twin.record(replace(message, origin=echo.origin))
             if echo is not None or self._is_ours(message):
                 return False
+        elif message.sender_id in self._accounts():
+            if await self._outbox.heard(message) is not None:  # whoever sent it stores it
+                return False
+        if self._copies.told(message, account):
+            return False
+        message = replace(message, reply_to=self._copies.stands_as(message.scene, message.reply_to))
         new = self._twin.record(message)
         await self._twin.watch_archive()
         return new

@@ -14,6 +14,7 @@ from nasty import TEXTS
 
 from bot.archive import Archive
 from bot.errors import ArchiveBusy
+from bot.events import Recall
 from bot.intake import Intake
 from bot.message import Message, Origin
 
@@ -130,7 +131,38 @@ def test_quotes_and_recalls_of_a_second_source_find_the_stored_message(archive: 
     intake.take([replace(first, id="b1")])
     intake.take([say(9, OTHER, "回", id="b2", reply_to="b1"), say(10, OTHER, "再回", id="b3", reply_to="b2")])
     assert [m.reply_to for m in archive.history(GROUP)] == [None, "a1", "b2"]
-    assert (intake.stands_as(GROUP, "b1"), intake.stands_as(GROUP, "b2")) == ("a1", "b2")
+    assert intake.take_back([Recall(GROUP, "b1", FRIEND, at(20)), Recall(GROUP, "b2", FRIEND, at(20))]) == 0
+    assert [m.id for m in archive.history(GROUP)] == ["b3"]
+    assert [m.id for m in archive.history(GROUP, recalled=True)] == ["a1", "b2", "b3"], "no tombstone beside them"
+
+
+def test_a_quote_finds_the_stored_message_batches_later(archive: Archive) -> None:
+    first = say(0, FRIEND, "早", id="a1", seq=1)
+    Intake(archive, "a").take([first])
+    intake = Intake(archive, "b")
+    assert intake.take([replace(first, id="b1")]).same == 1
+    for n in range(2, 5):  # far from what other sources told, and all new
+        intake.take([say(n * 86400, OTHER, "回", id=f"b{n}", reply_to="b1")])
+    again = Intake(archive, "b")
+    again.take([say(9 * 86400, OTHER, "再回", id="b9", reply_to="b1")])
+    assert [m.reply_to for m in archive.history(GROUP)] == [None, "a1", "a1", "a1", "a1"]
+
+
+def test_a_recall_finds_another_sources_message_by_its_number_of_that_day(archive: Archive) -> None:
+    twin = say(-1, ME, "答", id="t1", seq=7, origin=Origin.TWIN)  # bears the number of what it answers
+    said = [say(0, FRIEND, "秘密", id="a1", seq=7), twin, say(0, FRIEND, "别的", id="a2", seq=8)]
+    Intake(archive, "live").take([*said, say(-9 * 86400, FRIEND, "旧", id="a0", seq=7)])
+    intake = Intake(archive, "import:nt")
+    intake.take_back([Recall(GROUP, "nt1", "", at(60), seq=7), Recall(GROUP, "nt2", "", at(60), seq=99)])
+    assert [m.text for m in archive.history(GROUP)] == ["旧", "答", "别的"]
+    assert Intake(archive, "later").take([say(50, FRIEND, "秘密二", id="nt2", seq=99)]).added == 0, "a tombstone"
+
+
+def test_a_recall_no_archive_can_hold_costs_no_other(archive: Archive) -> None:
+    Intake(archive, "a").take([say(0, FRIEND, "秘密", id="a1")])
+    bad = Recall(GROUP, "x\ud800", FRIEND, at(5))
+    assert Intake(archive, "a").take_back([bad, Recall(GROUP, "a1", FRIEND, at(5)), bad]) == 2
+    assert texts(archive) == []
 
 
 def sent(seconds: float, text: str, *segments: dict[str, Any], **more: Any) -> Message:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable,
 from websockets.exceptions import InvalidStatus
 
 from bot.errors import SendFailure
-from bot.message import Origin, Scene
+from bot.message import Message, Origin, Scene
 from bot.onebot import Echo, Outbox, TwinAdapter, failure_of, raw_event
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -370,6 +371,25 @@ async def test_a_send_without_an_answer_is_known_by_its_words_when_it_arrives_af
     await outbox.end(outbox.begin(scene, words, Origin.TWIN), None, lost=True)
     assert await outbox.echo_of(scene, "7", [napcat.text(" 你好 ")]) == Echo(Origin.TWIN, answered=False)
     assert await outbox.echo_of(scene, "8", words) is None
+
+
+async def test_what_one_of_our_accounts_sent_is_known_where_another_hears_it() -> None:
+    outbox, scene = Outbox(), Scene("group", "10001")
+    words = [napcat.text("你好")]
+
+    def heard_from(account: str, said: str = "你好", where: Scene = scene) -> Message:
+        return Message("31", where, account, "", datetime.now(UTC), said, segments=(napcat.text(said),))
+
+    flight = outbox.begin(scene, words, Origin.SYSTEM, "40001")
+    early = asyncio.create_task(outbox.heard(heard_from("40001")))
+    await asyncio.sleep(0.02)
+    assert not early.done(), "it may come before the send is answered"
+    await outbox.end(flight, "7")
+    assert await early == Echo(Origin.SYSTEM, answered=True)
+    assert await outbox.heard(heard_from("40001")) is not None, "a third account hears it, too"
+    assert await outbox.heard(heard_from("40002")) is None, "the same words of somebody else's"
+    assert await outbox.heard(heard_from("40001", "您好")) is None
+    assert await outbox.heard(heard_from("40001", where=Scene("group", "10002"))) is None
 
 
 async def test_a_refused_send_claims_nothing_the_person_says() -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from bench import fuzz_import
 from bench import ntqq as qq
+from bot import events
 from bot.__main__ import app
 from bot.archive import Archive
 from bot.errors import ImportFault
@@ -163,7 +165,6 @@ def test_what_a_message_carries(tmp_path: Path) -> None:
 
 
 LEFT_OUT: dict[str, dict[str, Any]] = {
-    "a recalled message": {"c40011": 5, "c40012": 4},
     "a gray tip": {"c40011": 5, "c40012": 12},
     "an empty message": {"c40011": 1},
     "a call": {"c40011": 19},
@@ -183,6 +184,66 @@ def test_what_nobody_said_is_left_out_and_counted_with_its_place(tmp_path: Path,
     found, reading = read(qq.write(tmp_path / "nt_msg.db", rows))
     assert [m.text for m in found] == ["前", "后"]
     assert reading.places == {reason: ["group_msg_table row 2"]}
+
+
+def test_a_recalled_row_takes_back_what_was_told_of_it_before(tmp_path: Path, archive: Archive) -> None:
+    def load(name: str, *rows: dict[str, Any]) -> history.ImportResult:
+        (tmp_path / name).mkdir()
+        return history.load(qq.write(tmp_path / name / "nt_msg.db", rows), archive)
+
+    load("before", ntqq.say(1, "秘密"), ntqq.say(2, "早"))
+    live = Message(
+        "31bit", GROUP, str(qq.FIRST_FRIEND), "甲", datetime.fromtimestamp(qq.START_S + 3, UTC), "另一个", seq=3
+    )
+    archive.append([live])
+    gone = [ntqq.say(n, "", c40011=5, c40012=4, body=qq.body(qq.element(8, (45003, 1)))) for n in (1, 3)]
+    result = load("after", gone[0], ntqq.say(2, "早"), gone[1], ntqq.say(4, "晚"))
+    assert (result.recalls, result.added, dict(result.reading.skipped)) == (2, 1, {})
+    assert [m.text for m in archive.history(GROUP)] == ["早", "晚"]
+    assert "秘密" not in repr(archive.history(GROUP, recalled=True))
+    load("old", ntqq.say(1, "秘密"), ntqq.say(3, "另一个"))
+    assert [m.text for m in archive.history(GROUP)] == ["早", "晚"], "an older copy does not bring it back"
+
+
+POKE = {"c40011": 5, "c40012": 12}
+
+
+def tip(*items: dict[str, Any]) -> bytes:
+    return qq.body(qq.element(8, (45003, 17), (48271, json.dumps({"items": items}, ensure_ascii=False))))
+
+
+def poker(uin: int, name: str = "") -> dict[str, Any]:
+    return {"type": "qq", "uid": f"u_{uin}", "nm": name}
+
+
+def test_a_poke_reads_as_a_live_one_and_is_the_same(tmp_path: Path, archive: Archive) -> None:
+    other = qq.FIRST_FRIEND + 1
+    nor = {"type": "nor", "txt": "戳了戳"}
+    rows = [
+        ntqq.say(1, "早"), ntqq.say(2, "我", c40033=qq.ME, c40020=f"u_{qq.ME}", c40013=1),
+        ntqq.say(3, "", **POKE, body=tip(poker(qq.FIRST_FRIEND, "甲"), {"type": "img"}, nor, poker(other, "乙"))),
+        ntqq.say(4, "", **POKE, body=tip(poker(other, "乙"), nor, poker(qq.ME))),
+        ntqq.say(5, "", **POKE, body=tip(poker(other), nor)),
+        ntqq.say(6, "", **POKE, body=qq.body(qq.element(8, (48271, '{"items": [1, {"type": "qq", "uid": 5}]}')))),
+        ntqq.say(7, "", **POKE, body=qq.body(qq.element(8, (48271, "[" * 100_000)))),
+        ntqq.say(8, "", **POKE, body=tip(poker(qq.FIRST_FRIEND), nor, {"type": "qq", "uid": "u_stranger"})),
+    ]  # fmt: skip
+    event = {
+        "post_type": "notice", "notice_type": "notify", "sub_type": "poke", "group_id": int(GROUP.id),
+        "user_id": qq.FIRST_FRIEND, "target_id": other, "self_id": qq.ME, "time": qq.START_S + 3,
+    }  # fmt: skip
+    live = events.read(event, {str(other): "乙"}.get)
+    assert isinstance(live, Message)
+    archive.append([live])
+    path = qq.write(tmp_path / "nt_msg.db", rows)
+    found, reading = read(path)
+    pokes = [m for m in found if m.text.startswith("[戳一戳]")]
+    assert [(m.sender_id, m.sender_name, m.text, m.mentions) for m in pokes] == [
+        (str(qq.FIRST_FRIEND), "甲", "[戳一戳]@乙", (str(other),)), (str(other), "乙", "[戳一戳]", (str(qq.ME),)),
+    ]  # fmt: skip
+    assert (pokes[0].id, pokes[0].text, pokes[0].time) == (live.id, live.text, live.time)
+    assert reading.skipped == {"a gray tip": 4}
+    assert history.load(path, archive).added == 3
 
 
 @pytest.mark.parametrize("more", [{"c40041": None}, {"c40033": None}, {"c40030": None}, {"c40003": 2**63 - 1}])

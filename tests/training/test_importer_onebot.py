@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,21 @@ def test_what_the_archive_refuses_is_named_and_the_command_fails(tmp_path: Path)
     done = CliRunner().invoke(app, ["import", str(path), "--config", str(config)])
     assert "left out 1: refused by the archive (h.jsonl:2)" in done.output
     assert isinstance(done.exception, ImportFault)
+
+
+@pytest.mark.parametrize("when", [0, 1, 1_700_000_000_000, 9_999_999_999])
+def test_a_time_that_is_none_of_qqs_is_counted(tmp_path: Path, archive: Archive, when: int) -> None:
+    events = [event(n) for n in range(1, 4)]
+    events[1]["time"] = when
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events), "utf-8")
+    result = history.load(tmp_path / "h.jsonl", archive)
+    assert (result.added, sum(result.reading.skipped.values())) == (2, 1)
+    assert result.span is not None
+    assert result.span[0] > 10**9
+
+
+def test_who_the_file_does_not_name_is_no_owner(tmp_path: Path, archive: Archive) -> None:
+    events = [{k: v for k, v in event(n).items() if k != "self_id"} for n in range(1, 4)]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events), "utf-8")
+    shown = history.summary(history.load(tmp_path / "h.jsonl", archive), UTC)
+    assert (shown["messages"], shown["me"]) == (3, None)

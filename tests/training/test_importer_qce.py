@@ -8,6 +8,7 @@ from typing import Any
 import exports
 import pytest
 
+from bot.archive import Archive
 from bot.errors import ImportFault
 from bot.message import Message, Scene
 from training import history
@@ -68,6 +69,20 @@ def test_a_chunked_export_is_read_from_its_folder_its_manifest_or_a_chunk(tmp_pa
     found, _ = read(next(folder.rglob("*1.jsonl")))
     assert [m.text for m in found] == exports.QCE_TEXTS[:3]
     assert {m.scene for m in found} == {GROUP}
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_chunk_that_comes_later_is_read_by_the_same_manifest(tmp_path: Path, newer: bool) -> None:
+    folder = chunked(tmp_path, newer)
+    late = next(folder.rglob("*2.jsonl"))
+    aside = late.rename(tmp_path / "aside")
+    archive = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    manifest = folder / "manifest.json"
+    assert history.load(manifest, archive).added == 3
+    assert history.load(manifest, archive).before is not None
+    aside.rename(late)
+    assert history.load(manifest, archive).added == len(exports.QCE_TEXTS) - 3
+    archive.close()
 
 
 def chunked(tmp_path: Path, newer: bool) -> Path:

@@ -102,3 +102,11 @@ def test_weq_txt_and_csv(tmp_path: Path) -> None:
     found, reading = read(tmp_path / "面包店.csv", exports.WEQ_CSV)
     assert [(m.id, m.seq, m.text) for m in found] == [("76301", 1, "早[微笑]"), ("76302", 2, '两↵行, "引"')]
     assert {m.scene for m in found} == {Scene("group", "面包店")}
+
+
+def test_lines_behind_a_record_that_begin_like_none_are_counted(tmp_path: Path) -> None:
+    lines = exports.FIVE_CSV.decode().splitlines(keepends=True)
+    whole, _ = read(tmp_path / "h.csv", exports.FIVE_CSV)
+    found, reading = read(tmp_path / "h.csv", "".join([*lines, "900200,yesterday,阿泽,100200,\"['三']\"\n\n"]).encode())
+    assert [m.text for m in found] == [m.text for m in whole]
+    assert reading.skipped["a CSV line that begins like no record"] == 1

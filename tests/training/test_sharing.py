@@ -263,3 +263,15 @@ def test_a_scene_is_a_chatlab_log_of_every_message(archive: Archive, tmp_path: P
     private = [json.loads(line) for line in files[1][0].read_text("utf-8").splitlines()]
     valid(private)
     assert (private[0]["meta"]["name"], private[0]["meta"]["type"]) == ("阿强", "private")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_chatlab_export_is_redacted_unless_the_words_are_asked_for(
+    archive: Archive, tmp_path: Path, raw: bool
+) -> None:
+    archive.append([say(0, FRIEND, "打我电话 13812345678", sender_name="阿强13912345678"), say(5, ME, "好")])
+    ((file, count),) = chatlab.export(archive, [ME], tmp_path / "out", START, raw=raw)
+    told = file.read_text("utf-8")
+    assert count == 2
+    assert ("13812345678" in told, "13912345678" in told) == (raw, raw)
+    assert ("打我电话 [手机号]" in told, "阿强[手机号]" in told) == (not raw, not raw)

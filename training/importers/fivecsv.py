@@ -37,7 +37,7 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     ids = Ids()
 
     def make(record: str) -> Message:
-        group, written, name, sender, content = fields(record, (5,))
+        group, written, name, sender, content = fields(record, (5,), reading)
         text = canonical("".join(pieces(content)))
         if text in _CALLS:
             raise Skipped(CALL)

@@ -28,6 +28,7 @@ _FIRST_KEY = re.compile(r'\{\s*"[^"\\]{1,64}"\s*:')
 _SNIFFED_LINES = 20
 _LITERAL = 16
 """Characters from its end within which a cut-off text fails, but for strings, which fail where they begin."""
+_NUMBER_END = re.compile(r"[.eE]?[+-]?")
 _decoder = json.JSONDecoder(strict=False)
 
 
@@ -88,7 +89,8 @@ class _Window:
                 raise _Broken(TRUNCATED if cut and self.ended else BROKEN) from e
             except ValueError as e:  # An integer of more digits than Python converts.
                 raise _Broken(BROKEN) from e
-            if end == len(self.text) and type(value) in (int, float) and self.more():
+            # A number may go on in the next piece: `1`, `1.`, `1e`, `1e-`.
+            if type(value) in (int, float) and _NUMBER_END.fullmatch(self.text, end) and self.more():
                 continue
             self.at = end
             return value
@@ -127,7 +129,6 @@ def members(
     window.more()
     window.text = window.text.removeprefix("﻿")
     while True:
-        start = window.at
         here = window.next()
         if not here:
             if levels:
@@ -141,7 +142,7 @@ def members(
             continue
         level = levels[-1] if levels else None
         try:
-            route = _route(window, level, start)
+            route = _route(window, level)
             here = window.text[window.at]
             listed = whole is not None and here == "[" and len(levels) == 1 and not levels[0].array
             if here in "{[" and (route in opened or len(levels) < depth or (listed and route not in (whole or ()))):
@@ -159,15 +160,15 @@ def members(
         yield route, value
 
 
-def _route(window: _Window, level: _Level | None, start: int) -> str:
+def _route(window: _Window, level: _Level | None) -> str:
     """Where the next value stands; takes an object's key."""
     if level is None:
         return ""
     prefix = f"{level.route}." if level.route else ""
     if level.array:
         if level.sign is None and (head := _FIRST_KEY.match(window.text, window.at)):
-            space = window.text[max(start, window.at - 64) : window.at].lstrip(",")
-            level.sign = re.compile(re.escape(space + head[0]))
+            before = window.text[max(0, window.at - 64) : window.at]
+            level.sign = re.compile(re.escape(before[len(before.rstrip()) :] + head[0]))
         return f"{prefix}*"
     if window.text[window.at] != '"':
         raise _Broken(BROKEN)

@@ -1,8 +1,12 @@
 """QQ NT's message database (nt_msg.db: plain, encrypted, dumped as SQL, exported as JSON) → messages.
 
 What people said to each other comes out, as bot/segments.py writes it for live events. Left out and counted: what was
-taken back or never sent, gray tips, calls, system senders, rows without a time or sender. `message_id` is the row's
-own 19-digit number, `seq` a group's; private chats have none that can be trusted.
+never sent, gray tips but for pokes, calls, system senders, rows without a time or sender. `message_id` is the row's own
+19-digit number, `seq` a group's; private chats have none that can be trusted.
+
+A recalled message is its own row, turned into a gray tip: LLOneBot, an OneBot client on QQ NT, looks for the message by
+the number of the row that changed (src/main/main.ts, `UPDATE_MSG`). So it takes back what an older copy, or another
+source, told of it.
 
 A quote is looked for by the group's `seq` (private: the peer's 16-bit counter), then by the time and sender it names,
 among at least the newest 50,000 rows; `replayMsgId` (47401, 47416) is known to be wrong and is not used. A quoted
@@ -20,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bot.events import POKE_ID, Recall
 from bot.message import Message, Origin, Scene
-from bot.segments import whole
+from bot.segments import POKE, whole
 from training.importers import ntqq_body, ntqq_database, ntqq_text
 from training.importers.ntqq_rows import History, Row, Table, number
 from training.importers.ntqq_wire import Element, elements
@@ -33,7 +38,7 @@ _SYSTEM = {"10000", "2854196310"}
 """QQ's own voice, and Q群管家."""
 _SENT, _OWN = 2, (1, 2)
 _LEFT_OUT = {0: "an empty message", 1: "an empty message", 5: "a gray tip", 19: "a call"}
-_RECALLED = (5, 4)
+_RECALLED, _POKED = (5, 4), (5, 12)
 _MS, _US, _LATEST_S = 10**11, 10**14, 4_102_444_800
 """From where a time is in milliseconds, in microseconds; the year 2100."""
 _NEAR_S = 5
@@ -104,16 +109,20 @@ class _Reader:
         """A row's place in words."""
         return self._reading.place if row[0] is None else f"{self._table.place} row {row[0]}"
 
-    def message(self, row: Row) -> Message:
-        """The message of a row.
+    def message(self, row: Row) -> Item:
+        """The message of a row, or what it takes back.
 
         Raises:
             Skipped: it is none, or nothing that people said.
         """
         (row_id, seq, client_seq, chat, kind, sub_kind, sending, uid, peer_uid, conversation, peer, uin, status, time,
          card, nick, body, target, cache, *_) = row  # fmt: skip
+        if (kind, sub_kind) == _RECALLED:
+            return self._recall(row_id, seq, self._chat(chat, peer, peer_uid, conversation), time)
+        if (kind, sub_kind) == _POKED:
+            return self._poke(self._chat(chat, peer, peer_uid, conversation), time, body)
         if kind in _LEFT_OUT:
-            raise Skipped("a recalled message" if (kind, sub_kind) == _RECALLED else _LEFT_OUT[kind])
+            raise Skipped(_LEFT_OUT[kind])
         if status != _SENT and status is not None:
             raise Skipped("a message that was not sent")
         where = (chat, peer, peer_uid, conversation)
@@ -150,6 +159,32 @@ class _Reader:
             datetime.fromtimestamp(second, UTC), told.text, Origin.HUMAN, reply_to, told.mentions, False,
             counter if counter and not private and counter < 1 << 63 else None, kept, place.name,
         )  # fmt: skip
+
+    def _recall(self, row_id: Any, seq: Any, place: "_Chat", time: Any) -> Recall:
+        message_id, counter = number(row_id), number(seq)
+        if not message_id:
+            raise Skipped("a recalled message")
+        when = datetime.fromtimestamp(_seconds(time), UTC)
+        known = counter if counter and not place.private and counter < 1 << 63 else None
+        return Recall(place.scene, str(message_id), "", when, known)
+
+    def _poke(self, place: "_Chat", time: Any, body: Any) -> Message:
+        """A poke as the live one reads (bot/events.py), under the same id: in a private chat it names nobody."""
+        poked = ntqq_body.poked(elements(body) if type(body) is bytes else (), self._history.uins.get)
+        if poked is None:
+            raise Skipped("a gray tip")
+        (sender, name), (target, whom) = poked
+        second = _seconds(time)
+        mine = target in self._reading.owners or target == self._reading.told.me
+        return Message(
+            f"{POKE_ID}{int(second)}-{sender}-{target}", place.scene, sender, whole(self._called(place, sender, name)),
+            datetime.fromtimestamp(second, UTC),
+            POKE if mine or place.private else f"{POKE}@{self._called(place, target, whom) or target}",
+            mentions=(target,), scene_name=place.name,
+        )  # fmt: skip
+
+    def _called(self, place: "_Chat", sender: str, name: str) -> str:
+        return name or self._history.cards.get((place.scene.id, sender), "") or self._history.nicks.get(sender, "")
 
     def _chat(self, chat: Any, peer: Any, peer_uid: Any, conversation: Any) -> "_Chat":
         kind, of = self._table.kind, number(chat)

@@ -5,6 +5,7 @@ OneBot clients pass over are named by what QQ shows (`[卡片:红包]`), else `[
 live; what QQ made of it in writing is kept in the segment.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,6 +86,25 @@ def quote(part: Element, cache: object) -> dict[str, Any]:
     stored = next((parts for parts in cached(cache) if parts), []) if isinstance(cache, bytes) else []
     words = _words(stored) or _words(elements(part.quoted)) or said(part.quoted_text)
     return {"type": "reply", "data": {"qq": str(part.sender), "time": part.time, "seq": part.seq, "text": words}}
+
+
+def poked(parts: Sequence[Element], uin_of: UinOf) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Who poked whom, as (QQ number, name, empty where it is not told); None of another gray tip, or of strangers.
+
+    Its JSON (48271) lists what is shown: `{"items": [{"type": "qq", "uid", "nm"}, {"type": "nor", "txt": "戳了戳"},
+    …]}`.
+    """
+    tip = next((p.tip for p in parts if p.kind == GRAY_TIP and p.tip), b"")
+    try:
+        shown = json.loads(said(tip), strict=False)["items"]
+        people = [item for item in shown if item.get("type") == "qq" and isinstance(item.get("uid"), str)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    who = [(uin_of(p["uid"]), p.get("nm")) for p in people]
+    match who:
+        case [(str(one), name), (str(other), whom)]:
+            return (one, name if isinstance(name, str) else ""), (other, whom if isinstance(whom, str) else "")
+    return None
 
 
 def _words(parts: Sequence[Element]) -> str:

@@ -24,7 +24,7 @@ _NUMBERS = {
 _BYTES = {
     "text": 45101, "at_uid": 45105, "name": 45402, "spoken": 45923, "face_text": 47602, "result": 47607,
     "quoted": 47423, "quoted_text": 47413, "card": 47901, "emoji_key": 80824, "emoji_text": 80900, "emoji_id": 80903,
-    "markdown": 48701, "flash": 48705, "forward": 48602, "bubble": 52138,
+    "markdown": 48701, "flash": 48705, "forward": 48602, "bubble": 52138, "tip": 48271,
 }  # fmt: skip
 _LISTS = {"summary": 45815}
 _VARINT_BITS = 70

@@ -11,6 +11,7 @@ from typing import Any
 from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from training.importers.jsonscan import members, shapes
+from training.importers.record import EARLIEST, LATEST
 from training.importers.source import Item, Reading, Skipped, Source, head, unreadable
 from training.importers.text import chunks
 
@@ -114,8 +115,10 @@ def _item(event: Any, reading: Reading) -> Item:
         raise Skipped(f"{event.get('post_type')} event")
     if not _storable(item):
         raise Skipped("an id that is not text")
-    if isinstance(item, Message):
-        reading.owners[str(event.get("self_id", ""))] += 1
+    if not EARLIEST <= item.time < LATEST:
+        raise Skipped("a time before 1999 or after 2100")
+    if isinstance(item, Message) and (owner := str(event.get("self_id") or "")):
+        reading.owners[owner] += 1
     return item
 
 

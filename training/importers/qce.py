@@ -74,26 +74,41 @@ def _document(path: Path, reading: Reading) -> Iterator[Message]:
 
 def _chunked(folder: Path, reading: Reading) -> Iterator[Message]:
     manifest = _manifest(folder / MANIFEST)
-    listed = manifest.get("chunked")
-    rows = [r for r in (listed.get("chunks") if isinstance(listed, Mapping) else None) or () if isinstance(r, Mapping)]
-    base = folder / str(listed.get("chunksDir") or "") if isinstance(listed, Mapping) else folder
     chat = Chat(_info(manifest), folder.name.removesuffix("_chunked_jsonl"), reading)
-    size = done = 0
-    found: list[Path] = []
-    for row in rows:
-        path = _chunk(folder, base, row)
+    found = []
+    for named, path in _named(folder, manifest):
         if path is None:
-            named = row.get("relativePath") or row.get("fileName") or row.get("file")
-            reading.skip("a chunk that is missing", f"{MANIFEST}: {str(named)[:80]}")
+            reading.skip("a chunk that is missing", f"{MANIFEST}: {named[:80]}")
         else:
             found.append(path)
-            size += path.stat().st_size
+    size, done = sum(path.stat().st_size for path in found), 0
     for path in found:
         for made in each(objects(path, reading), reading, chat.message):
             here, reading.done, reading.size = reading.done, done + reading.done, size
             yield made
             reading.done = here
         done += path.stat().st_size
+
+
+def chunk_files(folder: Path) -> list[Path]:
+    """The chunks a folder's manifest names, those that are there.
+
+    Raises:
+        ImportFault: the manifest cannot be read.
+    """
+    return [path for _, path in _named(folder, _manifest(folder / MANIFEST)) if path is not None]
+
+
+def _named(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Path | None]]:
+    """What a manifest calls its chunks, and where each lies; None for one that is missing."""
+    listed = manifest.get("chunked")
+    told = listed if isinstance(listed, Mapping) else {}
+    base = folder / str(told.get("chunksDir") or "")
+    chunks = told.get("chunks")
+    for row in chunks if isinstance(chunks, list) else ():
+        if isinstance(row, Mapping):
+            name = row.get("relativePath") or row.get("fileName") or row.get("file")
+            yield str(name), _chunk(folder, base, row)
 
 
 def _chunk(folder: Path, base: Path, row: Mapping[str, Any]) -> Path | None:

@@ -39,12 +39,13 @@ def records(path: Path, reading: Reading, begins: re.Pattern[str]) -> Iterator[s
         yield "\n".join(kept)
 
 
-def fields(record: str, counts: tuple[int, ...]) -> list[str]:
-    """The fields of one record.
+def fields(record: str, counts: tuple[int, ...], reading: Reading) -> list[str]:
+    """The fields of one record; lines behind it that belong to none are counted.
 
     Args:
         record: its text.
         counts: how many it may have.
+        reading: where it comes from.
 
     Raises:
         Skipped: it has another number of them, as after a wrong quote.
@@ -57,4 +58,7 @@ def fields(record: str, counts: tuple[int, ...]) -> list[str]:
     row = found[0] if found else []
     if len(row) not in counts:
         raise Skipped(f"a CSV record of other than {' or '.join(map(str, counts))} fields")
+    for rest in found[1:]:
+        if any(map(str.strip, rest)):
+            reading.skip("a CSV line that begins like no record")
     return row

@@ -81,7 +81,7 @@ def _rows(path: Path, reading: Reading) -> Iterator[Mapping[str, str] | Skipped]
             columns = _columns(record)
             continue
         try:
-            yield dict(zip(columns, fields(record, (len(columns),)), strict=True))
+            yield dict(zip(columns, fields(record, (len(columns),), reading), strict=True))
         except Skipped as why:
             yield why
 

@@ -175,7 +175,7 @@ def _table(path: Path, reading: Reading) -> Iterator[Message]:
     def make(record: str) -> Message | None:
         if record.startswith(_CSV_HEAD):
             return None
-        time, uin, uid, content, message_id, seq = fields(record, (6,))
+        time, uin, uid, content, message_id, seq = fields(record, (6,), reading)
         return _plain(ids, scene, time, uin or uid, content, reading, message_id, seq)
 
     yield from each(records(path, reading, _CSV_ROW), reading, make)

@@ -1,0 +1,57 @@
+"""training/importers/jsonscan.py: the same members wherever the text is cut into pieces."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.importers.jsonscan import BROKEN, CLOSED, OPENED, TRUNCATED, members
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def read(pieces: list[str], whole: tuple[str, ...] | None = None) -> tuple[list[tuple[str, Any]], list[str]]:
+    broken: list[str] = []
+    return list(members(pieces, ("", "a"), broken.append, whole=whole)), broken
+
+
+@given(st.lists(_values, max_size=4), st.sampled_from([None, 0, 1, "\t"]), st.lists(st.integers(0, 300), max_size=6))
+def test_where_the_text_is_cut_changes_nothing(values: list[Any], indent: Any, cuts: list[int]) -> None:
+    text = json.dumps({"a": values, "b": 1.5, "c": values}, indent=indent, ensure_ascii=False)
+    ends = sorted({min(c, len(text)) for c in cuts})
+    pieces = [text[i:j] for i, j in zip([0, *ends], [*ends, len(text)], strict=True)]
+    found, broken = read(pieces)
+    assert broken == []
+    assert found == [("", OPENED), ("a", OPENED), *(("a.*", v) for v in values), ("b", 1.5), ("c", values)]
+
+
+@pytest.mark.parametrize("number", ["1.5", "1e5", "-0.25", "1E-3", "12345", "-7"])
+def test_a_number_cut_anywhere_is_one_number(number: str) -> None:
+    text = f'{{"a": [{number}, {number}], "b": {number}}}'
+    value = json.loads(number)
+    for cut in range(len(text)):
+        assert read([text[:cut], text[cut:]])[0][1:] == [("a", OPENED), ("a.*", value), ("a.*", value), ("b", value)]
+
+
+def test_a_broken_member_costs_itself_wherever_the_text_is_cut() -> None:
+    good = '{\n  "id": 1\n }'
+    text = f'{{"a": [\n {good},\n {{\n  "id": x }},\n {good}, {good}]}}'
+    for cut in range(len(text)):
+        found, broken = read([text[:cut], text[cut:]])
+        assert broken == [BROKEN], cut
+        assert [value for route, value in found if route == "a.*"][:2] == [{"id": 1}] * 2, cut
+
+
+def test_outermost_lists_are_opened_but_for_those_named_and_what_is_whole_is_told() -> None:
+    found, broken = read(['{"x": [1], "keep": [2], "y": {"z": [3]}} {"x": [4'], whole=("keep",))
+    assert found == [
+        ("", OPENED), ("x", OPENED), ("x.*", 1), ("keep", [2]), ("y", {"z": [3]}), ("", CLOSED), ("", OPENED),
+        ("x", OPENED), ("x.*", 4),
+    ]  # fmt: skip
+    assert broken == [TRUNCATED]
