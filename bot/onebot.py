@@ -153,6 +153,8 @@ class TwinAdapter(Adapter):
     def _models(cls, frame: dict[str, Any]) -> list[type[Event]]:
         """What a frame may be, the closest first."""
         loose = LooseMessageEvent if frame["post_type"] == "message" else Event
+        if loose is LooseMessageEvent and not _whole(frame.get("message")):
+            return [loose]
         try:
             return [*(m for m in cls.get_event_model(frame) if m is not Event), loose]
         except (TypeError, ValueError):
@@ -277,6 +279,13 @@ class TwinAdapter(Adapter):
                 raise NetworkError(f"no answer to {api} within {timeout} s") from None
         finally:
             self._result_store.close(echo)
+
+
+def _whole(message: Any) -> bool:
+    """Whether NoneBot can do with a message what it does before any handler sees it: log it, look at its beginning."""
+    if not isinstance(message, list):
+        return isinstance(message, str) and bool(message)
+    return bool(message) and all(isinstance(s, dict) and isinstance(s.get("data"), dict) for s in message)
 
 
 TwinAdapter.add_custom_model(MessageSentEvent, InputStatusEvent, BotOfflineEvent)

@@ -18,6 +18,8 @@ _PLACEHOLDER = re.compile(
     r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|戳一戳|表情|动画表情|(?:文件|卡片|动画表情|图片):[^\[\]]*)\]"
 )
 _MENTION = re.compile(r"@[^\s@,，。！？!?：:]{1,24} ?")
+TEXT_MAX = 5000
+"""Characters of a message that are looked at: QQ lets nobody send more, and a megabyte held the daemon for minutes."""
 _name = lru_cache(maxsize=4096)(redact)
 """Names come again and again; some hold a number (`张三138…`)."""
 
@@ -46,7 +48,9 @@ def shown(
 
 def as_shown(message: Message, rules: Cleaning) -> Message:
     """One message as the model sees it; its text may be empty then."""
-    text = _stripped(message.text, rules) if rules.strip_mentions or rules.strip_placeholders else message.text
+    text = message.text if len(message.text) <= TEXT_MAX else message.text[:TEXT_MAX]
+    if rules.strip_mentions or rules.strip_placeholders:
+        text = _stripped(text, rules)
     if not rules.redact:
         return message if text == message.text else replace(message, text=text)
     text, name, scene = redact(text), _name(message.sender_name), _name(message.scene_name)

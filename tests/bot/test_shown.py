@@ -71,3 +71,8 @@ def test_the_live_prompt_is_the_trained_prompt_whatever_is_set(archive: Archive,
     trained: list[Piece] = render(renderer, part.exchanges, part.quoted)
     assert list(window.pieces) == trained
     assert ("13800001111" in "".join(p.text for p in trained)) is not rules.redact
+
+
+def test_of_a_message_longer_than_qq_sends_the_beginning_is_looked_at() -> None:
+    (seen,) = texts([say(0, ME, "字" * 350_000)])
+    assert seen == "字" * 5000
