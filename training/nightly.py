@@ -321,7 +321,8 @@ class Night:
         windows = self.windows_for(chosen.manifest.system_prompt)
         scored = self._scored("serving", *self._weights(chosen), windows)
         figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
-        return {"version": name, **figures.model_dump()}
+        decided = evaluate.points(scored, chosen.calibration)
+        return {"version": name, **figures.model_dump(), "silence": _decisions(decided)}
 
     def _weights(self, version: Version) -> tuple[Path, Path | None]:
         """The GGUF and LoRA a version answers with.
@@ -397,8 +398,11 @@ class Night:
 
     @cached_property
     def _voices(self) -> Voices:
+        # As live: no window is longer than those trained.
+        n_ctx = min(self.settings.engine.n_ctx, max(512, self._window_max))
+        engine = self.settings.engine.model_copy(update={"n_ctx": n_ctx})
         stage = Stage(
-            self.base_path, self.base_sha256, self.settings.engine, self.persona.spec.sampling, self._window_max,
+            self.base_path, self.base_sha256, engine, self.persona.spec.sampling, self._window_max,
             self.settings.training.threads, self.progress,
         )  # fmt: skip
         known = frozenset((x.scene, x.message_id) for w in self.windows for x in w.labels if x.trained)
@@ -593,24 +597,13 @@ class Night:
                 "trained_tokens_per_s": record["trained_tokens_per_s"], "seconds": record["seconds"],
                 "peak_rss_bytes": record["peak_rss_bytes"],
                 "likeness": verdict.likeness.model_dump(mode="json") if verdict.likeness else None,
-                "silence": self._silence(figures.new),
+                "silence": _decisions(evaluate.points(figures.new.scored, figures.new.calibration)),
             },
             parity=proof.model_dump(mode="json"),
             gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons]},
             calibration=figures.calibration,
             pacing=evaluate.pacing(self.learned),
         )  # fmt: skip
-
-    def _silence(self, new: gate.Candidate) -> dict[str, Any]:
-        """Figures of the decisions as served, and reply rates by group; scenes are not named in a manifest."""
-        decided = evaluate.points(new.scored, new.calibration)
-        figures = {name: f.model_dump(mode="json") for name, f in silence.figures(decided).items()}
-        groups = {n: r for n, r in silence.rates(decided).items() if not n.startswith("scene ")}
-        rates = {
-            name: {side: getattr(rate, side).model_dump(mode="json") for side in ("person", "twin", "gap")}
-            for name, rate in groups.items()
-        }
-        return {**figures, "rates": rates}
 
     @property
     def _arrived(self) -> dict[str, int]:
@@ -670,6 +663,18 @@ class _Figures:
     serving: gate.Candidate | None
     bare: gate.Candidate
     calibration: Calibration | None
+
+
+def _decisions(points: Sequence[silence.Point]) -> dict[str, Any]:
+    """Figures of the decisions as served, and reply rates by group; scenes are not named where others may read it."""
+    rates = {name: rate for name, rate in silence.rates(points).items() if not name.startswith("scene ")}
+    return {
+        **{name: figure.model_dump(mode="json") for name, figure in silence.figures(points).items()},
+        "rates": {
+            name: {side: getattr(rate, side).model_dump(mode="json") for side in ("person", "twin", "gap")}
+            for name, rate in rates.items()
+        },
+    }
 
 
 def _as_served(calibration: Calibration | None, keep: float) -> Calibration:
