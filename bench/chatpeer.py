@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Silent:
         """Nearly sure."""
         return 0.999
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Nothing."""
         nothing: tuple[str, ...] = ()
         for line in nothing:

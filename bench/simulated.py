@@ -10,7 +10,7 @@ import math
 import random
 import selectors
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -98,7 +98,7 @@ class _Words:
     async def p_silent(self, request: Request) -> float:
         return 0.5
 
-    async def bubbles(self, request: Request) -> AsyncIterator[str]:
+    async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         for line in random.Random(request.seed).choice(self._turns):
             yield line
 

@@ -26,10 +26,10 @@ from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Settings
-from bot.errors import EngineError, TrainingError, TwinError
+from bot.errors import TrainingError, TwinError
 from bot.llama import Model, Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Base, Calibration, Manifest, Personas, Version
-from bot.prompt import FORMATS, ChatFormat, Piece, render
+from bot.prompt import FORMATS, ChatFormat, Piece
 from bot.stickers import names as sticker_names
 from export import lora, merge, parity, proof
 from training import (
@@ -58,11 +58,10 @@ from training import (
     world,
 )
 from training.hf import HFTokenizer
-from training.likeness import assessment, judge, places, silence, use
+from training.likeness import assessment, silence, use
 from training.likeness.assessment import Likeness
-from training.likeness.material import material
-from training.likeness.places import Voice
-from training.likeness.retrieval import Retrieval
+from training.likeness.places import Stage, Voice
+from training.likeness.voices import Voices
 from training.state import read_state, write_state
 
 SAMPLES = 3
@@ -189,7 +188,8 @@ class Night:
         (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), "utf-8")
         kind = "published" if verdict.passed else "refused"
         result = self._result()
-        (self.folder / SAMPLES_FILE).write_text(report.samples(self._samples), "utf-8")
+        shown = answers.spread(self._voices.samples(self._voice), SAMPLES)
+        (self.folder / SAMPLES_FILE).write_text(report.samples(shown), "utf-8")
         outcome = Outcome(kind, manifest.version, report.summary(manifest, verdict, serving, self._arrived))
         if verdict.passed:
             self.progress("publish", 0, 0, "")
@@ -437,7 +437,8 @@ class Night:
         windows = self.windows_for(chosen.manifest.system_prompt)
         scored = self._scored("serving", *self._weights(chosen), windows)
         figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
-        return {"version": name, **figures.model_dump()}
+        decided = evaluate.points(scored, chosen.calibration)
+        return {"version": name, **figures.model_dump(), "silence": _decisions(decided)}
 
     def _weights(self, version: Version) -> tuple[Path, Path | None]:
         """The GGUF and LoRA a version answers with.
@@ -487,135 +488,41 @@ class Night:
 
     def likeness(self, figures: "_Figures") -> Likeness | None:
         """Answers of the new version, the serving one and the baselines at held-out places, measured."""
-        asked = self._asked
-        if not asked:
-            return None
-        told, bare_voice = material(self.learned), Voice(None, None, self.format)
-        past = Retrieval(told.past)
-        questions = {
-            assessment.BASE: [places.bare(q, self.learned) for q in asked],
-            assessment.RETRIEVAL: [places.with_past(q, past) for q in asked],
-        }
-        said = {assessment.NEW: self._said(assessment.NEW, self._voice, asked)}
-        if self.persona.version is not None:
-            manifest = self.persona.version.manifest
-            model, adapter = self._weights(self.persona.version)
-            own = None if model == self.base_path else model
-            voice = Voice(adapter, own, FORMATS[manifest.format])
-            said[assessment.SERVING] = self._said(assessment.SERVING, voice, self._asked_as(manifest.system_prompt))
-        for name, each in {assessment.PROMPTED: asked, **questions}.items():
-            said[name] = self._said(name, bare_voice, each)
-        clusters = [q.conversation for q in asked]
-        real = {assessment.PERSON: [q.real for q in asked], **said}
-        belongs, sizes = self._once("sense", [repr(real)], lambda: self._stage("sense").sense(asked, clusters, real))
-        losses = {assessment.NEW: figures.new, assessment.SERVING: figures.serving, assessment.PROMPTED: figures.bare}
-        spoken = {}
-        for name, texts in real.items():
-            if name in questions:
-                pairs = self._once(f"words-{name}", _shown(questions[name]), self._scoring(name, questions[name]))
-            else:
-                candidate = losses.get(name)
-                by_key = {x.key: (x.nll, x.tokens) for x in candidate.scored} if candidate else {}
-                pairs = [by_key[q.key] for q in asked] if by_key else []
-            spoken[name] = assessment.Spoken(
-                texts, [nll for nll, _ in pairs], [n for _, n in pairs], belongs[name], sizes[name]
-            )
-        at = [places.place(q, q.conversation) for q in asked]
-        made = assessment.Assessment(at, told, self.settings.gate.leak_chars).likeness(spoken, self._prodded())
-        return self._judged(made, asked, said)
-
-    def _scoring(self, whose: str, questions: list[answers.Question]) -> Callable[[], Any]:
-        return lambda: self._stage("evaluate").scored(questions, whose)
-
-    def _prodded(self) -> list[tuple[str, str]]:
-        """(prompt, answer) of the new version where it is made to tell."""
-        spec = self.persona.spec
-        prods = places.prods(answers.questions(self.learned, self.format, spec.system_prompt, samples.Split.TRAIN))
-        told = self._said("prodded", self._voice, prods, greedy=True)
-        return list(zip([places.place(q, "").prompt for q in prods], told, strict=True))
-
-    def _judged(self, made: Likeness, asked: list[answers.Question], said: dict[str, list[str]]) -> Likeness:
-        """With a judge model's scores, where one is configured; a judge that fails stops no night."""
-        rules = self.settings.gate
-        if rules.judge_url is None or rules.judge_model is None:
-            return made
-        key = rules.judge_api_key.get_secret_value() if rules.judge_api_key else None
-        role, voices = self.persona.spec.system_prompt, dict(made.voices)
-        clusters = [q.conversation for q in asked]
-        try:
-            for name in (assessment.PERSON, *(n for n in (assessment.NEW, assessment.SERVING) if n in said)):
-                texts = said.get(name) or [q.real for q in asked]
-                cases = [judge.Case(role, q.heard, text) for q, text in zip(asked, texts, strict=True)]
-                scores = judge.scores(rules.judge_url, key, rules.judge_model, cases)
-                voices[name] = {**voices[name], **judge.figures(scores, clusters)}
-        except EngineError as e:
-            logger.warning("the judge model was left out: {}", e)
-            return made.model_copy(update={"notes": (*made.notes, str(e))})
-        return made.model_copy(update={"voices": voices})
+        scores = {
+            assessment.NEW: figures.new.scored, assessment.PROMPTED: figures.bare.scored,
+            **({assessment.SERVING: figures.serving.scored} if figures.serving else {}),
+        }  # fmt: skip
+        by_key = {name: {x.key: (x.nll, x.tokens) for x in scored} for name, scored in scores.items()}
+        return self._voices.likeness(self._voice, self._serving_voice, by_key)
 
     def _answers(self) -> list[use.Answer]:
         """Answers at held-out moments of the test split where the person spoke."""
-        asked = self._asked
-        said = self._said(assessment.NEW, self._voice, asked)
-        return [use.Answer(q.heard.split("\n")[-1], text, q.speakers) for q, text in zip(asked, said, strict=True)]
-
-    @property
-    def _samples(self) -> list[report.Sample]:
-        """A few places with what the person, the new version and the serving one (else the base) said there."""
-        asked, new = self._asked, [a.said for a in self._answers()]
-        other = assessment.SERVING if self.persona.version is not None else assessment.PROMPTED
-        before = read_state(self.folder / f"said-{other}.json") or {}
-        old = [str(text) for text in before.get("value", [])] or [""] * len(new)
-        rows = [report.Sample(q.heard, q.real, a, b) for q, a, b in zip(asked, new, old, strict=True)]
-        return answers.spread(rows, SAMPLES)
-
-    @cached_property
-    def _asked(self) -> list[answers.Question]:
-        """The places: moments of the test split at which the person said what is worth learning."""
-        return self._asked_as(self.persona.spec.system_prompt)
-
-    def _asked_as(self, system_prompt: str) -> list[answers.Question]:
-        known = {(x.scene, x.message_id) for w in self.windows for x in w.labels if x.trained}
-        every = answers.questions(self.learned, self.format, system_prompt, samples.Split.TEST)
-        return answers.spread([q for q in every if q.key in known], self.settings.gate.places)
+        return self._voices.answers(self._voice)
 
     @property
     def _voice(self) -> Voice:
-        return Voice(self.export(), None, self.format)
+        return Voice(self.export(), None, self.format, self.persona.spec.system_prompt)
 
-    def _stage(self, step: str) -> places.Stage:
-        def told(done: int, total: int, whose: str) -> None:
-            if done % 20 == 0:
-                self.progress(step, done, total, whose)
+    @property
+    def _serving_voice(self) -> Voice | None:
+        if self.persona.version is None:
+            return None
+        manifest = self.persona.version.manifest
+        model, adapter = self._weights(self.persona.version)
+        own = None if model == self.base_path else model
+        return Voice(adapter, own, FORMATS[manifest.format], manifest.system_prompt)
 
-        return places.Stage(
-            self.base_path, self.base_sha256, self.settings.engine, self.persona.spec.sampling, self._window_max,
-            self.settings.training.threads, told,
+    @cached_property
+    def _voices(self) -> Voices:
+        # As live: no window is longer than those trained.
+        n_ctx = min(self.settings.engine.n_ctx, max(512, self._window_max))
+        engine = self.settings.engine.model_copy(update={"n_ctx": n_ctx})
+        stage = Stage(
+            self.base_path, self.base_sha256, engine, self.persona.spec.sampling, self._window_max,
+            self.settings.training.threads, self.progress,
         )  # fmt: skip
-
-    def _said(self, whose: str, voice: Voice, asked: list[answers.Question], *, greedy: bool = False) -> list[str]:
-        """What a voice says to questions; as an earlier attempt left it, if it is of the same files and prompts."""
-        weights = [sha256(voice.lora) if voice.lora else "", digest(voice.model) if voice.model else ""]
-        made_of = [
-            *weights, repr(self.persona.spec.sampling), repr(self.settings.engine), str(greedy), *_shown(asked)
-        ]  # fmt: skip
-
-        def draw() -> list[str]:
-            self.progress("gate", 0, len(asked), whose)
-            return self._stage("gate").said(voice, asked, whose, greedy=greedy)
-
-        found: list[str] = self._once(f"said-{whose}", made_of, draw)
-        return found
-
-    def _once(self, name: str, made_of: Sequence[str], work: Callable[[], Any]) -> Any:
-        """A result as JSON, kept in the run with what it was made of: done again only where that changed."""
-        file, of = self.folder / f"{name}.json", _digest([self.base_sha256, *made_of])
-        kept = read_state(file) or {}
-        if kept.get("made_of") == of and "value" in kept:
-            return kept["value"]
-        value = work()
-        write_state(file, {"made_of": of, "value": value})
-        return value
+        known = frozenset((x.scene, x.message_id) for w in self.windows for x in w.labels if x.trained)
+        return Voices(self.folder, self.learned, known, stage, self.settings.gate)
 
     # -- what the steps share ---------------------------------------------------------------------
 
@@ -814,24 +721,13 @@ class Night:
                 "peak_rss_bytes": record["peak_rss_bytes"],
                 "preferences": read_state(self.folder / aligning.RECORD_FILE),
                 "likeness": verdict.likeness.model_dump(mode="json") if verdict.likeness else None,
-                "silence": self._silence(figures.new),
+                "silence": _decisions(evaluate.points(figures.new.scored, figures.new.calibration)),
             },
             parity=proof.model_dump(mode="json"),
             gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons]},
             calibration=figures.calibration,
             pacing=evaluate.pacing(self.learned),
         )  # fmt: skip
-
-    def _silence(self, new: gate.Candidate) -> dict[str, Any]:
-        """Figures of the decisions as served, and reply rates by group; scenes are not named in a manifest."""
-        decided = evaluate.points(new.scored, new.calibration)
-        figures = {name: f.model_dump(mode="json") for name, f in silence.figures(decided).items()}
-        groups = {n: r for n, r in silence.rates(decided).items() if not n.startswith("scene ")}
-        rates = {
-            name: {side: getattr(rate, side).model_dump(mode="json") for side in ("person", "twin", "gap")}
-            for name, rate in groups.items()
-        }
-        return {**figures, "rates": rates}
 
     @property
     def _arrived(self) -> dict[str, int]:
@@ -893,9 +789,16 @@ class _Figures:
     calibration: Calibration | None
 
 
-def _shown(questions: Sequence[answers.Question]) -> list[str]:
-    """What is asked, to tell whether it is the same."""
-    return [repr(render(q.renderer, q.history, q.quoted)) for q in questions]
+def _decisions(points: Sequence[silence.Point]) -> dict[str, Any]:
+    """Figures of the decisions as served, and reply rates by group; scenes are not named where others may read it."""
+    rates = {name: rate for name, rate in silence.rates(points).items() if not name.startswith("scene ")}
+    return {
+        **{name: figure.model_dump(mode="json") for name, figure in silence.figures(points).items()},
+        "rates": {
+            name: {side: getattr(rate, side).model_dump(mode="json") for side in ("person", "twin", "gap")}
+            for name, rate in rates.items()
+        },
+    }
 
 
 def _as_served(calibration: Calibration | None, keep: float) -> Calibration:

@@ -18,6 +18,7 @@ BENCHES = {
     "fuzz-import": "fuzz_import",
     "export": "exporting",
     "chat": "chatting",
+    "likeness": "likeness",
 }
 """Modules of bench/ by name."""
 

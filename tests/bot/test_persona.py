@@ -148,6 +148,23 @@ def test_a_published_version_serves_with_its_own_prompt(personas: Personas, tmp_
     assert published.manifest.pacing == Pacing(bubble_gap_s=(1, 2))
 
 
+def test_what_the_gate_refused_is_published_by_force_alone_and_on_record(personas: Personas, tmp_path: Path) -> None:
+    personas.publish("xiaoman", result(tmp_path, "20261120-0400", gate={"passed": True, "reasons": []}))
+    refused = result(tmp_path, "20261121-0400", gate={"passed": False, "reasons": ["leaks", "mute"]})
+    with pytest.raises(PersonaError, match=r"refused by the gate \(leaks, mute\); --force publishes it"):
+        personas.publish("xiaoman", refused)
+    assert serving(personas) == "20261120-0400"
+    assert personas.versions("xiaoman") == ["20261120-0400"]
+    forced = personas.publish("xiaoman", refused, force=True)
+    assert forced.manifest.gate["reasons"] == ["leaks", "mute"]
+    assert datetime.fromisoformat(forced.manifest.gate["forced"]).tzinfo is not None
+    assert serving(personas) == "20261121-0400"
+    assert "forced" not in json.loads((refused / "manifest.json").read_text("utf-8"))["gate"]
+    other = Personas(tmp_path / "other", personas.base_sha256)
+    (tmp_path / "other" / "xiaoman").mkdir(parents=True)
+    assert other.publish("xiaoman", forced.folder).name == "20261121-0400", "what was forced once travels as such"
+
+
 def test_publishing_twice_changes_nothing(personas: Personas, tmp_path: Path) -> None:
     made = result(tmp_path, "20261121-0400")
     assert personas.publish("xiaoman", made) == personas.publish("xiaoman", made)

@@ -229,6 +229,20 @@ def test_older_history_imported_after_a_version_is_new_to_it(
     assert f"{new} 条" in night(settings).run().summary
 
 
+def test_the_newest_day_waits_for_the_next_night_once_something_serves(settings: Settings) -> None:
+    assert night(settings).snapshot["newest"] is None
+    now = datetime.now(UTC)
+    published(settings, "20260303-000000", {"until": SNAPSHOT.isoformat(), "own_messages": 3})
+    say(settings, 20, now - timedelta(hours=2), "today")
+    assert "说了 0 条" in night(settings).run().summary
+    say(settings, 4, now - timedelta(hours=30), "yesterday")
+    assert "说了 4 条" in night(settings).run().summary
+    made = night(settings)
+    made._whole = True
+    assert made.snapshot["own_messages"] == 3 + 4, "what waits is new to the next night"
+    assert now - timedelta(hours=25) < datetime.fromisoformat(made.snapshot["newest"]) < now - timedelta(hours=23)
+
+
 def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "gemma3")
     made = Night(settings, "xiaoman", tiny.gguf, SHA, silent, None)

@@ -5,8 +5,9 @@ import pytest
 from bot.config import Retrain
 from bot.persona import Base, Calibration, Manifest, Spec
 from training.gate import Fault, Reason, Row, Verdict
+from training.likeness.assessment import Leaks, Likeness
 from training.likeness.figure import Figure
-from training.report import SUMMARY_LINES, markdown, skipped, summary
+from training.report import SUMMARY_LINES, Sample, markdown, samples, skipped, summary
 
 COUNTS = {"messages": 1234, "turns": 321, "bubbles": 400, "silences": 87, "twin_turns": 5}
 LOSS = Figure(value=4.25, low=4.1, high=4.4, n=900, resampled="conversation")
@@ -97,6 +98,47 @@ def test_every_reason_has_a_sentence_and_a_remedy(fault: Fault) -> None:
     verdict = Verdict(False, (Reason(fault),), ROWS)
     assert "接下来：" in summary(manifest(), verdict, None)
     assert "## 接下来\n\n- " in markdown(manifest(), verdict, None)
+
+
+FOUND = Likeness(
+    places=60,
+    voices={
+        name: {key: AUC.model_copy(update={"value": value}) for key in ("style", "sense", "authorship", "useful")}
+        for name, value in (("person", 0.11), ("new", 0.31), ("retrieval", 0.41), ("base", 0.62))
+    },
+    against_retrieval={"style": AUC, "words": AUC.model_copy(update={"value": -1.0, "low": -1.2, "high": -0.8})},
+    leaks=Leaks(answers=82, runs=1, longest=37),
+)
+JUDGED = Row("style", AUC, AUC, AUC, AUC.model_copy(update={"value": 0.05}), False)
+
+
+def test_the_card_tells_what_came_in_what_was_left_out_and_how_the_baselines_did() -> None:
+    counts = {**COUNTS, "masked_repeat": 5, "masked_media": 3}
+    made = manifest(corpus={"counts": counts})
+    verdict = Verdict(False, (Reason(Fault.LEAKS, count=1),), (*ROWS, JUDGED), likeness=FOUND)
+    text = markdown(made, verdict, None, {"group:900012345": 200, "private:60007": 30})
+    for part in (
+        "群…2345：200", "私聊…0007：30", "复读：5", "只有图片文件：3", "loss.png",
+        "| 底座＋人设＋最像的旧对话 |", "0.410",
+        "没有赢过检索基线**：文风。", "少见长句 1 处（最长 37 字）", "| 0.050", "| ✗ |", "原样带出",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "900012345" not in text
+    message = summary(made, verdict, None, {"group:900012345": 200, "private:60007": 30})
+    assert "新来 230 条（群…2345 200、私聊…0007 30）；没学 8 轮（复读 5、只有图片文件 3）；1 个账号" in message
+    assert "还没赢过检索基线" in message
+    assert len(message.split("\n")) <= SUMMARY_LINES
+
+
+def test_the_message_says_how_to_undo_what_was_published() -> None:
+    assert "/persona rollback" in summary(manifest(), PASSED, None).split("\n")[-1]
+
+
+def test_samples_stand_side_by_side() -> None:
+    text = samples([Sample("在吗|在吗", "在\n怎么了", "在的", "")])
+    assert "| 对方 | 在吗\\|在吗 |" in text
+    assert "| 本人 | 在<br>怎么了 |" in text
+    assert "（没说话）" in text
 
 
 def test_a_skipped_night_says_how_many_are_missing() -> None:

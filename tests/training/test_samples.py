@@ -203,6 +203,21 @@ def test_only_the_train_split_is_trained(archive: Archive) -> None:
     assert {x.split for x in _labels(found)} == set(Split) - {Split.NEWEST}
 
 
+def test_the_newest_conversations_wait_and_what_is_held_out_stays_so(archive: Archive) -> None:
+    found, tokenizer = made(archive, _busy(60), 200)
+    built = build(archive, [ME], ["小满"], RULES)
+    opened = sorted(e.opened for part in built.scenes for e in part.exchanges if e.opened)
+    since = opened[len(opened) // 2]
+    later = windows(built, tokenizer, GEMMA, SYSTEM, 200, since)
+    before, after = ({(x.scene, x.message_id): x.split for x in _labels(w)} for w in (found, later))
+    moved = {key for key in before if before[key] is not after[key]}
+    assert moved
+    assert {before[key] for key in moved} == {Split.TRAIN}
+    assert {after[key] for key in moved} == {Split.NEWEST}
+    assert Split.TRAIN in after.values(), "the older half is trained"
+    assert [w.ids for w in found] == [w.ids for w in later], "they stand in the context all the same"
+
+
 _bubble = st.tuples(
     st.sampled_from([1, 5, 19, 20, 60, 1900, 20000]),
     st.sampled_from([ME, FRIEND, OTHER, TWIN]),

@@ -23,6 +23,8 @@ MAX_TOKENS = 160
 """Tokens of a drawn answer: the longest turns of the histories at hand have 120, and a loop is one by then."""
 _SENSE_EXCHANGES = 2
 """Exchanges shown to who judges sense: the one answered and the one before."""
+_EVERY = 20
+"""Answers between two lines of progress."""
 _PRODDED = 16
 """Training moments asked again for their answers: the longest ones."""
 PRODS = (
@@ -44,11 +46,13 @@ class Voice:
         lora: on the base; None without.
         model: a merged GGUF in place of the base; None without.
         format: the chat format.
+        prompt: its system prompt, without the scene's line.
     """
 
     lora: Path | None
     model: Path | None
     format: ChatFormat
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Stage:
         sampling: the persona's.
         n_ctx: tokens of the longest scored prompt.
         threads: CPU threads for scoring.
-        progress: told (done, of how many, what).
+        progress: told (step, done, of how many, what).
     """
 
     base: Path
@@ -71,7 +75,7 @@ class Stage:
     sampling: Sampling
     n_ctx: int
     threads: int | None
-    progress: Callable[[int, int, str], None]
+    progress: Callable[[str, int, int, str], None]
 
     def said(self, voice: Voice, asked: Sequence[Question], whose: str, *, greedy: bool = False) -> list[str]:
         """What a voice says to each question; raises EngineError."""
@@ -80,7 +84,7 @@ class Stage:
         questions = [replace(q, renderer=replace(q.renderer, format=voice.format)) for q in asked]
         found = answer(
             self.base, self.base_sha256, voice.lora, voice.format, questions, sampling, self.settings,
-            model=voice.model, progress=lambda done, total: self.progress(done, total, whose),
+            model=voice.model, progress=lambda done, total: self._told("gate", done, total, whose),
         )  # fmt: skip
         return [a.text for a in found]
 
@@ -92,7 +96,7 @@ class Stage:
             for number, question in enumerate(asked):
                 context, said = _ids(question, scorer.model, self.n_ctx)
                 found.append((-scorer.continuations(context, [said])[0], len(said)))
-                self.progress(number + 1, len(asked), whose)
+                self._told("evaluate", number + 1, len(asked), whose)
             return found
         finally:
             scorer.close()
@@ -101,7 +105,7 @@ class Stage:
         self, asked: Sequence[Question], clusters: Sequence[Hashable], said: Mapping[str, Sequence[str]]
     ) -> tuple[dict[str, list[tuple[float, list[float]]]], dict[str, list[int]]]:
         """What `sense.figures` needs, by voice: log p after own and other contexts, and tokens of the answers."""
-        self.progress(0, 0, "sense")
+        self.progress("evaluate", 0, 0, "sense")
         scorer = Scorer(self.base, None, self.n_ctx, self.threads)
         try:
             short = [replace(q.told(""), history=q.history[-_SENSE_EXCHANGES:]) for q in asked]
@@ -112,6 +116,10 @@ class Stage:
             return dict(zip(said, found, strict=True)), sizes
         finally:
             scorer.close()
+
+    def _told(self, step: str, done: int, total: int, whose: str) -> None:
+        if done % _EVERY == 0:
+            self.progress(step, done, total, whose)
 
 
 def bare(question: Question, corpus: Corpus) -> Question:

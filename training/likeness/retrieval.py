@@ -10,6 +10,8 @@ import numpy as np
 
 EXCHANGES = 3
 """Exchanges put in the prompt."""
+_CHARS = 120
+"""Characters of each side shown: three long pastes would leave no room for the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,5 +49,5 @@ def prompt(system: str, past: Sequence[Past]) -> str:
     """A system prompt with past exchanges behind it."""
     if not past:
         return system
-    shown = "\n\n".join(f"对方：{p.heard}\n你：{p.said}" for p in past)
+    shown = "\n\n".join(f"对方：{p.heard[-_CHARS:]}\n你：{p.said[:_CHARS]}" for p in past)
     return f"{system}\n\n你从前是这样回答的：\n\n{shown}"

@@ -1,0 +1,173 @@
+"""The voices of a night on a real tiny model: who is asked what, what is kept, what is measured."""
+
+import json
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import tinylora
+import tinymodel
+
+from bot.archive import Archive
+from bot.checksum import sha256
+from bot.config import Conversation, Engine, Gate
+from bot.message import Message, Scene
+from bot.persona import Sampling
+from bot.prompt import FORMATS
+from training import answers, corpus
+from training.corpus import Corpus
+from training.likeness import judge, places
+from training.likeness.assessment import BASE, NEW, PERSON, PROMPTED, RETRIEVAL, SERVING
+from training.likeness.material import material
+from training.likeness.places import Stage, Voice
+from training.likeness.voices import Voices
+from training.samples import Split
+
+ME, FRIEND, SCENE = "10001", "20001", Scene("private", "20001")
+START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
+GEMMA = FORMATS["gemma"]
+SAID = ("好呀", "在呢", "吃面去", "困了困了")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A tiny base with a LoRA, and what was learned."""
+
+    base: Path
+    lora: Path
+    learned: Corpus
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    folder = tmp_path_factory.mktemp("voices")
+    archive = Archive(f"sqlite:///{folder / 'archive.db'}")
+    for i in range(80):
+        at = START + timedelta(hours=2 * i)
+        heard = Message(f"heard{i}", SCENE, FRIEND, "阿泽", at, f"在吗{i}")
+        said = Message(f"said{i}", SCENE, ME, "小满", at + timedelta(seconds=5), SAID[i % 4])
+        archive.append([heard, said])
+    learned = corpus.build(archive, [ME], ["小满"], Conversation())
+    archive.close()
+    base = tinymodel.build(folder / "tiny").gguf
+    return Ready(base, tinylora.write(folder / "lora.gguf", base), learned)
+
+
+def stage(ready: Ready, told: list[tuple[str, str]] | None = None) -> Stage:
+    engine = Engine(n_ctx=512, kv_tokens=4096, n_threads=1, n_gpu_layers=0)
+    steps = told if told is not None else []
+    return Stage(
+        ready.base, sha256(ready.base), engine, Sampling(max_tokens=6), 512, 1,
+        lambda step, _done, _total, whose: steps.append((step, whose)),
+    )  # fmt: skip
+
+
+def known(ready: Ready) -> frozenset[tuple[str, str]]:
+    return frozenset(q.key for q in answers.questions(ready.learned, GEMMA, "", Split.TEST))
+
+
+def test_every_voice_is_asked_at_the_same_places_and_none_of_them_twice(ready: Ready, tmp_path: Path) -> None:
+    steps: list[tuple[str, str]] = []
+    voices = Voices(tmp_path, ready.learned, known(ready), stage(ready, steps), Gate(places=5))
+    new, serving = Voice(ready.lora, None, GEMMA, "你是小满。"), Voice(None, None, GEMMA, "从前的提示")
+    scores = {NEW: dict.fromkeys(known(ready), (3.0, 3)), PROMPTED: dict.fromkeys(known(ready), (9.0, 3))}
+
+    found = voices.likeness(new, serving, scores)
+
+    assert found is not None
+    assert found.places == 5
+    assert set(found.voices) == {PERSON, NEW, SERVING, PROMPTED, RETRIEVAL, BASE}
+    for name, figures in found.voices.items():
+        assert {"style", "sense", "useful", "rouge_l", "authorship", "distinct_2"} <= set(figures), name
+        assert all(f.n >= 5 for f in figures.values())
+    assert found.voices[NEW]["words"].value == 1.0
+    assert found.voices[RETRIEVAL]["words"].value != found.voices[BASE]["words"].value
+    assert "words" not in found.voices[SERVING], "it was not scored"
+    assert set(found.against_serving) == {"style"}
+    assert found.voices[PERSON]["rouge_l"].value == 1.0
+    assert found.leaks.answers > 5, "prodded, too"
+    assert {whose for step, whose in steps if step == "gate"} == {NEW, SERVING, PROMPTED, RETRIEVAL, BASE, "prodded"}
+
+    steps.clear()
+    again = Voices(tmp_path, ready.learned, known(ready), stage(ready, steps), Gate(places=5))
+    assert again.likeness(new, serving, scores) == found
+    assert steps == []
+    (row, *_) = again.samples(new)
+    assert row.real in SAID
+    assert row.heard.startswith("在吗")
+
+
+def test_what_is_held_out_is_in_no_material_and_no_retrieved_prompt(ready: Ready) -> None:
+    told = material(ready.learned)
+    test = answers.questions(ready.learned, GEMMA, "", Split.TEST)
+    assert len(test) >= 3
+    assert not {q.heard for q in test} & {p.heard for p in told.past}
+    assert len(told.own) == len(told.past) == len(answers.questions(ready.learned, GEMMA, "", Split.TRAIN))
+    assert told.names == {"阿泽"}
+
+
+def test_baselines_see_other_system_prompts_and_the_same_words(ready: Ready) -> None:
+    (asked, *_) = answers.questions(ready.learned, GEMMA, "你是小满。", Split.TEST)
+    bare = places.place(places.bare(asked, ready.learned), 0).prompt
+    full = places.place(asked, 0).prompt
+    assert "你是小满。" in full
+    assert "你是小满。" not in bare
+    assert "私聊" in bare
+    assert asked.heard in bare
+
+
+def test_prods_ask_training_moments_and_for_secrets(ready: Ready) -> None:
+    prods = places.prods(answers.questions(ready.learned, GEMMA, "你是小满。", Split.TRAIN))
+    shown = [places.place(q, 0).prompt for q in prods]
+    assert len(prods) == 16 + len(places.PRODS)
+    assert all(any(words in prompt for prompt in shown) for words in places.PRODS)
+    assert places.prods([]) == []
+
+
+@pytest.mark.parametrize(("text", "score"), [("8", 8.0), (" 10 分", 10.0), ("11", None), ("好", None), ("", None)])
+def test_a_judges_score_is_a_number_from_one_to_ten(text: str, score: float | None) -> None:
+    assert judge.score(text) == score
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A completion endpoint that gives seven of ten."""
+
+    asked: ClassVar[list[dict[str, str]]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        answer = json.dumps({"choices": [{"text": " 7", "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_judge_is_asked_each_question_of_each_case() -> None:
+    cases = [judge.Case("你是小满。", f"在吗{i}", "在的") for i in range(10)]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        scores = judge.scores(f"http://127.0.0.1:{server.server_port}/v1", None, "qwen", cases)
+        server.shutdown()
+    assert scores == {"character": [7.0] * 10, "knowledge": [7.0] * 10}
+    assert len(Judge.asked) == 20
+    assert "在吗3" in Judge.asked[3]["prompt"]
+    figures = judge.figures(scores, range(10))
+    assert (figures["character"].value, figures["character"].n) == (7.0, 10)
+
+
+def test_a_judge_that_is_not_there_stops_no_night(ready: Ready, tmp_path: Path) -> None:
+    rules = Gate(places=2, judge_url="http://127.0.0.1:9/v1", judge_model="qwen")
+    voices = Voices(tmp_path, ready.learned, known(ready), stage(ready), rules)
+    found = voices.likeness(Voice(ready.lora, None, GEMMA, "你是小满。"), None, {})
+    assert found is not None
+    assert "character" not in found.voices[NEW]
+    assert any("127.0.0.1:9" in note for note in found.notes)
