@@ -1,7 +1,7 @@
 """A PEFT LoRA trained elsewhere (a folder, or a `lora_adapter.zip` as notebooks make) → a version on our base.
 
-What another trainer says of its base is a name alone, so the LoRA is held against the checkpoint's own shapes, tensor by
-tensor (`export.deltas`), and against the name where both have one. Weights as pickles are refused: loading one runs it.
+What another trainer says of its base is a name alone, so the LoRA is held against the checkpoint's own shapes, tensor
+by tensor (`export.deltas`), and against the name where both have one. Pickled weights are refused: loading runs them.
 """
 
 import json
@@ -53,8 +53,10 @@ def _one(members: Sequence[str], name: str, path: Path) -> str:
     found = [m for m in members if PurePosixPath(m).name == name and "checkpoint-" not in m]
     if len(found) != 1:
         bins = any(m.endswith("adapter_model.bin") for m in members)
-        why = "its weights are a pickle (adapter_model.bin); save them with safe_serialization=True" if bins else (
-            f"it has {len(found)} files {name}, and must have one"
+        why = (
+            "its weights are a pickle (adapter_model.bin); save them with safe_serialization=True"
+            if bins
+            else (f"it has {len(found)} files {name}, and must have one")
         )
         raise ExportError(f"{path.name!r} is no PEFT LoRA to import: {why}")
     return found[0]
@@ -62,7 +64,7 @@ def _one(members: Sequence[str], name: str, path: Path) -> str:
 
 def result(
     source: Path, checkpoint: Path, base: Base, names: Sequence[str], fmt: ChatFormat, system_prompt: str, version: str,
-    out: Path,
+    out: Path, *, force: bool = False,
 ) -> Path:  # fmt: skip
     """A folder that `Personas.publish` takes.
 
@@ -75,11 +77,13 @@ def result(
         system_prompt: it will be asked with.
         version: the name of the version.
         out: the folder to make.
+        force: also where the LoRA names another base; its shapes must fit all the same.
 
     Raises:
         ExportError: the LoRA is of another base, or what llama.cpp cannot apply.
     """
-    _check_name(source, names)
+    if not force:
+        _check_name(source, names)
     out.mkdir(parents=True)
     exported = lora.export(source, checkpoint, base, out / LORA_FILE)
     shutil.copytree(source, out / PEFT_FOLDER)
