@@ -33,7 +33,7 @@ from training.samples import Split, split_of
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PERSON = "31267496"
 """Whose English chats: the beginning of their id, all digits."""
-MAX_STEPS = 210
+MAX_STEPS, WINDOW = 210, 1024
 """Windows of 1,024 tokens: 215,000 tokens at the 125 a second that two cores trained the family history with."""
 PLACES, POINTS, CANARIES, OTHER_SECRETS = 100, 200, 4, 255
 _EVALUATION_S = 300.0

@@ -1,8 +1,7 @@
 """A PEFT LoRA trained elsewhere (a folder, or a `lora_adapter.zip` as notebooks make) → a version on our base.
 
 What another trainer says of its base is a name alone, so the LoRA is held against the checkpoint's own shapes, tensor
-by tensor (`export.deltas`), and against the name where both have one. Weights as pickles are refused: loading one
-runs it.
+by tensor (`export.deltas`), and against the name where both have one. Pickled weights are refused: loading runs them.
 """
 
 import json
@@ -65,7 +64,7 @@ def _one(members: Sequence[str], name: str, path: Path) -> str:
 
 def result(
     source: Path, checkpoint: Path, base: Base, names: Sequence[str], fmt: ChatFormat, system_prompt: str, version: str,
-    out: Path,
+    out: Path, *, force: bool = False,
 ) -> Path:  # fmt: skip
     """A folder that `Personas.publish` takes.
 
@@ -78,11 +77,13 @@ def result(
         system_prompt: it will be asked with.
         version: the name of the version.
         out: the folder to make.
+        force: also where the LoRA names another base; its shapes must fit all the same.
 
     Raises:
         ExportError: the LoRA is of another base, or what llama.cpp cannot apply.
     """
-    _check_name(source, names)
+    if not force:
+        _check_name(source, names)
     out.mkdir(parents=True)
     exported = lora.export(source, checkpoint, base, out / LORA_FILE)
     shutil.copytree(source, out / PEFT_FOLDER)

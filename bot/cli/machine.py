@@ -19,6 +19,7 @@ BENCHES = {
     "export": "exporting",
     "chat": "chatting",
     "likeness": "likeness",
+    "train": "training",
 }
 """Modules of bench/ by name."""
 

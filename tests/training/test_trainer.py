@@ -406,6 +406,7 @@ def test_too_few_samples_and_no_such_layer_are_one_line_each_and_leave_nothing(
         ([alone], SETTINGS, r"there is one sample, and two are the least.*twin import"),
         (samples, with_(SETTINGS, target_modules=("nothing",)), r"'nothing', and the base has no such linear layer"),
         (samples, with_(SETTINGS, moe_scope="all"), r"has no experts"),
+        (samples, with_(SETTINGS, use_liger_kernel=True), r"liger-kernel, which is not installed"),
     ]
     for windows, settings, words in faults:
         with pytest.raises(TrainingError, match=words) as told:
