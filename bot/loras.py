@@ -29,8 +29,8 @@ class Loras:
         self._base_sha256, self._max_bytes = base_sha256, max_bytes
         self._loaded: OrderedDict[Path, tuple[Any, int]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._loaded)
+    def __contains__(self, path: Path) -> bool:
+        return path in self._loaded
 
     def load(self, path: Path | None, in_use: Collection[Path | None] = ()) -> None:
         """Have a LoRA loaded; None is the bare base.

@@ -338,7 +338,9 @@ class Personas:
     def current(self, name: str) -> str | None:
         """The version name `current` holds, or None."""
         try:
-            return (self.root / name / "current").read_text("utf-8").strip() or None
+            # After a power cut it may hold anything: a name that no version has, and that sorts behind all of them.
+            held = (self.root / name / "current").read_text("utf-8", "replace")
+            return held.replace("\0", "\ufffd").strip() or None
         except FileNotFoundError:
             return None
 

@@ -120,7 +120,10 @@ def vllm(found: Source, name: str, out: Path, *, force: bool = False) -> Path:
     files = sorted(p for p in peft.glob("adapter_*") if p.is_file())
     if not files:
         raise ExportError(f"{found.manifest.version!r} has no peft/ folder: it is merged, or was shipped as GGUF alone")
-    rank = int(json.loads((peft / "adapter_config.json").read_text("utf-8"))["r"])
+    try:
+        rank = int(json.loads((peft / "adapter_config.json").read_text("utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ExportError(f"{found.manifest.version!r}: peft/adapter_config.json is missing or damaged") from e
     with place.written(out, sum(p.stat().st_size for p in files), force=force) as beside:
         beside.mkdir()
         for file in files:
@@ -168,6 +171,8 @@ def _path(file: Path) -> str:
 
 
 def _block(text: str) -> str:
-    if '"""' in text:
-        raise ExportError('a Modelfile cannot hold """ inside a text; take it out of the system prompt and train again')
+    if '"""' in text or text.endswith('"'):
+        raise ExportError(
+            'a Modelfile cannot hold """ in a text, nor " at its end; take it out of the system prompt and train again'
+        )
     return f'"""{text}"""'

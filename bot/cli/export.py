@@ -36,6 +36,8 @@ def export_lora(
     if out is None and precision == "f16":
         found = night.prove()
         _show_proof(found.model_dump(mode="json"), night.texts)
+        if not found.passed:
+            night.export().unlink()
         proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
         return
     file = out or run_folder / f"lora-{precision}.gguf"

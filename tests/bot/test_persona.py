@@ -341,6 +341,19 @@ def test_a_damaged_merged_model_is_refused_and_the_last_good_version_serves(
         personas.publish("xiaoman", made)
 
 
+@pytest.mark.parametrize("held", [b"\0" * 14, b"\xff\xfe\xfd"])
+def test_a_current_that_was_never_written_out_lets_the_newest_serve(
+    personas: Personas, tmp_path: Path, held: bytes
+) -> None:
+    for version in ("20261120-0400", "20261121-0400"):
+        personas.publish("xiaoman", result(tmp_path, version))
+    (personas.root / "xiaoman" / "current").write_bytes(held)
+    found = personas.load("xiaoman")
+    assert found.version is not None
+    assert found.version.name == "20261121-0400"
+    assert "has no manifest.json" in str(found.refused)
+
+
 def test_a_merged_models_hash_is_taken_of_the_copy_and_remembered(personas: Personas, tmp_path: Path) -> None:
     made = merged(tmp_path, "20261122-0400")
     model = made / "model.gguf"

@@ -256,10 +256,12 @@ def test_a_mixtures_experts_are_exported_as_llama_cpp_applies_them(tmp_path):
     assert np.abs(in_llama(tiny, tmp_path / "lora.gguf") - reference).max() < 0.01
 
 
-def test_gemma2_too(tmp_path):
-    tiny = tinymodel.build(tmp_path / "gemma2", "gemma2")
+@pytest.mark.parametrize("architecture", ["gemma2", "qwen2"])
+def test_gemma2_and_qwen2_too(tmp_path, architecture):
+    tiny = tinymodel.build(tmp_path / architecture, architecture)
     peft = tinymodel.random_lora(tiny, tmp_path / "peft")
-    export(peft, tiny.hf, base_of(tiny, "gemma2"), tmp_path / "lora.gguf")
+    export(peft, tiny.hf, base_of(tiny, architecture), tmp_path / "lora.gguf")
+    assert np.abs(in_transformers(tiny, peft) - in_transformers(tiny, None)).max() > 0.3
     assert np.abs(in_llama(tiny, tmp_path / "lora.gguf") - in_transformers(tiny, peft)).max() < 0.01
 
 

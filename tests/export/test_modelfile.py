@@ -10,7 +10,7 @@ from bot.checksum import sha256
 from bot.errors import ExportError
 from bot.persona import Base, Manifest, Sampling
 from bot.prompt import FORMATS
-from export.modelfile import ollama, source, vllm
+from export.modelfile import _block, ollama, source, vllm
 from export.template import PROBES, chat, go, rendered
 
 SYSTEM = '你是小满。\n说话：短句，"捏"。'
@@ -108,12 +108,18 @@ def test_a_prompt_that_a_modelfile_cannot_hold_is_refused(tiny, tmp_path):
     with pytest.raises(ExportError, match="cannot hold"):
         ollama(found, Sampling(), tmp_path / "Modelfile")
     assert not (tmp_path / "Modelfile").exists()
+    with pytest.raises(ExportError, match="cannot hold"):
+        _block('he said "no"')
 
 
 def test_vllm_gets_the_peft_files_as_they_are(tiny, tmp_path):
     folder = version(tiny, tmp_path / "v1")
     found = source(folder, tiny.gguf, sha256(tiny.gguf))
     with pytest.raises(ExportError, match="has no peft/ folder"):
+        vllm(found, "xiaoman", tmp_path / "out")
+    (folder / "peft").mkdir()
+    (folder / "peft" / "adapter_model.safetensors").touch()
+    with pytest.raises(ExportError, match=r"adapter_config\.json is missing or damaged"):
         vllm(found, "xiaoman", tmp_path / "out")
     tinymodel.random_lora(tiny, folder / "peft", r=12)
     out = vllm(found, "xiaoman", tmp_path / "out")

@@ -5,10 +5,10 @@ trained on the given texts, the weights are drawn, rounded to float16 (so checkp
 numbers), and the GGUF is written by llama.cpp's own converter with the vocabulary put in by us. Both sides give the
 same token ids for any text, control tokens parsed or not.
 
-Architectures: gemma3 and gemma2 (SentencePiece-like, byte fallback, `<start_of_turn>`, BOS), qwen3, qwen3moe and llama
-(byte-level BPE with Qwen2's regex, `<|im_start|>`, no BOS); with the latter's tokenizer also mamba (recurrent) and lfm2
-(convolutions and attention). End of turn is an end-of-generation token of the GGUF in each. And transformers reads the
-GGUF back as the same weights and ids (not tried with gemma2 and qwen3moe).
+Architectures: gemma3 and gemma2 (SentencePiece-like, byte fallback, `<start_of_turn>`, BOS), qwen2, qwen3, qwen3moe
+and llama (byte-level BPE with Qwen2's regex, `<|im_start|>`, no BOS); with the latter's tokenizer also mamba
+(recurrent) and lfm2 (convolutions and attention). End of turn is an end-of-generation token of the GGUF in each. And
+transformers reads the GGUF back as the same weights and ids (not tried with gemma2, qwen2 and qwen3moe).
 
 What learns by heart: gemma3, hidden=128, layers=2, no pretraining; LoRA r=32, lora_alpha=64 on all linear layers, AdamW
 with learning rate 5e-3, warm-up and cosine, 200 steps of 4 windows of 192 tokens; ten exchanges (three silences) in 30
@@ -42,6 +42,8 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -49,7 +51,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-Architecture = Literal["gemma2", "gemma3", "qwen3", "qwen3moe", "llama", "mamba", "lfm2"]
+Architecture = Literal["gemma2", "gemma3", "qwen2", "qwen3", "qwen3moe", "llama", "mamba", "lfm2"]
 
 _QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -217,6 +219,8 @@ def _model(
         # llama.cpp always normalizes the chosen experts' weights, as the real models do.
         mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
         return Qwen3MoeForCausalLM(Qwen3MoeConfig(**mixture, **shape))
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**shape))
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape))
     if architecture == "lfm2":

@@ -1,0 +1,180 @@
+"""`twin export …` on real runs of a tiny base: what is made, what is kept, and what can be published.
+
+In this process: each command of its own would import torch again, three minutes in all.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import lessons
+import pytest
+import tinymodel
+from click.testing import Result
+from daemon import Daemon, persona, settings
+from loguru import logger
+from napcat import ACCOUNT
+from typer.testing import CliRunner
+
+from bot.__main__ import app
+from bot.bundle import SUFFIX
+from bot.checksum import sha256
+from bot.errors import TwinError
+from bot.llama import Model
+from bot.persona import Personas
+
+# peft 0.21 asks transformers 5.23 for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+TRAINING = {
+    "precision": "none", "r": 8, "lora_alpha": 16, "learning_rate": 1e-3, "num_train_epochs": 1, "max_steps": 2,
+    "per_device_train_batch_size": 4, "model_max_length": 160, "threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    """An installation with 小满's history; its daemon is never started."""
+    folder = tmp_path_factory.mktemp("exports")
+    words = [*tinymodel.TEXTS, *lessons.words()]
+    base = tinymodel.build(folder / "base", texts=words, vocabulary=600).gguf
+    found = Daemon(folder, settings(base, training=TRAINING))
+    persona(found.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT])
+    lessons.write(folder / "history.jsonl", rounds=12, held_out=True)
+    done(found, "import", str(folder / "history.jsonl"))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Commands that train set these for their own process."""
+    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    logger.remove()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
+
+
+def run(twin: Daemon, words: tuple[str, ...]) -> Result:
+    return CliRunner().invoke(app, [*words, "--config", str(twin.config)])
+
+
+def done(twin: Daemon, *words: str) -> Result:
+    ended = run(twin, words)
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+    return ended
+
+
+def refused(twin: Daemon, *words: str, said: str) -> None:
+    ended = run(twin, words)
+    assert isinstance(ended.exception, TwinError), (ended.output, ended.exception)
+    assert said in str(ended.exception)
+
+
+@pytest.fixture(scope="module")
+def trained(twin: Daemon) -> Path:
+    """A run of `twin train` alone."""
+    said = done(twin, "train").stdout.splitlines()[-1]
+    return Path(said.removeprefix("run: "))
+
+
+@pytest.fixture(scope="module")
+def judged(twin: Daemon, trained: Path) -> Path:
+    """A run that a night has judged; what it learned in two steps is published or refused, either will do."""
+    outcome = json.loads(done(twin, "night", "--force", "--json").stdout.splitlines()[-1])
+    assert outcome["outcome"] in ("published", "refused"), outcome["summary"]
+    assert outcome["version"] != trained.name
+    return trained.with_name(outcome["version"])
+
+
+def test_a_run_becomes_a_lora_with_its_proof_and_what_lies_there_is_kept(twin: Daemon, trained: Path) -> None:
+    proof = json.loads(done(twin, "export", "lora", str(trained)).stdout)
+    assert (proof["passed"], proof["kind"], proof["merged"]) == (True, "F16", False)
+    assert proof["n_decisions"] > 0
+    assert proof["greedy"] == len(proof["greedy_texts"]) > 0
+    assert (trained / "lora.gguf").is_file()
+
+    out = trained / "lora-q8_0.gguf"
+    out.write_bytes(b"mine")
+    refused(twin, "export", "lora", str(trained), "--type", "Q8_0", said="exists already and is kept; --force")
+    assert out.read_bytes() == b"mine"
+    done(twin, "export", "lora", str(trained), "--type", "Q8_0", "--force")
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_training_alone_makes_nothing_that_can_be_published(twin: Daemon, trained: Path) -> None:
+    target = trained / "merged-f16"
+    ended = done(twin, "export", "gguf", str(trained), "--type", "F16")
+    assert "no night has judged the run, so it cannot be published" in ended.stderr
+    assert sorted(p.name for p in target.iterdir()) == ["model.gguf", "parity.json"]
+    for folder in (trained, target):
+        refused(twin, "persona", "publish", "xiaoman", str(folder), said="holds no readable manifest.json")
+        refused(twin, "export", "modelfile", str(folder), said="has no manifest.json; give a version's folder")
+    assert Personas(twin.data / "personas").versions("xiaoman") == []
+
+
+def test_a_lora_that_fails_its_proof_is_not_kept(twin: Daemon, trained: Path) -> None:
+    done(twin, "export", "lora", str(trained))
+    kept = json.loads((trained / "parity.json").read_text("utf-8"))
+    kept["parity"] |= {"end_equal": False}
+    (trained / "parity.json").write_text(json.dumps(kept), "utf-8")
+    refused(twin, "export", "lora", str(trained), said="not what was trained, so it is not kept: end-of-turn is not")
+    assert not (trained / "lora.gguf").exists()
+    (trained / "parity.json").unlink()
+    done(twin, "export", "lora", str(trained))
+
+
+def test_a_run_that_did_not_finish_or_of_another_base_is_refused(twin: Daemon, trained: Path, tmp_path: Path) -> None:
+    record = (trained / "train.json").rename(tmp_path / "train.json")
+    refused(twin, "export", "merge", str(trained), said="did not finish (it has no train.json); `twin train` goes on")
+    os.replace(record, trained / "train.json")
+    config = twin.config.read_text("utf-8")
+    other = tinymodel.build(tmp_path / "other", seed=1).gguf
+    try:
+        twin.config.write_text(config.replace(str(twin.folder / "base" / "model.gguf"), str(other)), "utf-8")
+        refused(twin, "export", "gguf", str(trained), said="was trained on the base ")
+        twin.config.write_text(config.replace("model.gguf", "gone.gguf"), "utf-8")
+        refused(twin, "export", "gguf", str(trained), said="there is no such file; give the path of a GGUF")
+    finally:
+        twin.config.write_text(config, "utf-8")
+    assert not (trained / "merged").exists()
+
+
+def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
+    twin: Daemon, judged: Path, tmp_path: Path
+) -> None:
+    merged = judged / "merged-q8_0"
+    done(twin, "export", "gguf", str(judged))
+    done(twin, "persona", "publish", "xiaoman", str(merged))
+    version = Personas(twin.data / "personas").load("xiaoman").version
+    assert version is not None
+    assert (version.name, version.manifest.kind) == (f"{judged.name}-q8_0", "merged")
+    assert version.model is not None
+    model = Model(version.model, 0)
+    assert (model.metadata("general.name"), model.metadata("qqtwin.version")) == (lessons.NAME, version.name)
+    model.close()
+
+    done(twin, "export", "modelfile", str(version.folder))
+    text = (version.folder / "Modelfile").read_text("utf-8")
+    assert f"FROM {version.model}" in text
+    assert "现在是QQ私聊。" in text
+    done(twin, "export", "modelfile", str(judged), "--out", str(tmp_path / "Modelfile"))
+    assert f"ADAPTER {judged / 'lora.gguf'}" in (tmp_path / "Modelfile").read_text("utf-8")
+
+    done(twin, "export", "vllm", str(judged))
+    adapter = "adapter_model.safetensors"
+    assert sha256(judged / "vllm" / adapter) == sha256(judged / "peft" / adapter)
+
+    done(twin, "export", "merge", str(judged), "--out", str(tmp_path / "hf"))
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        p.name for p in (tmp_path / "hf").iterdir()
+    }
+
+    bundle = tmp_path / f"x{SUFFIX}"
+    done(twin, "persona", "pack", "xiaoman", "--out", str(bundle))
+    done(twin, "persona", "unpack", str(bundle), "--name", "her-2")
+    assert Personas(twin.data / "personas").load("her-2").version == version.__class__(
+        twin.data / "personas" / "her-2" / "versions" / version.name, version.manifest
+    )
