@@ -55,10 +55,11 @@ def on_meta(checkpoint: Path, *, trust: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust)
+            make: Any = AutoModelForCausalLM.from_config
+            return make(config, dtype=torch.bfloat16, trust_remote_code=trust)
     except (ValueError, KeyError, OSError) as e:
         reason = next(iter(str(e).splitlines()), type(e).__name__)[:200]
         raise TrainingError(
-            f"checkpoint {checkpoint.name!r} is no causal language model that transformers knows ({reason}); choose a base "
-            "of the Gemma, Qwen or Llama family"
+            f"checkpoint {checkpoint.name!r} is no causal language model that transformers knows ({reason}); choose a "
+            "base of the Gemma, Qwen or Llama family"
         ) from e

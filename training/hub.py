@@ -24,7 +24,6 @@ Hub = Literal["huggingface", "modelscope"]
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 _MODELSCOPE = "https://modelscope.cn"
 _AT_ONCE, _TRIES = 4, 4
-_PIECE = 1 << 20
 
 
 def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
@@ -124,20 +123,18 @@ class _ModelScope:
                 return
             error = None
             part.unlink()
-        why = (
-            f"{_words(error)}; start it again, it goes on where it was" if error else "its sha256 is not the one listed"
-        )
+        why = f"{_words(error)}; start it again, it goes on from there" if error else "its sha256 is not as listed"
         raise TrainingError(f"{file.path!r} of model {self.model!r} did not arrive from ModelScope ({why})")
 
     def _stream(self, client: httpx.Client, file: _File, part: Path) -> None:
         there = part.stat().st_size if part.is_file() else 0
-        headers = {"Range": f"bytes={there}-"} if 0 < there < file.size else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if 0 < there < file.size else {})
         params = {"Revision": "master", "FilePath": file.path}
         with client.stream("GET", self._url, params=params, headers=headers) as answer:
             answer.raise_for_status()
             goes_on = answer.status_code == httpx.codes.PARTIAL_CONTENT
             with part.open("ab" if goes_on else "wb") as f:
-                for piece in answer.iter_bytes(_PIECE):
+                for piece in answer.iter_bytes():
                     f.write(piece)
                     self._count(file, f.tell())
 

@@ -1,6 +1,7 @@
 """A LoRA that is gone on with: its folder → a model that trains it further, if it is of this base."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,21 @@ def onto(model: Any, folder: Path) -> Any:
     """
     told = "it is of another base; set [training] start = 'fresh', or the base it was trained on"
     try:
-        peft = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+            peft = PeftModel.from_pretrained(model, folder, is_trainable=True)
         with safe_open(folder / _WEIGHTS, "pt") as file:
             theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (ValueError, RuntimeError, OSError, SafetensorError) as e:
         raise TrainingError(f"the LoRA in {folder.name!r} does not fit the base {_name(model)!r}: {told}") from e
-    ours = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(peft).items()}
+    ours = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
     if theirs != ours:
         raise TrainingError(
             f"the LoRA in {folder.name!r} has {len(theirs)} tensors, {len(ours.items() & theirs.items())} of which fit "
             f"the base {_name(model)!r}: {told}"
         )
+    # PEFT would ask a hub for a base that it knows by its bare name.
+    peft.peft_config["default"].base_model_name_or_path = model.config.name_or_path
     return peft
 
 

@@ -15,7 +15,20 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from bot.errors import TrainingError
-from training.batches import IGNORED, collate, pack
+from training.batches import IGNORED, pack
+
+
+class Unusable(TrainingError):
+    """The loss is no number, or 0 before anything was learned.
+
+    Args:
+        message: what happened, and what to do.
+        early: it was so from the beginning: the numbers cannot hold the base, whatever the learning rate.
+    """
+
+    def __init__(self, message: str, *, early: bool) -> None:
+        super().__init__(message)
+        self.early = early
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -133,6 +146,10 @@ def _check(model: Any, vocabulary: int) -> None:
         ours = model(input_ids=ids, targets=targets)
         logits = model(input_ids=ids).logits.float()
     theirs = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+    if not torch.isfinite(theirs):
+        raise Unusable(
+            f"the loss of the bare base is {float(theirs)}; set [training] compute_dtype = 'float32'", early=True
+        )
     if not torch.isclose(ours, theirs, rtol=0.02, atol=0.05):
         raise TrainingError(
             f"base {type(model.get_base_model()).__name__} makes its logits in a way that is not known here (loss "
@@ -141,17 +158,19 @@ def _check(model: Any, vocabulary: int) -> None:
 
 
 def _check_packing(model: Any, vocabulary: int) -> None:
-    """Compare two windows packed with the same two alone: a kernel or recurrent base that looks across is told."""
-    both = [torch.arange(start, start + 8).remainder(vocabulary).tolist() for start in (3, 40)]
-    rows = [{"input_ids": ids[:-1], "labels": ids[1:]} for ids in both]
+    """Compare the first token of a packed window with itself alone: what looks across windows is told by it."""
+    base = model.get_base_model()
+    first, second = (torch.arange(start, start + 8).remainder(vocabulary).tolist() for start in (3, 40))
+    packed = pack([{"input_ids": ids, "labels": ids} for ids in (first, second)])
+    alone = {"input_ids": torch.tensor([second])}
     with measuring(model):
-        alone, together = (
-            sum(float(model(**{("targets" if k == "labels" else k): v.to(model.device) for k, v in batch.items()}))
-                for batch in batches)
-            for batches in ([collate([row]) for row in rows], [pack(rows)])
+        there, here = (
+            base.get_decoder()(**{n: x.to(model.device) for n, x in batch.items() if n != "labels"}, use_cache=False)
+            .last_hidden_state[0, at].float()
+            for batch, at in ((packed, len(first)), (alone, 0))
         )  # fmt: skip
-    if abs(alone - together) > 0.02 * abs(alone):
+    if float((there - here).norm() / here.norm()) > 0.05:
         raise TrainingError(
-            f"base {type(model.get_base_model()).__name__} mixes packed windows with this attention kernel (loss "
-            f"{together:.3f}, alone {alone:.3f}); set [training] packing = 'off'"
+            f"base {type(base).__name__} mixes packed windows with this attention kernel; set [training] packing = "
+            "'off'"
         )

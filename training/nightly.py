@@ -183,11 +183,6 @@ class Night:
             self._weights(self.persona.version)  # what cannot be compared
         if (why := targets.cannot_serve(self.settings.training)) is not None:
             raise TrainingError(why)
-        if self.architecture not in lora.ARCHITECTURES:
-            raise TrainingError(
-                f"base {self.base_path.name!r} is of architecture {self.architecture!r}, of which no LoRA can be "
-                f"served; choose one of {', '.join(lora.ARCHITECTURES)}"
-            )
 
     def _published(self) -> Outcome | None:
         """The end of a night that was killed after its version became current: it is not judged against itself."""
@@ -227,7 +222,13 @@ class Night:
         """Train; gives the run folder."""
         self.progress("snapshot", 0, 0, "")
         settings = self.settings.training
-        windows, options = self.windows, self._options()
+        windows = self.windows
+        if self._whole and self.architecture not in lora.ARCHITECTURES:
+            raise TrainingError(
+                f"base {self.base_path.name!r} is of architecture {self.architecture!r}, of which no LoRA can be "
+                f"served; choose one of {', '.join(lora.ARCHITECTURES)}"
+            )
+        options = self._options()
 
         def told(p: watch.Progress) -> None:
             words = f"loss {p.loss:.3f}, {p.tokens_per_s:.1f} tokens/s, {p.eta_s / 60:.0f} min left"

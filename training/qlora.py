@@ -25,6 +25,7 @@ from bot.errors import TrainingError
 from training import choices, device, fp8, known, precision, runs, targets, trainer, world
 from training.base import load
 from training.choices import Chosen
+from training.loss import Unusable
 from training.memory import shape_of
 from training.precision import Precision
 from training.runs import Run
@@ -92,7 +93,7 @@ def train(
         try:
             with _room(run_dir):
                 return session.run(settings)
-        except trainer.Unusable as e:
+        except Unusable as e:
             if not e.early or session.how.dtype == torch.float32:
                 raise
             logger.warning("{} in {}; it begins anew in float32", e, session.how.dtype_name)

@@ -66,9 +66,8 @@ def select(windows: Sequence[Window], settings: Training, extra: Extra) -> Selec
     rows = rows_of(chosen, Split.TRAIN, silence_keep=settings.silence_keep, seed=settings.seed)
     labels = sum(x.split is Split.TRAIN and bool(x.trained) for w in chosen for x in w.labels)
     if labels < 2:
-        what = (
-            "one sample" if labels else f"none of {len(windows)} windows holds a word of the person in the train split"
-        )
+        none = f"none of {len(windows)} windows holds a word of the person in the train split"
+        what = "there is one sample, and two are the least" if labels else none
         raise TrainingError(
             f"too few messages to train on: {what}; import more history (`twin import`), or check `people` in "
             "persona.toml"

@@ -22,7 +22,7 @@ from bot.config import Training
 from bot.errors import TrainingError
 from training import world
 from training.batches import IGNORED, ByLength, Row, collate, pack
-from training.loss import teach_sparse_loss
+from training.loss import Unusable, teach_sparse_loss
 from training.precision import Precision
 
 _FIRST_STEPS = 20
@@ -34,16 +34,6 @@ _SAME = (
 """Settings that the trainer knows under the same names."""
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """Of RuntimeErrors: torch's allocator on a CPU has no class of its own."""
-
-
-class Unusable(TrainingError):
-    """The loss is no number, or 0 before anything was learned."""
-
-    def __init__(self, loss: float, step: int, learning_rate: float) -> None:
-        super().__init__(
-            f"the loss became {loss} at step {step}; lower [training] learning_rate (it is {learning_rate:g})"
-        )
-        self.early = step < _FIRST_STEPS
 
 
 class Trainer(SFTTrainer):
@@ -69,7 +59,11 @@ class Trainer(SFTTrainer):
         here = (inputs["labels"] != IGNORED).sum()
         value, labels, step = float(total.detach()), int(here), self.state.global_step
         if world.anywhere(not math.isfinite(value) or (value == 0 and labels > 0 and step == 0), total.device):
-            raise Unusable(value, step, self.args.learning_rate)
+            raise Unusable(
+                f"the loss became {value} at step {step}; lower [training] learning_rate (it is "
+                f"{self.args.learning_rate:g})",
+                early=step < _FIRST_STEPS,
+            )
         self.tokens_done += labels
         if num_items_in_batch is None:
             return total / here.clamp(min=1)

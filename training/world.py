@@ -5,6 +5,7 @@ Alone, everything here does nothing.
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import distributed
 from bot.errors import TrainingError, TwinError
 
 T = TypeVar("T")
+ZERO2 = Path(__file__).with_name("zero2.json")
+"""The shipped DeepSpeed configuration: optimizer states and gradients shared out, no optimizer of its own."""
 
 
 def size() -> int:

@@ -140,6 +140,44 @@ def persona_unpack(
     typer.echo(f"current: {version.name}")
 
 
+@app.command("import-lora")
+def persona_import_lora(
+    name: str,
+    lora: Annotated[Path, typer.Argument(help="A PEFT LoRA: its folder, or a zip with it (lora_adapter.zip).")],
+    version: Annotated[str | None, typer.Option(help="Name of the version; default: imported- and the time.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where it names another base.")] = False,
+    config_path: ConfigOption = CONFIG,
+) -> None:
+    """A LoRA trained elsewhere, in Colab say, becomes the current version, if it fits the base."""
+    import tempfile
+    from datetime import UTC, datetime
+
+    from bot import doctor
+    from bot.llama import Model
+    from bot.persona import Base, Personas
+
+    doctor.require_training()
+    from export import foreign
+    from training import base as training_base
+
+    settings = config.load(config_path)
+    personas, (path, digest) = personas_of(settings), base_of(settings, config_path)
+    spec = personas.find(name).spec
+    checkpoint = training_base.of(settings.training, path, settings.data / "models")
+    model = Model(path, vocab_only=True)
+    fmt, served = model.format, Base(file=path.name, sha256=digest, architecture=model.architecture)
+    model.close()
+    called = version or f"imported-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    names = [settings.training.base or path.stem, checkpoint.name, path.stem]
+    with tempfile.TemporaryDirectory(dir=personas.root, prefix=".import-") as made:
+        source = foreign.taken(lora, Path(made) / "peft")
+        found = foreign.result(
+            source, checkpoint, served, names, fmt, spec.system_prompt, called, Path(made) / "result", force=force
+        )
+        _tell_current(Personas(personas.root, digest).publish(name, found))
+    typer.echo("it decides by P(silent) as it is, and no gate has judged it: try `twin eval` and `twin chat`", err=True)
+
+
 def _kind(personas: "Personas", name: str, version: str) -> str:
     """What a version is; its files are not read for it."""
     try:

@@ -68,11 +68,11 @@ def _deepspeed(name: str | None) -> Path | None:
         return None
     import importlib.util
 
-    import training
+    from training import world
 
     if importlib.util.find_spec("deepspeed") is None:
         raise TwinError("--deepspeed needs DeepSpeed, which is not installed: pip install deepspeed")
-    file = Path(str(training.__file__)).parent / "zero2.json" if name == "zero2" else Path(name)
+    file = world.ZERO2 if name == "zero2" else Path(name)
     if not file.is_file():
         raise TwinError(f"--deepspeed {name!r} is no file; give zero2, or a DeepSpeed configuration")
     return file.resolve()

@@ -3,11 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
+import talks
 import tinymodel
 import torch
 from peft import PeftModel
@@ -15,25 +14,17 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from bot.config import Conversation, Training
+from bot.config import Training
 from bot.errors import TrainingError
-from bot.message import Message, Origin, Scene
-from bot.prompt import exchanges
 from training.base import load
 from training.batches import IGNORED, ByLength, Row, collate, rows_of
-from training.corpus import Corpus, SceneCorpus
-from training.hf import HFTokenizer
 from training.loss import sparse_nll
 from training.precision import Precision
 from training.qlora import train
-from training.samples import Split, Window, windows
+from training.samples import Split, Window
 from training.watch import Progress
 
 PLAIN = Precision("none", torch.bfloat16)
-ME, FRIEND, TWIN = "10001", "20001", "30001"
-SCENE = Scene("private", FRIEND)
-START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
-RULES = Conversation()
 SETTINGS = Training(
     r=4, lora_alpha=8, learning_rate=5e-3, num_train_epochs=3, per_device_train_batch_size=4, model_max_length=160,
     logging_steps=1, lora_dropout=0.1, threads=1, save_steps=2,
@@ -49,27 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def samples(base: Path) -> list[Window]:
     """Windows of forty conversations: an answer, a silence, a turn of the twin."""
-    messages: list[Message] = []
-    for i in range(40):
-        lines = [
-            (0, FRIEND, f"今天吃什么{i}"), (9, ME, "好耶！我也要去"), (60, FRIEND, "在忙"), (120, FRIEND, "晚安"),
-            (125, TWIN, "知道啦"),
-        ]  # fmt: skip
-        messages += [
-            Message(f"{i}-{at}", SCENE, who, f"n{who}", START + timedelta(seconds=90000 * i + at), text,
-                    Origin.TWIN if who == TWIN else Origin.HUMAN)
-            for at, who, text in lines
-        ]  # fmt: skip
-    cut = exchanges(messages, frozenset([ME]), RULES)
-    conversation: list[str] = []
-    for exchange in cut:
-        conversation.append(exchange.first.id if exchange.opened else conversation[-1])
-    part = SceneCorpus(
-        SCENE, "阿泽", cut, [not e.said for e in cut], [True] * len(cut), [None] * len(cut), conversation, {}
-    )
-    corpus = Corpus(frozenset([ME]), (), frozenset([ME]), [part], RULES, ZoneInfo(RULES.timezone), "")
-    tokenizer = HFTokenizer(base)
-    return windows(corpus, tokenizer, tokenizer.format, "你是小满。", SETTINGS.model_max_length)
+    return talks.samples(base)
 
 
 def lora(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,131 @@
+"""What is left open is chosen from data and device, with its reason; what is set stays."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from bot.config import Training
+from training import choices, precision
+from training.choices import Chosen, Data, Known, choose
+from training.device import Device
+from training.memory import Shape, shape_of, training_bytes
+from training.targets import lora_size, targets
+
+GB = 1_000_000_000
+CPU = Device("cpu", "2 cores", 24 * GB)
+GPU = Device("cuda", "a card", 24 * GB, bfloat16=True, float8=True)
+OLD_GPU = Device("cuda", "an old card", 12 * GB, bfloat16=False)
+SMALL = Shape(layers=28, hidden=1024, inputs=10240, linear=440_000_000, other=155_000_000, vocabulary=151_936)
+
+
+def chosen(
+    settings: Training | None = None, answers: int = 120, rows: int = 80, device: Device = CPU, free: int = 20 * GB,
+    going_on: Known | None = None, processes: int = 1,
+) -> Chosen:  # fmt: skip
+    given, data = settings or Training(), Data(answers, rows, 500, held_out=True)
+    how = precision.chosen(given, device)
+    return choose(given, data, SMALL, device, how, free, going_on=going_on, processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("answers", "r", "epochs"),
+    [(8, 8, 5), (24, 8, 5), (30, 8, 3), (49, 8, 3), (50, 16, 3), (99, 16, 3), (120, 16, 2), (200, 16, 2),
+     (4_999, 16, 2), (5_000, 32, 1), (90_000, 32, 1)],
+)  # fmt: skip
+def test_rank_and_epochs_follow_the_number_of_answers(answers: int, r: int, epochs: float) -> None:
+    found = chosen(answers=answers)
+    assert (found.settings.r, found.settings.num_train_epochs) == (r, epochs)
+    assert found.settings.lora_alpha == 2 * r
+    assert f"r = {r}: {answers} answers" in found.reasons
+
+
+def test_nothing_is_left_open_and_every_choice_has_its_reason() -> None:
+    open_before = {n for n, v in Training().model_dump().items() if v in (None, "auto")}
+    found = chosen()
+    limits = {"base", "max_experts_per_layer", "max_steps", "max_samples", "eval_data_path", "eval_steps", "threads"}
+    assert {n for n, v in found.settings.model_dump().items() if v in (None, "auto")} == limits
+    told = {reason.split(" = ")[0] for reason in found.reasons}
+    assert told == open_before - limits
+    assert all(": " in reason for reason in found.reasons)
+
+
+def test_what_is_set_stays() -> None:
+    given = Training(
+        r=4, lora_alpha=4, lora_dropout=0.2, learning_rate=1e-3, num_train_epochs=7, per_device_train_batch_size=3,
+        gradient_accumulation_steps=5, gradient_checkpointing=True, model_max_length=128, optim="adamw_torch",
+        precision="none", compute_dtype="float32", attn_implementation="eager", packing="on",
+    )  # fmt: skip
+    found = chosen(given)
+    assert found.settings == given
+    assert found.reasons == ()
+
+
+def test_alpha_is_twice_a_rank_that_was_set() -> None:
+    assert chosen(Training(r=64)).settings.lora_alpha == 128
+
+
+def test_the_device_decides_precision_window_and_optimizer() -> None:
+    on_cpu, on_gpu, on_old = (chosen(device=d).settings for d in (CPU, GPU, OLD_GPU))
+    assert (on_cpu.precision, on_cpu.compute_dtype, on_cpu.optim) == ("none", "bfloat16", "adamw_torch_fused")
+    assert (on_gpu.precision, on_gpu.compute_dtype, on_gpu.optim) == ("nf4", "bfloat16", "paged_adamw_8bit")
+    assert (on_old.precision, on_old.compute_dtype) == ("nf4", "float16")
+    assert [s.model_max_length for s in (on_cpu, on_gpu, on_old)] == [512, 2048, 512]
+    assert choices.window(Training(model_max_length=99), GPU) == 99
+
+
+def test_a_batch_fits_in_memory_first_by_recomputing_then_by_being_smaller() -> None:
+    plain = SMALL.activation_bytes(4 * 500, recomputed=False)
+    recomputed = [SMALL.activation_bytes(n * 500, recomputed=True) for n in (4, 1)]
+    assert plain > recomputed[0] > recomputed[1]
+    roomy, tight, tightest = (
+        chosen(free=int(needed * 2.02)).settings for needed in (plain, recomputed[0], recomputed[1])
+    )
+    assert (roomy.per_device_train_batch_size, roomy.gradient_checkpointing) == (4, False)
+    assert (tight.per_device_train_batch_size, tight.gradient_checkpointing) == (4, True)
+    assert (tightest.per_device_train_batch_size, tightest.gradient_checkpointing) == (1, True)
+
+
+def test_batches_are_joined_where_enough_steps_are_left() -> None:
+    joined = {rows: chosen(rows=rows, answers=rows).settings.gradient_accumulation_steps for rows in (80, 300, 2000)}
+    assert joined == {80: 1, 300: 2, 2000: 4}
+    small = chosen(Training(per_device_train_batch_size=1), rows=2000, answers=2000).settings
+    assert small.gradient_accumulation_steps == 16
+    assert chosen(rows=300, answers=300, processes=4).settings.gradient_accumulation_steps == 1
+
+
+def test_a_lora_that_is_gone_on_with_keeps_its_rank_and_learns_half_as_fast() -> None:
+    found = chosen(going_on=Known(r=24, lora_alpha=24)).settings
+    assert (found.r, found.lora_alpha, found.num_train_epochs, found.learning_rate) == (24, 24, 1, 1e-4)
+
+
+def test_experts_get_no_dropout() -> None:
+    assert chosen(Training(moe_scope="expert_only")).settings.lora_dropout == 0
+    assert chosen().settings.lora_dropout == 0.05
+
+
+def test_what_was_chosen_survives_the_run_folder() -> None:
+    found = chosen()
+    assert Chosen.from_state(found.as_state()) == found
+    assert Chosen.from_state({"settings": {"r": "many"}, "reasons": []}) is None
+    assert Chosen.from_state(None) is None
+
+
+def test_qlora_of_an_8b_base_fits_in_24_gb() -> None:
+    config = Qwen3Config(
+        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    shape, trained = shape_of(model), lora_size(model, targets(model, Training()), 16)
+    assert shape.linear + shape.other == sum(p.numel() for p in model.parameters())
+    assert (trained, shape.linear) == (43_646_976, 6_945_767_424)
+    needed = training_bytes(shape, "nf4", trained, 4, 2048, recomputed=True, eight_bit=True)
+    assert 6 * GB < shape.weight_bytes("nf4") < 7 * GB
+    assert needed < 24 * GB
+    assert training_bytes(shape, "none", trained, 4, 2048, recomputed=True, eight_bit=True) - needed > 8 * GB
+    # So it is what is chosen, too: the base held, a batch of four windows of 2048 tokens is recomputed.
+    data = Data(500, 300, 2048, held_out=True)
+    free = 24 * GB - shape.weight_bytes("nf4") - 2 * GB
+    found = choose(Training(), data, shape, GPU, precision.chosen(Training(), GPU), free).settings
+    assert (found.per_device_train_batch_size, found.gradient_checkpointing) == (4, True)

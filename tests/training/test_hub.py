@@ -1,0 +1,134 @@
+"""A checkpoint comes from a hub in parallel, goes on where it was broken off, and is checked; tried on loopback."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from bot.errors import TrainingError
+from training import hub
+
+MODEL = "owner/tiny"
+FILES = {
+    "config.json": b'{"model_type": "qwen3"}', "tokenizer.json": b"{}" * 500,
+    "model-00001.safetensors": bytes(range(256)) * 20_000, "model-00002.safetensors": b"weights" * 100_000,
+    "README.md": b"# not needed", "../evil.json": b"{}", "original/consolidated.pth": b"x",
+}  # fmt: skip
+WANTED = {"config.json", "tokenizer.json", "model-00001.safetensors", "model-00002.safetensors"}
+
+
+class ModelScope(BaseHTTPRequestHandler):
+    """Answers as modelscope.cn does; some files are cut off once, or arrive broken."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    cut_once: ClassVar[set[str]] = set()
+    broken: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = parse_qs(url.query)
+        if not url.path.startswith(f"/api/v1/models/{MODEL}/repo"):
+            self._send(404, b"{}")
+        elif url.path.endswith("/files"):
+            listed: list[dict[str, Any]] = [
+                {"Path": p, "Size": len(b), "Sha256": hashlib.sha256(b).hexdigest(), "Type": "blob"}
+                for p, b in FILES.items()
+            ]
+            self._send(200, json.dumps({"Code": 200, "Data": {"Files": [*listed, {"Path": "original", "Size": 0,
+                       "Type": "tree"}]}}).encode())  # fmt: skip
+        else:
+            self._file(query["FilePath"][0])
+
+    def _file(self, path: str) -> None:
+        wanted = self.headers.get("Range")
+        self.asked.append((path, wanted))
+        body = FILES[path]
+        if path in self.broken:
+            body = b"?" + body[1:]
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if path in self.cut_once:
+            self.cut_once.discard(path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        self._send(206 if wanted else 200, body[start:])
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A hub on loopback."""
+    ModelScope.asked.clear()
+    ModelScope.cut_once.clear()
+    ModelScope.broken.clear()
+    made = ThreadingHTTPServer(("127.0.0.1", 0), ModelScope)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{made.server_address[1]}"
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
+    yield address
+    made.shutdown()
+    made.server_close()
+
+
+def there(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_a_checkpoint_needs_is_fetched_once(tmp_path: Path) -> None:
+    folder = hub.fetch(MODEL, "modelscope", tmp_path)
+    assert folder == tmp_path / "owner--tiny"
+    assert there(folder) == {name: FILES[name] for name in WANTED}
+    assert sorted(p for p, _ in ModelScope.asked) == sorted(WANTED)
+    assert not (tmp_path / "evil.json").exists()
+    ModelScope.asked.clear()
+    assert hub.fetch(MODEL, "modelscope", tmp_path) == folder
+    assert ModelScope.asked == []
+
+
+def test_what_was_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    big = "model-00001.safetensors"
+    ModelScope.cut_once.add(big)
+    folder = hub.fetch(MODEL, "modelscope", tmp_path)
+    assert there(folder)[big] == FILES[big]
+    ranges = [wanted for path, wanted in ModelScope.asked if path == big]
+    assert ranges == [None, f"bytes={len(FILES[big]) // 2}-"]
+    # The same from one start to the next.
+    (folder / big).unlink()
+    (folder / f".{big}.part").write_bytes(FILES[big][:1000])
+    ModelScope.asked.clear()
+    hub.fetch(MODEL, "modelscope", tmp_path)
+    assert ModelScope.asked == [(big, "bytes=1000-")]
+    assert there(folder)[big] == FILES[big]
+
+
+def test_what_arrives_broken_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    ModelScope.broken.add("model-00002.safetensors")
+    with pytest.raises(TrainingError, match=r"'model-00002\.safetensors' of model .* sha256 is not as listed"):
+        hub.fetch(MODEL, "modelscope", tmp_path)
+    assert not list(tmp_path.rglob("*model-00002*"))
+
+
+def test_no_such_model_and_no_such_server_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match=r"no list of model 'no/such' \(HTTP 404\)"):
+        hub.fetch("no/such", "modelscope", tmp_path)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(TrainingError, match=r"\(ConnectError\).*MODELSCOPE_ENDPOINT"):
+        hub.fetch(MODEL, "modelscope", tmp_path)
+    assert not list(tmp_path.iterdir())
