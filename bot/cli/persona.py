@@ -34,7 +34,8 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
 def persona_new(
     name: Annotated[str, typer.Argument(help="Folder name, such as `me`.")],
     people: Annotated[
-        str, typer.Option(
+        str,
+        typer.Option(
             help="QQ numbers of the person, or ids as `twin import` told them, comma-separated; none: it learns from "
             "training sets alone."
         ),

@@ -1,6 +1,6 @@
 """colab.ipynb from the WeChat page, between `<!-- colab -->` and `<!-- /colab -->`: `python -m docs.recipes.notebook`.
 
-Text becomes text cells, each `sh` block a cell whose lines are the shell's. `--write` writes it; without, it is checked.
+Text becomes text cells, each `sh` block a cell whose lines are the shell's. `--write` writes it, else it is checked.
 """
 
 import json
@@ -15,8 +15,8 @@ _INTRODUCTION = """\
 # A twin from your WeChat history, on Qwen3-0.6B
 
 From `docs/recipes/wechat-qwen3-0.6b.md`, which says how to make the two files this needs: `qqtwin.zip` and
-`history.tar.gz`. Put them into the file pane on the left, choose a GPU (Runtime → Change runtime type), run the cells in
-order. **What you put here is sent to Google.**
+`history.tar.gz`. Put them into the file pane on the left, choose a GPU (Runtime → Change runtime type), run the cells
+in order. **What you put here is sent to Google.**
 """
 _PART = re.compile(r"<!-- colab -->\n(.*)<!-- /colab -->", re.DOTALL)
 
@@ -50,7 +50,9 @@ def main() -> int:
         NOTEBOOK.write_text(made(), "utf-8")
         return 0
     if not NOTEBOOK.exists() or NOTEBOOK.read_text("utf-8") != made():
-        print(f"{NOTEBOOK.name} differs from {PAGE.name}; run: python -m docs.recipes.notebook --write", file=sys.stderr)
+        print(
+            f"{NOTEBOOK.name} differs from {PAGE.name}; run: python -m docs.recipes.notebook --write", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""docs/recipes/rolebench.md as a user types it, line by line, on a tiny base and on files made up in RoleBench's form."""
+"""docs/recipes/rolebench.md as a user types it, line by line, on a tiny base and made-up files in RoleBench's form."""
 
 import json
 import os
@@ -14,8 +14,11 @@ from daemon import ROOT
 from bot.persona import Manifest, Personas
 from docs.recipes import pages
 
-ROLES = {"孙悟空": "机智勇敢，爱打抱不平。", "李白": "豪放不羁，好酒，出口成诗。"}
-SAYS = {"孙悟空": "俺老孙一个筋斗就到，妖怪哪里逃！", "李白": "且饮一杯，明月为伴，何愁无诗。"}
+ROLES = {"孙悟空": "机智勇敢，爱打抱不平。", "李白": "豪放不羁，好酒，出口成诗。", "张飞": "粗中有细，嗓门大。"}
+SAYS = {
+    "孙悟空": "俺老孙一个筋斗就到，妖怪哪里逃！", "李白": "且饮一杯，明月为伴，何愁无诗。",
+    "张飞": "燕人张翼德在此，谁敢来战！",
+}  # fmt: skip
 QUESTIONS = 40
 LINE_S = 600.0
 """A night here takes ten seconds on an idle machine."""
@@ -55,8 +58,10 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     printed: dict[str, str] = {}
     # 李白's own LoRA is made as 孙悟空's is.
     for line in (x for x in pages.commands(Path(pages.__file__).parent / "rolebench.md") if "libai" not in x):
+        run = max((folder / "data" / "runs" / "cast").glob("*/"), default=folder).name
+        words = shlex.split(line.replace("/RUN/", f"/{run}/"))[1:]
         done = subprocess.run(
-            [sys.executable, "-m", "bot", *shlex.split(line)[1:]], cwd=folder, capture_output=True, text=True,
+            [sys.executable, "-m", "bot", *words], cwd=folder, capture_output=True, text=True,
             input="第3件事你怎么看？\n/quit\n", timeout=LINE_S, check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -76,7 +81,7 @@ def test_the_roles_files_become_a_persona_with_its_prompt(typed: tuple[Path, dic
     general, specific, more = found(printed, "twin import RoleBench/rolebench-zh")[:3]
     for text in (general, specific):
         assert f"RoleBench; {QUESTIONS} dialogues, {QUESTIONS} answers taken" in text
-        assert f"left out {QUESTIONS}: another role" in text
+        assert f"left out {2 * QUESTIONS}: another role" in text
     assert f"{2 * QUESTIONS} dialogues" in more, "two of each question's answers"
     preview = found(printed, "twin corpus preview --persona wukong")[0]
     assert f"⟦{SAYS['孙悟空']}<end_of_turn>⟧" in preview or f"？{SAYS['孙悟空']}<end_of_turn>⟧" in preview
@@ -100,13 +105,21 @@ def test_the_role_answers_as_trained_and_the_bare_base_does_not(typed: tuple[Pat
     assert "妖怪哪里逃" not in bare
 
 
-def test_several_roles_in_one_lora_keep_their_prompts(typed: tuple[Path, dict[str, str]]) -> None:
-    _, printed = typed
+def test_several_roles_in_one_lora_keep_their_prompts_and_each_becomes_a_persona(
+    typed: tuple[Path, dict[str, str]],
+) -> None:
+    folder, printed = typed
     imported = found(printed, "twin import RoleBench/rolebench-zh/general/train.jsonl --persona cast")[0]
     assert f"{2 * QUESTIONS} dialogues" in imported
     assert "mixture" not in imported
     preview = found(printed, "twin corpus preview --persona cast")[0]
-    for said in ("你是孙悟空，你的特征描述是：机智勇敢", "你是李白，你的特征描述是：豪放不羁"):
+    for said in ("你是孙悟空，你的特征描述是：机智勇敢", "你是张飞，你的特征描述是：粗中有细"):
         assert said in preview
     assert "训练集里的 80 轮回答" in found(printed, "twin night --persona cast")[0]
-    assert any(words in found(printed, "twin chat --persona cast")[0] for words in ("妖怪", "明月"))
+    assert any(words in found(printed, "twin chat --persona cast")[0] for words in ("妖怪", "张翼德"))
+    cast, zhangfei = (Personas(folder / "data" / "personas").load(name) for name in ("cast", "zhangfei"))
+    assert cast.version is not None
+    assert zhangfei.version is not None
+    shared = [v.folder / "peft" / "adapter_model.safetensors" for v in (cast.version, zhangfei.version)]
+    assert shared[0].read_bytes() == shared[1].read_bytes()
+    assert zhangfei.system_prompt.startswith("你是张飞。你的特征描述是：粗中有细")
