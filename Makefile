@@ -23,6 +23,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.drift
+	$(BIN)/python -m docs.recipes.notebook
 
 bench: $(VENV)/.test
 	$(BIN)/twin bench first-light

@@ -329,5 +329,6 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
 
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:
     """Who speaks most, with the ids that `twin persona new --people` takes."""
-    shown = [f"{sender} {p['name']} ({p['messages']})" for sender, p in list(people.items())[:_PEOPLE_TOLD]]
+    told = list(people.items())[:_PEOPLE_TOLD]
+    shown = [f"{' '.join(filter(None, (sender, p['name'])))} ({p['messages']})" for sender, p in told]
     return ", ".join(shown) + (", …" if len(people) > _PEOPLE_TOLD else "")

@@ -81,11 +81,11 @@ def test_a_history_told_by_events_and_by_the_database_is_stored_once(
 
 
 def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
-    people = {str(n): {"name": f"人{n}", "messages": 20 - n} for n in range(9)}
+    people = {str(n): {"name": f"人{n}" if n else "", "messages": 20 - n} for n in range(9)}
     empty = {"format": "x", "messages": 1, "added": 1, "known_from_elsewhere": 0, "imported_before": None, "recalls": 0}
     shown = {**empty, "scenes": {}, "people": people, "span": [], "me": "0", "my_messages": 20, "skipped": {}}
     words = history.in_words(shown, "x", dry_run=False)
-    assert "  people: 0 人0 (20), 1 人1 (19), " in words
+    assert "  people: 0 (20), 1 人1 (19), " in words
     assert "7 人7 (13), …\n" in words
     assert "人8" not in words
 
