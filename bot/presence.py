@@ -31,6 +31,8 @@ from bot.stickers import kept
 _RETRY_S = 2.0
 RHYTHM_MESSAGES = 60
 """A scene's newest messages in which a speaker's rhythm is looked for."""
+RHYTHM_KEPT_S = 120.0
+"""A rhythm changes slowly, and reading 60 messages at every message was most of what a message cost."""
 
 
 class Transport(Protocol):
@@ -68,6 +70,10 @@ class _Turn:
     clock: timedelta = timedelta()
     fresh: set[str] = field(default_factory=set)
     """Ids heard that no finished decision has seen."""
+    latest: Message | None = None
+    """What was heard last."""
+    rhythms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Speaker → their rhythm in seconds, and when it was looked up (monotonic)."""
     newest: str = ""
     """Id heard last; empty where it was taken back."""
     waited: float = 0.0
@@ -144,7 +150,7 @@ class Presence:
         if self.scenes.is_held(message.scene):
             return
         turn.fresh.add(message.id)
-        turn.newest = message.id
+        turn.newest, turn.latest = message.id, message
         if turn.task is None or turn.task.done():
             turn.redecisions = 0
             self._start(message.scene, turn)
@@ -316,12 +322,15 @@ class Presence:
 
     def _patience_s(self, scene: Scene, turn: _Turn) -> float:
         """How long to wait for more words of whoever spoke last: as they write, and no longer when they address us."""
-        with contextlib.suppress(ArchiveError):
-            recent = self._archive.window(scene, RHYTHM_MESSAGES)
-            last = next((m for m in reversed(recent) if m.id == turn.newest), None)
-            if last is not None and turn.account not in last.mentions and last.reply_to is None:
-                return min(max(rhythm_s(recent, last.sender_id), self._chat.debounce_s), self._chat.debounce_max_s)
-        return self._chat.debounce_s
+        last, now = turn.latest, time.monotonic()
+        if last is None or last.id != turn.newest or turn.account in last.mentions or last.reply_to is not None:
+            return self._chat.debounce_s
+        found = turn.rhythms.get(last.sender_id)
+        if found is None or now - found[1] > RHYTHM_KEPT_S:
+            with contextlib.suppress(ArchiveError):
+                found = rhythm_s(self._archive.window(scene, RHYTHM_MESSAGES), last.sender_id), now
+                turn.rhythms[last.sender_id] = found
+        return min(max(found[0] if found else 0.0, self._chat.debounce_s), self._chat.debounce_max_s)
 
     async def _turn(self, scene: Scene, turn: _Turn) -> None:
         started = time.monotonic()

@@ -29,32 +29,33 @@ class Scenes:
         self._settings = settings
         self._chat = settings.chat
         self._archive = archive
+        self._states: dict[Scene, tuple[str, datetime] | None] = {}
 
     # -- on, off, held ----------------------------------------------------------------------------
 
     def is_on(self, scene: Scene) -> bool:
         """Whether the scene is answered; a default is written down when it is first asked for, and when it changes."""
-        state = self._archive.latest(scene, STATE_KIND)
+        state = self._state(scene)
         if state is not None and state[0] != _DEFAULT:
             return state[0] != "off"
         owners = scene.private and scene.id in self._settings.onebot.superusers
         on = owners or str(scene) in self._chat.scenes
         if on != (state is not None):
-            self._archive.note(scene, STATE_KIND, _DEFAULT if on else "off", datetime.now(UTC))
+            self._be(scene, _DEFAULT if on else "off", datetime.now(UTC))
         return on
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
-        self._archive.note(scene, STATE_KIND, "on" if on else "off", now)
+        self._be(scene, "on" if on else "off", now)
 
     def hold(self, scene: Scene) -> None:
         """The person spoke there themselves: keep quiet for `hold_s`, where the twin is on."""
         if self.is_on(scene):
-            self._archive.note(scene, STATE_KIND, "held", datetime.now(UTC))
+            self._be(scene, "held", datetime.now(UTC))
 
     def is_held(self, scene: Scene) -> bool:
         """Whether the person spoke there themselves a while ago; the end of the hold is written down when noticed."""
-        state = self._archive.latest(scene, STATE_KIND)
+        state = self._state(scene)
         if state is None or state[0] != "held":
             return False
         now = datetime.now(UTC)
@@ -62,8 +63,18 @@ class Scenes:
             return True
         log = self._archive.timeline(scene, STATE_KIND)
         before = next((value for _, value in reversed(log) if value != "held"), "on")
-        self._archive.note(scene, STATE_KIND, before, now)
+        self._be(scene, before, now)
         return False
+
+    def _state(self, scene: Scene) -> tuple[str, datetime] | None:
+        """What the twin does there, and since when; asked of the archive once, for it is needed at every message."""
+        if scene not in self._states:
+            self._states[scene] = self._archive.latest(scene, STATE_KIND)
+        return self._states[scene]
+
+    def _be(self, scene: Scene, state: str, now: datetime) -> None:
+        self._states[scene] = (state, now)
+        self._archive.note(scene, STATE_KIND, state, now)
 
     # -- the rest ---------------------------------------------------------------------------------
 
