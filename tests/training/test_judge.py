@@ -214,6 +214,7 @@ async def test_a_long_outage_loses_nothing_and_the_next_run_goes_on(verdicts: Ve
     async with peer.serving(answer) as server:
         with pytest.raises(TrainingError, match=r"overloaded .*tried 3 times.* 48 of 100 samples \(score\) .*goes on"):
             await ask(verdicts, settings(server.url, concurrency=2), samples)
+        assert len(server.asked) <= 3 + 2 * 3, "nothing is begun after a server has failed for good"
     assert sum(s is not None for s in scores(verdicts, samples)) == 48
     async with peer.serving(good) as server:
         tally = await ask(verdicts, settings(server.url), samples)
