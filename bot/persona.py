@@ -238,10 +238,16 @@ class Version:
         return length if isinstance(length, int) else None
 
     @property
-    def calibration(self) -> Calibration:
-        """The fitted decision; P(silent) as the model gives it where there was too little history to fit one."""
+    def calibration(self) -> Calibration | None:
+        """The fitted decision; P(silent) as the model gives it where there was too little history to fit one.
+
+        None where no silence was learned at all, as of training sets alone or by another program's trainer: what the
+        model makes of saying nothing means nothing then.
+        """
+        if self.manifest.calibration is not None or not self.manifest.corpus.get("silences"):
+            return self.manifest.calibration
         keep = float(self.manifest.settings.get("silence_keep", 1.0))
-        return self.manifest.calibration or Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
+        return Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
 
 
 @dataclass(frozen=True, slots=True)
