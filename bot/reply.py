@@ -19,6 +19,8 @@ from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
 from bot.segments import Sticker
 
+REPEATS_LEAST = 0.005
+"""Of so many bubbles behind another one, one that repeats it is a habit; a small model loops oftener than that."""
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
 
@@ -177,18 +179,22 @@ class Replier:
     async def bubbles(self, look: Look) -> AsyncIterator[str]:
         """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.
 
+        Where the person says things twice (在吗 在吗), the model has learned how often, and once more is let pass.
+
         Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop.
 
         Raises:
             EngineError: the generation failed.
         """
         said: list[str] = []
+        version = look.persona.version
+        repeats = version is not None and version.manifest.pacing.repeat_share >= REPEATS_LEAST
         started = time.monotonic()
         lines = self._engine.bubbles(look.request)
         try:
             async for line in lines:
                 bubble = tidy(line)
-                if not bubble or (said and bubble == said[-1]):
+                if not bubble or (said and bubble == said[-1] and not (repeats and bubble not in said[:-1])):
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
