@@ -155,6 +155,8 @@ class Pacing(Part):
     private_delay_s: tuple[float, ...] = ()
     group_delay_s: tuple[float, ...] = ()
     bubble_gap_s: tuple[float, ...] = ()
+    repeat_share: float = 0.0
+    """Part of the bubbles behind another one of theirs that say the very same again."""
     tempo: Tempo | None = None
     """What answers are paced by; None in versions of before it was learned: then the three above are."""
 

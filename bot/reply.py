@@ -20,6 +20,8 @@ from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
 from bot.segments import Sticker
 
+REPEATS_LEAST = 0.005
+"""Of so many bubbles behind another one, one that repeats it is a habit; a small model loops oftener than that."""
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
 
@@ -178,24 +180,31 @@ class Replier:
     async def bubbles(self, look: Look) -> AsyncGenerator[str, None]:
         """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.
 
+        Where the person says things twice (在吗 在吗), the model has learned how often, and once more is let pass.
+
         Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop.
 
         Raises:
             EngineError: the generation failed.
         """
         started = time.monotonic()
-        async with aclosing(self.words(look.request)) as bubbles:
+        async with aclosing(self.words(look.request, repeats=repeats(look.persona))) as bubbles:
             async for bubble in bubbles:
                 look.took_ms.setdefault("words", _ms_since(started))
                 yield bubble
 
-    async def words(self, request: Request) -> AsyncGenerator[str, None]:
-        """The same for a request that no scene stands behind; raises EngineError."""
+    async def words(self, request: Request, *, repeats: bool) -> AsyncGenerator[str, None]:
+        """The same for a request that no scene stands behind; raises EngineError.
+
+        Args:
+            request: for the engine.
+            repeats: whether a bubble may be said twice.
+        """
         said: list[str] = []
         async with aclosing(self._engine.bubbles(request)) as lines:
             async for line in lines:
                 bubble = tidy(line)
-                if not bubble or (said and bubble == said[-1]):
+                if not bubble or (said and bubble == said[-1] and not (repeats and bubble not in said[:-1])):
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
@@ -225,6 +234,11 @@ class Replier:
 def _verified(persona: Persona) -> None:
     if persona.version is None and persona.refused is not None:
         raise PersonaError(persona.refused)
+
+
+def repeats(persona: Persona) -> bool:
+    """Whether the person says a bubble twice in a row often enough for it to be theirs."""
+    return persona.version is not None and persona.version.manifest.pacing.repeat_share >= REPEATS_LEAST
 
 
 def _ms_since(started: float) -> int:

@@ -281,6 +281,7 @@ def pacing(corpus: Corpus) -> Pacing:
     """How long the person takes to answer and between bubbles: deciles (empty: too little was seen), by situation."""
     delays: dict[bool, list[float]] = {True: [], False: []}
     gaps: list[float] = []
+    again = 0
     for part in corpus.scenes:
         if part.of_set:
             continue
@@ -291,10 +292,12 @@ def pacing(corpus: Corpus) -> Pacing:
             gaps += [
                 (b.time - a.time).total_seconds() for a, b in pairwise(said) if a.origin is b.origin is Origin.HUMAN
             ]
+            again += sum(a.text == b.text for a, b in pairwise(said) if a.origin is b.origin is Origin.HUMAN)
     return Pacing(
         private_delay_s=_deciles(delays[True]),
         group_delay_s=_deciles(delays[False]),
         bubble_gap_s=_deciles(gaps),
+        repeat_share=round(again / len(gaps), 4) if len(gaps) >= _MIN_PACES else 0.0,
         tempo=tempo.learn(corpus),
     )
 

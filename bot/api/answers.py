@@ -35,7 +35,7 @@ async def parts(replier: Replier, talk: Talk) -> AsyncGenerator[str, None]:
     if not talk.speaks:
         return
     text = ""
-    async with aclosing(replier.words(talk.request)) as bubbles:
+    async with aclosing(replier.words(talk.request, repeats=talk.repeats)) as bubbles:
         async for bubble in bubbles:
             line = bubble.replace("↵", "\n")
             part = f"\n{line}" if text else line

@@ -20,6 +20,7 @@ from bot.memory import prompt_budget, shortened
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import Exchange, Piece, Renderer, render, scene_line
+from bot.reply import repeats
 from bot.shown import as_shown
 from bot.twin import Twin, now
 
@@ -38,6 +39,7 @@ class Talk:
         prompt_tokens: of the prompt.
         count: tokens of a text.
         stops: texts that end the answer before them.
+        repeats: whether a bubble may be said twice.
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Talk:
     prompt_tokens: int
     count: Callable[[str], int]
     stops: tuple[str, ...]
+    repeats: bool
 
 
 @dataclass(slots=True)
@@ -86,7 +89,7 @@ class Talks:
         speaks = not self.twin.settings.api.silences or await self._speaks(request, persona, kept, rng.random())
         return Talk(
             request, speaks, measure.count(pieces), lambda text: measure.count([Piece(text)] if text else []),
-            asked.stops,
+            asked.stops, repeats(persona),
         )  # fmt: skip
 
     async def _speaks(self, request: Request, persona: Persona, history: Sequence[Exchange], draw: float) -> bool:

@@ -74,7 +74,7 @@ class _Words:
     def __init__(self, fault: EngineError | None = None) -> None:
         self.fault, self.given, self.closed = fault, 0, False
 
-    async def words(self, request: Request) -> AsyncGenerator[str, None]:
+    async def words(self, request: Request, *, repeats: bool) -> AsyncGenerator[str, None]:
         try:
             for bubble in ("一", "二↵二", "三"):
                 self.given += 1
@@ -87,7 +87,7 @@ class _Words:
 
 def _talk(*, speaks: bool = True) -> Talk:
     request = Request("api", Voice("a/b", None, FORMATS["chatml"]), [Piece("")])
-    return Talk(request, speaks, 5, len, ())
+    return Talk(request, speaks, 5, len, (), repeats=False)
 
 
 def _stream(words: _Words, talk: Talk) -> AsyncGenerator[str, None]:

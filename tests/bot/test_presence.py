@@ -220,6 +220,18 @@ async def test_bubbles_that_only_count_on_end_the_answer(stage: Stage) -> None:
     assert stage.said == ["我睡了3次", "困"]
 
 
+async def test_who_says_things_twice_may_and_no_more_than_twice(stage: Stage) -> None:
+    stage.engine.lines = ["在吗", "在吗", "在吗", "好", "在吗"]
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, pacing=Pacing(repeat_share=0.01),
+    )  # fmt: skip
+    stage.persona = replace(stage.persona, version=Version(Path(), manifest))
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["在吗", "在吗", "好", "在吗"]
+
+
 async def test_a_market_face_the_person_used_is_sent_as_they_sent_it(stage: Stage) -> None:
     face = {"emoji_id": "ab", "emoji_package_id": 7, "key": "k", "summary": "[猫猫摇头]"}
     stage.persona = replace(stage.persona, spec=stage.persona.spec.model_copy(update={"people": (ME,)}))

@@ -321,6 +321,16 @@ def test_pacing_is_the_deciles_of_the_persons_own_delays() -> None:
     assert found.group_delay_s == ()
 
 
+def test_pacing_tells_how_often_somebody_says_the_same_twice() -> None:
+    assert pacing(corpus(20)).repeat_share == 0
+    scene, messages = Scene("group", "5"), []
+    for i in range(20):
+        for at, who, text in ((0, FRIEND, "好"), (3, ME, "好"), (5, ME, "好" if i % 4 == 0 else "嗯"), (7, ME, "走")):
+            time = START + timedelta(seconds=90000 * i + at)
+            messages.append(Message(f"{i}-{at}", scene, who, "", time, text))
+    assert pacing(assembled(scene, messages)).repeat_share == 5 / 40
+
+
 def test_pacing_learns_nothing_from_the_twin() -> None:
     scene = Scene("group", "5")
     messages = []
