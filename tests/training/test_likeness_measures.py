@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, f1_score
 from bot.errors import TrainingError
 from training.likeness import leak, rouge, sense, silence, style, use, words
 from training.likeness.authorship import MIN_LINES, Author
-from training.likeness.figure import Figure, bootstrap, mean_figure, ratio_figure
+from training.likeness.figure import Figure, bootstrap, mean_figure, ratio_figure, ratio_of
 from training.likeness.retrieval import Past, Retrieval, prompt
 from training.likeness.silence import Point
 from training.likeness.use import Answer, Fault
@@ -49,6 +49,16 @@ def test_resampling_single_cases_of_long_conversations_would_be_too_narrow() -> 
     assert by_conversation is not None
     assert by_case is not None
     assert by_conversation.high - by_conversation.low > 1.8 * (by_case.high - by_case.low)
+
+
+def test_any_statistic_is_resampled_by_conversation() -> None:
+    values, ones = np.repeat(np.random.default_rng(2).normal(0, 1, 40), 5), np.ones(200)
+    by_ratio = ratio_figure(values, ones, np.repeat(range(40), 5).tolist())
+    found = bootstrap(ratio_of(values, ones), np.repeat(range(40), 5).tolist())
+    assert found is not None
+    assert by_ratio is not None
+    assert (found.low, found.high) == pytest.approx((by_ratio.low, by_ratio.high))
+    assert found.resampled == by_ratio.resampled == "conversation"
 
 
 def test_figures_are_seeded_and_say_how_many_cases() -> None:

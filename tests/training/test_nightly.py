@@ -17,13 +17,14 @@ import tinymodel
 from bot import corrections
 from bot.archive import Archive
 from bot.checksum import sha256
-from bot.config import Paths, Retrain, Settings, Training
-from bot.errors import TrainingError
+from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
+from bot.errors import PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas
 from training import samples
 from training.nightly import ATTEMPTS_MAX, Night
+from training.state import write_state
 
 ME, SCENE = "10001", Scene("private", "20001")
 SHA = "0" * 64
@@ -343,6 +344,55 @@ def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings:
     steps: list[str] = []
     assert "their.gguf" in made(steps).run(force=True).summary
     assert steps == [], "told before anything is trained"
+
+
+class Untrained(Night):
+    """A night whose training made a random LoRA: what real training makes, tests/e2e/test_loop.py sees."""
+
+    def train(self) -> Path:
+        if not (self.folder / "train.json").exists():
+            tinymodel.random_lora(self.tiny, self.folder / "peft", seed=1)  # type: ignore[attr-defined]
+            state = {"settings": self.settings.training.model_dump(), "libraries": {}, "trained_tokens_per_s": 1.0}
+            write_state(self.folder / "train.json", {**state, "seconds": 1.0, "peak_rss_bytes": 1})
+        return self.folder
+
+
+def test_a_refused_night_leaves_its_card_and_is_published_by_force_alone(settings: Settings, tmp_path: Path) -> None:
+    archive = Archive(settings.archive_url)
+    for i in range(50):
+        first = SNAPSHOT + timedelta(hours=5 * i)
+        heard = Message(f"heard{i}", SCENE, "20001", "阿泽", first, f"在吗{i}")
+        archive.append([heard, Message(f"said{i}", SCENE, ME, "小满", first + timedelta(seconds=5), "在")])
+    archive.close()
+    tiny = tinymodel.build(tmp_path / "tiny")
+    small = settings.model_copy(
+        update={
+            "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
+            "training": Training(precision="none", model_max_length=200, threads=1),
+            "gate": Gate(places=3),
+        }
+    )
+    made = Untrained(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    made.tiny = tiny  # type: ignore[attr-defined]
+
+    outcome = made.run(force=True)
+
+    assert outcome.kind == "refused", outcome.summary
+    result = made.folder / "result"
+    manifest = Manifest.model_validate_json((result / "manifest.json").read_text("utf-8"))
+    assert manifest.gate["passed"] is False
+    assert "not_better_than_base" in manifest.gate["reasons"]
+    assert manifest.metrics["likeness"]["places"] == 3
+    assert set(manifest.metrics["silence"]["rates"]) >= {"all", "not addressed"}
+    report = (result / "report.md").read_text("utf-8")
+    assert "| 光底座 |" in report
+    assert "在吗" not in report, "no chat text where it may be given away"
+    assert "在吗" in (made.folder / "samples.md").read_text("utf-8")
+    assert not (result / "samples.md").exists()
+    personas = Personas(settings.data / "personas", sha256(tiny.gguf))
+    with pytest.raises(PersonaError, match="refused by the gate"):
+        personas.publish("xiaoman", result)
+    assert personas.publish("xiaoman", result, force=True).manifest.gate["forced"]
 
 
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def distances(
         return {}
     parts = {name: _distance(name, said, real, phrases) for name in _names(phrases)}
     found = {name: bootstrap(part, clusters, centred=True) for name, part in {**parts, "style": _mean(parts)}.items()}
-    return {name: figure for name, figure in found.items() if figure is not None}
+    # Centred, an interval may reach below 0, where no distance is.
+    return {name: f.model_copy(update={"low": max(0.0, f.low)}) for name, f in found.items() if f is not None}
 
 
 def difference(
