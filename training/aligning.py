@@ -49,6 +49,7 @@ RISE_MAX = 0.05
 _WEIGHTS = "adapter_model.safetensors"
 _BATCH = 2
 """Pairs in a forward pass; KTO's KL term needs more than one. Few prompts fit beside two answers each."""
+_SCRATCH = ".aligning-"
 _SFT_WEIGHT = 1.0
 _REPLAYED = 2
 """Windows of the history trained again in each step."""
@@ -94,7 +95,9 @@ def align(
         write_state(run_dir / RECORD_FILE, record)
         return record
     logger.info("a preference pass over {} corrections ({})", len(usable), settings.preference_loss)
-    with tempfile.TemporaryDirectory(dir=run_dir) as made:
+    for stale in run_dir.glob(f"{_SCRATCH}*"):  # of a pass that was killed
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=run_dir) as made:
         record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
         # First what it will be, then the weights: a kill between the two only has the pass done again.
         weights = Path(made) / "lora" / _WEIGHTS
@@ -125,6 +128,7 @@ def _passed(
     model = _model(checkpoint, peft, settings)
     before, start = _measured(model, pairs, tune), _tuned(model)
     trainer = (_dpo if settings.preference_loss == "dpo" else _kto)(model, pairs, made / "checkpoints", settings)
+    _in_float(model)  # TRL makes the LoRA of a quantized base bf16, in which small updates vanish
     trainer.replay = random.Random(settings.seed).sample(replay, len(replay))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -167,10 +171,14 @@ def _model(checkpoint: Path, peft: Path, settings: Training) -> Any:
         model: Any = PeftModel.from_pretrained(base, peft, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise TrainingError(f"LoRA {peft.name!r} cannot be loaded onto {checkpoint.name!r} ({e}); train again") from e
+    _in_float(model)
+    return model
+
+
+def _in_float(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return model
 
 
 class _Ours:

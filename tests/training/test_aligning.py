@@ -167,12 +167,13 @@ def test_with_too_few_pairs_nothing_is_trained(
 
 def test_a_pass_that_costs_what_was_learned_is_undone(lesson: Lesson, run: Path) -> None:
     before = sha256(run / "peft" / "adapter_model.safetensors")
+    (run / ".aligning-killed").mkdir()
     wild = SETTINGS.model_copy(update={"preference_learning_rate": 0.05})
     record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", wild)
     assert record["outcome"] == "undone"
     assert record["after"]["tune"] > record["before"]["tune"] + aligning.RISE_MAX
     assert sha256(run / "peft" / "adapter_model.safetensors") == before
-    assert [p.name for p in run.iterdir() if p.name.startswith("tmp")] == []
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [], "nothing half-made is left"
 
 
 def test_of_a_pass_that_goes_too_far_a_part_is_kept(lesson: Lesson, run: Path) -> None:
