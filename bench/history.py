@@ -17,8 +17,9 @@ def family(settings: config.Settings, base_path: Path) -> list[Manifest]:
         return []
     work = settings.data / "bench-family"
     training = config.Training(
-        num_train_epochs=2, learning_rate=5e-4, lora_dropout=0.0, per_device_train_batch_size=1, model_max_length=1024
-    )
+        num_train_epochs=2, learning_rate=5e-4, lora_dropout=0.0, r=16, per_device_train_batch_size=1,
+        gradient_accumulation_steps=1, model_max_length=1024,
+    )  # fmt: skip
     inner = settings.model_copy(update={"paths": config.Paths(data=work), "training": training})
     personas = Personas(work / "personas", checksum.digest(base_path))
     if "family" not in personas.names():

@@ -7,6 +7,7 @@ ranges (redirected to its storage); what was broken off goes on, and every file 
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
     Raises:
         TrainingError: the hub cannot be reached, has no such model, or a file arrives broken.
     """
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", model):
+        raise TrainingError(f"model {model!r} is no folder here, and no id on a hub such as 'Qwen/Qwen3-0.6B'")
     if source == "huggingface":
         return _from_huggingface(model)
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT", _MODELSCOPE)

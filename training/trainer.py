@@ -137,7 +137,15 @@ def trainer(
         settings: complete (`training.choices`).
         deepspeed: a DeepSpeed configuration.
         precision: how the base is held.
+
+    Raises:
+        TrainingError: Liger is asked for and not installed, or the base cannot be trained with our loss.
     """
+    if settings.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise TrainingError(
+            "[training] use_liger_kernel = true needs liger-kernel, which is not installed: pip install liger-kernel, "
+            "or set it to false"
+        )
     cuda = torch.cuda.is_available()
     packed = settings.packing == "on"
     args = SFTConfig(

@@ -149,7 +149,8 @@ class Watch(TrainerCallback):
             self.best_step = state.global_step
         if now is None:
             return
-        self.tune.append({"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), "loss": now})
+        place = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), "seconds": round(self.seconds, 1)}
+        self.tune.append({**place, "loss": now})
         if world.is_first():
             write_state(self._run_dir / "tune.json", {"tune": self.tune})
         patience = self._settings.early_stopping_patience

@@ -17,6 +17,7 @@ BENCHES = {
     "import": "imports",
     "fuzz-import": "fuzz_import",
     "export": "exporting",
+    "train": "training",
 }
 """Modules of bench/ by name."""
 

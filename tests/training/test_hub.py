@@ -126,6 +126,9 @@ def test_what_arrives_broken_is_refused_and_leaves_no_file(tmp_path: Path) -> No
 
 
 def test_no_such_model_and_no_such_server_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("..", "../../etc", "owner/..", "a/b/c"):
+        with pytest.raises(TrainingError, match=r"no id on a hub"):
+            hub.fetch(name, "modelscope", tmp_path)
     with pytest.raises(TrainingError, match=r"no list of model 'no/such' \(HTTP 404\)"):
         hub.fetch("no/such", "modelscope", tmp_path)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")

@@ -99,17 +99,18 @@ def test_a_batch_that_does_not_fit_is_halved_and_teaches_the_same(
 
 
 def test_half_a_gradient_of_a_pass_that_failed_is_forgotten(base: Path, samples: list[Window], tmp_path: Path) -> None:
-    # The second of two accumulated passes fails: the first's gradient must stay, and count once.
+    # The second of two accumulated passes fails, then the second half of it: the first pass must count once, and the
+    # first half not twice.
     settings = with_(SETTINGS, max_steps=2, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     whole = train(samples, base, tmp_path / "whole", settings)
     passes = iter(range(10**6))
 
     def admit(_: int) -> None:
-        if next(passes) == 1:
+        if next(passes) in (1, 3):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
     run = train(samples, base, tmp_path / "cut", settings, options=Options(admit=admit))
-    assert run.record["batch_parts"] == 2
+    assert run.record["batch_parts"] == 4
     for name, tensor in lora(whole).items():
         torch.testing.assert_close(lora(run)[name], tensor, rtol=1e-3, atol=1e-4)
 
@@ -406,6 +407,7 @@ def test_too_few_samples_and_no_such_layer_are_one_line_each_and_leave_nothing(
         ([alone], SETTINGS, r"there is one sample, and two are the least.*twin import"),
         (samples, with_(SETTINGS, target_modules=("nothing",)), r"'nothing', and the base has no such linear layer"),
         (samples, with_(SETTINGS, moe_scope="all"), r"has no experts"),
+        (samples, with_(SETTINGS, use_liger_kernel=True), r"liger-kernel, which is not installed"),
     ]
     for windows, settings, words in faults:
         with pytest.raises(TrainingError, match=words) as told:
