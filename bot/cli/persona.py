@@ -179,7 +179,8 @@ def persona_import_lora(
             source, checkpoint, served, names, fmt, spec.system_prompt, called, Path(made) / "result", force=force
         )
         _tell_current(Personas(personas.root, digest).publish(name, found))
-    typer.echo("when it speaks is decided by hand-set rules, and no gate has judged it: try `twin eval` and `twin chat`", err=True)
+    told = "when it speaks is decided by hand-set rules, and no gate has judged it: try `twin eval` and `twin chat`"
+    typer.echo(told, err=True)
 
 
 def _kind(personas: "Personas", name: str, version: str) -> str:
