@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -159,10 +160,21 @@ def test_sigmoid_does_not_overflow(x: float) -> None:
 def test_a_trained_version_without_a_fit_decides_by_the_models_own_probability() -> None:
     manifest = Manifest(
         version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
-        format="gemma", system_prompt="", files={}, settings={"silence_keep": 0.5},
+        format="gemma", system_prompt="", files={}, settings={"silence_keep": 0.5}, corpus={"silences": 40},
     )  # fmt: skip
     unfitted = Version(Path(), manifest).calibration
     p_speak = decide(replace(QUIET, p_silent=0.2), unfitted, {}, 0.0).p_speak
     # Half of the silences were trained: odds of speaking 4:1 as seen, 2:1 in truth.
     assert p_speak == pytest.approx(2 / 3)
     assert decide(replace(QUIET, p_silent=0.999), unfitted, {}, 0.5).speaks is False
+
+
+@pytest.mark.parametrize("corpus", [{}, {"silences": 0}])
+def test_a_version_that_never_learned_a_silence_speaks_by_hand_set_features(corpus: dict[str, Any]) -> None:
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, corpus=corpus,
+    )  # fmt: skip
+    unfitted = Version(Path(), manifest).calibration
+    speaks = [decide(replace(QUIET, p_silent=p), unfitted, {}, 0.0).p_speak for p in (1e-5, 0.999)]
+    assert speaks[0] == speaks[1] < 0.2

@@ -169,8 +169,8 @@ def test_a_night_of_another_base_is_given_up(settings: Settings) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from training.nightly import _one_at_a_time
-with _one_at_a_time(Path(sys.argv[1])):
+from training.lock import one_at_a_time
+with one_at_a_time(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -90,11 +90,17 @@ class Stage:
 
     def scored(self, asked: Sequence[Question], whose: str) -> list[tuple[float, int]]:
         """(-log p, tokens) of what the person said to each question under the bare base."""
-        scorer = Scorer(self.base, None, self.n_ctx, self.threads)
+        model = Model(self.base, vocab_only=True)
+        try:
+            every = [_ids(q, model, self.n_ctx) for q in asked]
+        finally:
+            model.close()
+        # A system prompt with past exchanges in it may be longer than a window by itself.
+        room = max((len(context) + len(said) for context, said in every), default=1)
+        scorer = Scorer(self.base, None, room, self.threads)
         try:
             found = []
-            for number, question in enumerate(asked):
-                context, said = _ids(question, scorer.model, self.n_ctx)
+            for number, (context, said) in enumerate(every):
                 found.append((-scorer.continuations(context, [said])[0], len(said)))
                 self._told("evaluate", number + 1, len(asked), whose)
             return found
@@ -106,11 +112,17 @@ class Stage:
     ) -> tuple[dict[str, list[tuple[float, list[float]]]], dict[str, list[int]]]:
         """What `sense.figures` needs, by voice: log p after own and other contexts, and tokens of the answers."""
         self.progress("evaluate", 0, 0, "sense")
-        scorer = Scorer(self.base, None, self.n_ctx, self.threads)
+        model = Model(self.base, vocab_only=True)
         try:
             short = [replace(q.told(""), history=q.history[-_SENSE_EXCHANGES:]) for q in asked]
-            contexts = [_ids(q, scorer.model, self.n_ctx)[0] for q in short]
-            ids = [[scorer.model.tokens(clean(text), False) for text in each] for each in said.values()]
+            contexts = [_ids(q, model, self.n_ctx)[0] for q in short]
+            ids = [[model.tokens(clean(text), False) for text in each] for each in said.values()]
+        finally:
+            model.close()
+        # Every answer also stands behind contexts of others, so the longest of both must fit together.
+        room = max(map(len, contexts), default=1) + max((len(i) for each in ids for i in each), default=0)
+        scorer = Scorer(self.base, None, room, self.threads)
+        try:
             found = sense.log_ps(scorer, contexts, ids, clusters)
             sizes = {name: [len(i) for i in each] for name, each in zip(said, ids, strict=True)}
             return dict(zip(said, found, strict=True)), sizes
