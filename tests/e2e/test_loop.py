@@ -33,7 +33,7 @@ from training.samples import Split
 TRAINING = {
     "precision": "none", "r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "learning_rate": 5e-3, "num_train_epochs": 12,
     "per_device_train_batch_size": 8, "model_max_length": 160, "logging_steps": 20, "threads": 1,
-    "gradient_accumulation_steps": 1, "early_stopping_patience": 100,
+    "gradient_accumulation_steps": 1, "early_stopping_patience": 100, "optim": "adamw_torch",
 }  # fmt: skip
 ASKERS, DRAWS, P_SPEAK = range(101, 151), 5, 0.8
 """Who asks, each once; how often the same is asked until the draw lets it be as learned; how sure it has to be
