@@ -1,6 +1,7 @@
 """Options that several commands take, and the parts made from them."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,8 @@ def night_of(
     offline = "0" if on_hub else "1"
     os.environ.update(HF_HUB_OFFLINE=offline, HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE=offline)
     log.setup("WARNING")
+    # At every import it asks for a package of kernels that nothing here needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     install_shipped(settings.data / "personas")
     from training.nightly import Night
 
