@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# llama.cpp without AMX, which GCC before 12.4 and 13.3 miscompiles (bot/llama.py, _has_amx).
+# llama.cpp without AMX, which GCC 12.2 miscompiles (bot/llama.py, _has_amx).
 export CFLAGS := $(CFLAGS) -U__AMX_INT8__
 export CXXFLAGS := $(CXXFLAGS) -U__AMX_INT8__
 TRAIN ?= 0

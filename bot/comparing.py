@@ -15,7 +15,7 @@ from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import ConfigError, PersonaError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Sampling
-from bot.prompt import FORMATS, ChatFormat, Exchange, Renderer, render, scene_line
+from bot.prompt import FORMATS, ChatFormat, Exchange, Renderer, render, system_of
 from bot.reply import tidy
 
 SHIPPED = Path(__file__).with_name("prompts.zh.txt")
@@ -164,7 +164,7 @@ async def _said(
     engine: ReplyEngine, persona: Persona, voice: Voice, fmt: ChatFormat, history: Sequence[Exchange],
     sampling: Sampling, seed: int, zone: ZoneInfo,
 ) -> tuple[str, float]:  # fmt: skip
-    renderer = Renderer(fmt, f"{persona.system_prompt}\n{scene_line(_SCENE, _FRIEND)}", zone, group=False)
+    renderer = Renderer(fmt, system_of(persona.system_prompt, _SCENE, _FRIEND), zone, group=False)
     pieces = render(renderer, history, lambda _: None)
     await engine.measure(voice)
     request = Request(f"compare|{persona.name}", voice, pieces, sampling, seed)

@@ -73,7 +73,7 @@ def _has_amx() -> bool:
     """Whether the library was built for AMX, whose weight layout is then not asked for; the Makefile builds without.
 
     Its product of several recurrent sequences is that of the first alone (ggml-org/llama.cpp#19184; logits of mamba
-    and lfm2 off by up to 5.6). And GCC before 12.4 and 13.3 tells the optimizer of 8 of the 64 bytes that
+    and lfm2 off by up to 5.6). And GCC 12.2 tells the optimizer of 8 of the 64 bytes that
     `_tile_loadconfig` reads (gcc.gnu.org/PR114098): the rest stays unwritten, and a prompt of a quantized model ends in
     SIGILL (ggml-org/llama.cpp#26954).
     """

@@ -16,7 +16,7 @@ from bot.engine import Measure
 from bot.errors import ArchiveError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
-from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, scene_line, spoken_by
+from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, spoken_by, system_of
 from bot.segments import Sticker, market_face
 from bot.shown import shown
 from bot.stickers import Stickers, folder
@@ -133,7 +133,7 @@ class Memory:
             theirs = [m.sender_name for m in messages if m.sender_id == scene.id and m.sender_name]
         else:
             theirs = [m.scene_name for m in messages if m.scene_name]
-        return f"{persona.system_prompt}\n{scene_line(scene, theirs[-1] if theirs else '')}"
+        return system_of(persona.system_prompt, scene, theirs[-1] if theirs else "")
 
     def _quotes(self, scene: Scene, messages: Sequence[Message]) -> Callable[[Message], Message | None]:
         by_id = {m.id: m for m in messages}

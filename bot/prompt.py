@@ -296,6 +296,17 @@ def render(renderer: Renderer, history: Sequence[Exchange], quoted: Callable[[Me
     return pieces
 
 
+def system_of(system_prompt: str, scene: Scene, name: str) -> str:
+    """The whole system prompt in a scene: the persona's, and where it is.
+
+    Args:
+        system_prompt: the persona's.
+        scene: where.
+        name: of the group, or of who is on the other side; empty where it is not known.
+    """
+    return f"{system_prompt}\n{scene_line(scene, name)}"
+
+
 def scene_line(scene: Scene, name: str) -> str:
     """What the system prompt says of where it is."""
     if scene.private:

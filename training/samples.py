@@ -18,7 +18,7 @@ from loguru import logger
 from bot.decision import Moment, moment_of
 from bot.errors import TrainingError
 from bot.message import Origin, Scene
-from bot.prompt import ChatFormat, Exchange, Renderer, Tokenizer, encode, scene_line, spoken_by
+from bot.prompt import ChatFormat, Exchange, Renderer, Tokenizer, encode, spoken_by, system_of
 from training.corpus import Corpus, SceneCorpus
 
 _TEST_PART, _TUNE_PART = 0.1, 0.1
@@ -143,7 +143,7 @@ def windows(
 
 def renderer_for(part: SceneCorpus, corpus: Corpus, fmt: ChatFormat, system_prompt: str) -> Renderer:
     """The renderer of a scene: system prompt and the scene's line, as live; or a training set's own prompt."""
-    system = f"{system_prompt}\n{scene_line(part.scene, part.name)}" if part.system is None else part.system
+    system = system_of(system_prompt, part.scene, part.name) if part.system is None else part.system
     return Renderer(fmt, system, corpus.zone, group=not part.scene.private)
 
 

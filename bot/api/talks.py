@@ -19,7 +19,7 @@ from bot.errors import PersonaError
 from bot.memory import prompt_budget, shortened
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
-from bot.prompt import Exchange, Piece, Renderer, render, scene_line
+from bot.prompt import Exchange, Piece, Renderer, render, system_of
 from bot.reply import repeats
 from bot.shown import as_shown
 from bot.twin import Twin, now
@@ -80,7 +80,8 @@ class Talks:
         scene = Scene("group" if len(names) > 1 else "private", key)
         heard = self._exchanges(asked.messages, scene, self._opening(key))
         told = [turn.text for turn in asked.messages if turn.role in ("system", "developer") and turn.text]
-        system = "\n".join([persona.system_prompt, scene_line(scene, "" if len(names) > 1 else "".join(names)), *told])
+        here = system_of(persona.system_prompt, scene, "" if len(names) > 1 else "".join(names))
+        system = "\n".join([here, *told])
         renderer = Renderer(voice.format, system, self.twin.settings.zone, not scene.private)
         kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx))
         pieces = render(renderer, kept, _no_quote)
