@@ -3,11 +3,8 @@
 import asyncio
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llamaserver
 import nasty
 import peer
 import pytest
@@ -119,7 +117,7 @@ def base(tinies: dict[str, tinymodel.Tiny], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python -m llama_cpp.server` with the tiny model; as `blind` it is loaded without logits_all."""
-    port, folder = free_port(), tmp_path_factory.mktemp("server")
+    folder = tmp_path_factory.mktemp("server")
     common = {
         "model": str(base),
         "n_ctx": 512,
@@ -129,23 +127,8 @@ def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         "verbose": False,
     }
     models = [{**common, "model_alias": "xiaoman"}, {**common, "model_alias": "blind", "logits_all": False}]
-    wanted = {"host": "127.0.0.1", "port": port, "api_key": KEY, "models": models}
-    (folder / "server.json").write_text(json.dumps(wanted))
-    with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "llama_cpp.server", "--config_file", str(folder / "server.json")],
-            stdout=log, stderr=log, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + 30
-        while b"Uvicorn running" not in (folder / "log").read_bytes():
-            assert child.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, "the server did not start"
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.terminate()
-        child.wait()
+    with llamaserver.serving(folder, models, api_key=KEY) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,17 @@ async def test_a_body_that_is_no_request_is_refused(serving: Daemon, body: bytes
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+async def test_without_silences_even_the_quiet_speak_and_a_token_is_made(learned_base: Path, tmp_path: Path) -> None:
+    found = Daemon(tmp_path, settings(learned_base, api={"enabled": True, "silences": False}))
+    persona(found.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT], bias=-30)
+    with found:
+        kept = found.data / "api_token"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        async with _client(found, kept.read_text("utf-8").strip()) as connected:
+            assert (await _say(connected, "在吗")).choices[0].message.content == "在的"
+        assert kept.read_text("utf-8").strip() not in found.log()
+
+
 async def test_it_is_off_unless_wanted(daemon: Daemon) -> None:
     async with NapCat(daemon.url, daemon.token), httpx.AsyncClient(trust_env=False) as http:
         answer = await http.get(f"http://127.0.0.1:{daemon.port}/v1/models")

@@ -1,16 +1,13 @@
 """training/judge.py against real HTTP: what a model is asked, how often, and what is left of it when it fails."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llamaserver
 import peer
 import pytest
 import tinymodel
@@ -279,28 +276,13 @@ def test_a_store_that_is_none_is_told(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python -m llama_cpp.server` with a tiny model of random weights."""
-    port, folder = free_port(), tmp_path_factory.mktemp("llama")
+    folder = tmp_path_factory.mktemp("llama")
     model = {
         "model": str(tinymodel.build(folder / "tiny", "gemma3").gguf), "model_alias": MODEL, "n_ctx": 512,
         "n_threads": 1, "n_threads_batch": 1, "n_gpu_layers": 0, "verbose": False, "chat_format": "gemma",
     }  # fmt: skip
-    wanted = {"host": "127.0.0.1", "port": port, "models": [model]}
-    (folder / "server.json").write_text(json.dumps(wanted))
-    with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "llama_cpp.server", "--config_file", str(folder / "server.json")],
-            stdout=log, stderr=log, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + 60
-        while b"Uvicorn running" not in (folder / "log").read_bytes():
-            assert child.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, "the server did not start"
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.terminate()
-        child.wait()
+    with llamaserver.serving(folder, [model]) as url:
+        yield url
 
 
 async def test_a_real_server_scores_every_sample_by_its_grammar(llama: str, verdicts: Verdicts) -> None:
