@@ -12,6 +12,7 @@ from bot import probation
 from bot.drift import Outside
 from bot.errors import TwinError
 from bot.probation import Corrected, Person
+from bot.threads import in_thread
 from bot.twin import Twin, now
 from plugins.retrain import texts
 
@@ -67,7 +68,7 @@ class Probation:
             read = partial(probation.person, twin.archive, spec, twin.settings)
             self._person = {(name, version): probation.remembered(read)}
         # In a thread: bands are made of whole histories.
-        found = await asyncio.to_thread(
+        found = await in_thread(
             probation.judge, twin.archive, name, spec, version, twin.settings, now(), self._person[name, version]
         )
         if found is None or personas.current(name) != version:
