@@ -29,6 +29,8 @@ TURN_STEPS = 24
 """Steps of one LoRA while others wait: at 3–7 ms a change and 15–20 ms a step, changes take a hundredth of the time."""
 _TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
 """Seconds of prompt in one step: while others are typing, and while nobody is."""
+PASSED_MAX = 4
+"""Steps a prompt is passed over for shorter ones; then it is first: a long one is read at a fifth of the pace."""
 _CHUNK_MIN = 16
 _CLOSED = "the engine is closed"
 
@@ -55,6 +57,10 @@ class Job:
     lines: Lines | None = None
     made: list[int] = field(default_factory=list)
     began: float = 0.0
+    turned: int = 0
+    """The step when its LoRA last had the turn, or when it began."""
+    passed: int = 0
+    """Steps of its LoRA since it began or was last read in, that had no time for its prompt."""
 
     @property
     def lora(self) -> Path | None:
@@ -180,7 +186,7 @@ class Batcher:
             return
         if job.seat is None:
             return
-        job.began = time.monotonic()
+        job.began, job.turned = time.monotonic(), self.steps
         self._waiting.remove(job)
         self._active.append(job)
 
@@ -211,19 +217,29 @@ class Batcher:
                     self._end(job, e)
 
     def _whose_turn(self) -> list[Job]:
-        """The jobs of the LoRA whose turn it is."""
-        kinds = list(dict.fromkeys(j.lora for j in self._active))
+        """The jobs of the LoRA whose turn it is; the next is that of whoever waits longest.
+
+        So with k LoRAs busy each waits (k - 1) turns at most, in whatever order jobs come and go.
+        """
+        kinds = {j.lora for j in self._active}
         if self._turn not in kinds or (self._turn_steps >= TURN_STEPS and len(kinds) > 1):
-            order = kinds.index(self._turn) + 1 if self._turn in kinds else 0
-            self._turn = kinds[order % len(kinds)] if kinds else None
+            others = [j for j in self._active if j.lora != self._turn]
+            self._turn = min(others, key=lambda j: j.turned).lora if others else None
             self._turn_steps = 0
         self._turn_steps += 1
-        return [j for j in self._active if j.lora == self._turn]
+        group = [j for j in self._active if j.lora == self._turn]
+        for job in group:
+            job.turned = self.steps
+        return group
 
     def _parts(self, group: list[Job]) -> Iterator[tuple[Job, Sequence[int]]]:
-        """What each job evaluates in this step: answers their next token, prompts what there is time for."""
+        """What each job evaluates in this step: answers their next token, prompts what there is time for.
+
+        The shortest prompts are first, but for those passed over too often.
+        """
         typing = [j for j in group if j.made]
-        reading = sorted((j for j in group if not j.made), key=lambda j: len(j.left))
+        reading = [j for j in group if not j.made]
+        reading.sort(key=lambda j: (-j.passed if j.passed >= PASSED_MAX else 0, len(j.left)))
         for job in typing:
             yield job, job.left
         seconds = _TYPING_STEP_S if typing else _READING_STEP_S
@@ -231,10 +247,11 @@ class Batcher:
         room = min(chunk, self._context.n_batch - len(typing))
         for job in reading:
             if room <= 0:
-                return
+                job.passed += 1
+                continue
             assert job.seat is not None
             tokens = job.left[: self._seats.readable(job.seat, room)]
-            room -= len(tokens)
+            room, job.passed = room - len(tokens), 0
             yield job, tokens
 
     def _decode(self, rows: list[tuple[int, int, int, bool]], parts: list[tuple[Job, Sequence[int]]]) -> bool:

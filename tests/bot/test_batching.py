@@ -2,15 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import Batcher, Job
+from bot.batching import PASSED_MAX, TURN_STEPS, Batcher, Job
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import Context, Model
@@ -181,3 +183,152 @@ def test_a_token_outside_the_vocabulary_is_one_jobs_error(served: Served, token:
     served.batcher.submit(asked.job)
     assert "llama_decode failed with -1" in str(asked.result())
     looks(served)
+
+
+class Watched(Context):
+    """Remembers the LoRA of each step."""
+
+    def __init__(self, model: Model) -> None:
+        # Fewer rows in a step than a pace is measured by: a step reads 16 tokens, whatever the clock says.
+        super().__init__(model, 4096, 12, 31, 1, n_outputs=8)
+        self.used: list[object] = []
+
+    def use(self, lora: Any) -> None:
+        self.used.append(lora)
+        super().use(lora)
+
+
+@pytest.fixture
+def watched(tinies: dict[str, tinymodel.Tiny]) -> Iterator[Batcher]:
+    model = Model(tinies["gemma3"].gguf, 0)
+    context = Watched(model)
+    loras = Loras(model, context, "", 10**9)
+    batcher = Batcher(model, context, Seats(context, 12, Spill(0)), loras, n_ctx=512, n_parallel=8, deadline_s=600.0)
+    batcher._prompt_rate = 1.0
+    yield batcher
+    batcher.close()
+    loras.close()
+    context.close()
+    model.close()
+
+
+def together(batcher: Batcher, *asked: Asked) -> None:
+    """Submit all of them between two steps."""
+
+    def at_once(_: float | EngineError) -> None:
+        """On the engine's thread."""
+        for each in asked:
+            batcher.submit(each.job)
+
+    gate = Asked("gate", 2)
+    gate.job.done = at_once
+    gate.job.stop.set()
+    batcher.submit(gate.job)
+
+
+class Chain:
+    """As soon as one is done the next is asked, while `wanted` says so."""
+
+    def __init__(self, batcher: Batcher, again: Callable[[int], Asked], wanted: Callable[[], bool]) -> None:
+        self._batcher, self._again, self._wanted = batcher, again, wanted
+        self.asked = [again(0)]
+        self._over = threading.Event()
+        self._follow(self.asked[0])
+
+    def _follow(self, each: Asked) -> None:
+        done = each.job.done
+
+        def ended(result: float | EngineError) -> None:
+            done(result)
+            if not self._wanted():
+                self._over.set()
+                return
+            self.asked.append(self._again(len(self.asked)))
+            self._follow(self.asked[-1])
+            self._batcher.submit(self.asked[-1].job)
+
+        each.job.done = ended
+
+    def results(self) -> list[float | EngineError]:
+        """Of all that were asked, when no more are."""
+        assert self._over.wait(PATIENCE_S), "it does not end"
+        return [each.result() for each in self.asked]
+
+
+def ends(batcher: Batcher, asked: Asked, into: dict[str, int]) -> Asked:
+    """Note the step in which a job ends."""
+    done = asked.job.done
+
+    def ended(result: float | EngineError) -> None:
+        into[asked.job.request.seat] = batcher.steps
+        done(result)
+
+    asked.job.done = ended
+    return asked
+
+
+@pytest.mark.parametrize("longs", [1, 2])
+def test_a_long_prompt_is_read_though_short_ones_keep_coming(watched: Batcher, longs: int) -> None:
+    at: dict[str, int] = {}
+    waiting = [Asked(f"long{i}", 160) for i in range(longs)]
+    for i, each in enumerate(waiting):  # nothing to share between them
+        each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(159))]
+        ends(watched, each, at)
+    # 16 tokens fill a step, and share no prefix that is worth copying. 300 of them would make the long ones wait.
+    shorts = Chain(watched, lambda i: ends(watched, Asked(f"short{i}", 16), at), lambda: len(shorts.asked) < 300)
+    together(watched, shorts.asked[0], *waiting)
+    for result in [*shorts.results(), *(each.result() for each in waiting)]:
+        assert 0 < float(result) < 1  # type: ignore[arg-type]
+    chunks = 10
+    last = max(at[each.job.request.seat] for each in waiting)
+    assert (chunks - 1) * (PASSED_MAX + 1) < last <= chunks * (PASSED_MAX + 1)
+    steps = [at[f"short{i}"] for i in range(300)]
+    assert max(b - a for a, b in pairwise(steps)) <= 1 + 2 * longs, "the short ones hardly wait"
+
+
+def longest_wait(used: list[object], lora: object) -> int:
+    """Steps of others between two of a LoRA's, or before its first."""
+    own = [-1, *(i for i, u in enumerate(used) if u is lora)]
+    return max(b - a - 1 for a, b in pairwise(own))
+
+
+def test_loras_take_turns_however_their_chats_come_and_go(
+    watched: Batcher, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    base = tinies["gemma3"].gguf
+    loras = [tinylora.write(tmp_path / f"{i}.gguf", base, seed=i, strength=0.1) for i in range(3)]
+    # Of one LoRA chats of several steps keep coming, of another chats of one step; of the third there is one thing.
+    one = Asked("one", 500, lora=loras[2])
+    wanted = lambda: not one._ended.is_set()  # noqa: E731
+    busy = Chain(watched, lambda i: Asked(f"busy{i}", 100, lora=loras[0]), wanted)
+    quick = Chain(watched, lambda i: Asked(f"quick{i}", 16, lora=loras[1]), wanted)
+    # A second chat of the first LoRA behind the others: a place in the row of jobs is no place in the order of turns.
+    together(watched, busy.asked[0], quick.asked[0], one, Asked("busy", 40, lora=loras[0]))
+    for result in [one.result(), *busy.results(), *quick.results()]:
+        assert 0 < float(result) < 1  # type: ignore[arg-type]
+    context = watched._context
+    assert isinstance(context, Watched)
+    handles = [watched._loras.handle(lora) for lora in loras]
+    used = [u for u in context.used if u in handles]
+    assert [used.count(h) > TURN_STEPS for h in handles] == [True] * 3
+    until = max(i for i, u in enumerate(used) if u is handles[2]) + 1
+    assert [longest_wait(used[:until], h) <= 2 * TURN_STEPS for h in handles] == [True] * 3
+    changes = sum(a is not b for a, b in pairwise(used[:until]))
+    assert changes <= until / TURN_STEPS + 1, "turns are whole while all of them have work"
+
+
+def test_a_chat_that_goes_on_does_not_pass_over_a_lora_that_waits(
+    watched: Batcher, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    base = tinies["gemma3"].gguf
+    first, waits, later = (tinylora.write(tmp_path / f"{i}.gguf", base, seed=i, strength=0.1) for i in range(3))
+    # The first LoRA's older chat ends in its turn; its other one stands behind the LoRA that waits.
+    asked = [Asked("a", 16, lora=first), Asked("b", 500, lora=waits), Asked("c", 500, lora=first),
+             Asked("d", 500, lora=later)]  # fmt: skip
+    together(watched, *asked)
+    for each in asked:
+        assert 0 < float(each.result()) < 1  # type: ignore[arg-type]
+    context = watched._context
+    assert isinstance(context, Watched)
+    handles = [watched._loras.handle(lora) for lora in (first, waits, later)]
+    assert list(dict.fromkeys(u for u in context.used if u in handles)) == handles
