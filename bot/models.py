@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -34,13 +35,16 @@ class Served:
         path: the GGUF.
         settings: `[engine]`.
         base_sha256: the base's hash, which LoRAs are checked against; empty for a merged model, which has none.
-        spill: folder for `spill_disk_mb`, of this model alone; None: scenes are spilled to memory only.
+        spill: folder for `spill_disk_mb`; None: scenes are spilled to memory only.
+        label: tells this model's files there from others'; empty for the base, which clears the folder.
 
     Raises:
         EngineError: it cannot be loaded, or there is no memory for its cache.
     """
 
-    def __init__(self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None, label: str = ""
+    ) -> None:
         with contextlib.ExitStack() as undo:
             self.model = Model(path, settings.n_gpu_layers, load_mode=settings.load_mode)
             undo.callback(self.model.close)
@@ -54,7 +58,7 @@ class Served:
             undo.pop_all()
         # A merged model may know shorter contexts than the base.
         self.n_ctx = min(settings.n_ctx, self.model.n_ctx_train)
-        self.spill = Spill(settings.spill_mb * 1_000_000, settings.spill_disk_mb * 1_000_000, spill)
+        self.spill = Spill(settings.spill_mb * 1_000_000, settings.spill_disk_mb * 1_000_000, spill, label)
         self.seats = Seats(self.context, settings.n_seq_max, self.spill)
         self.loras = Loras(self.model, self.context, base_sha256, settings.lora_mb * 1_000_000)
         self.batcher = Batcher(
@@ -92,14 +96,14 @@ class Models:
         base: the base GGUF.
         settings: `[engine]`.
         base_sha256: the base's hash.
-        spill: folder for files of the base's scenes, or None.
+        spill: folder for files of scenes, each model's under `spill_disk_mb`; or None.
 
     Raises:
         EngineError: the base cannot be loaded.
     """
 
     def __init__(self, base: Path, settings: config.Engine, base_sha256: str, spill: Path | None) -> None:
-        self._settings = settings
+        self._settings, self._spill = settings, spill
         self.base = Served(base, settings, base_sha256, spill)
         """The base, loaded as long as the engine lives."""
         self._merged: OrderedDict[Path, _Merged] = OrderedDict()
@@ -169,7 +173,8 @@ class Models:
         return served
 
     def _open(self, voice: Voice, path: Path) -> Served:
-        served = Served(path, self._settings, "")
+        label = hashlib.sha256(str(path).encode()).hexdigest()[:16] + "-"
+        served = Served(path, self._settings, "", self._spill, label)
         if not served.model.is_control(voice.format.end):
             served.close()
             raise EngineError(

@@ -28,7 +28,7 @@ class LlamaEngine:
         base: the base GGUF.
         settings: `[engine]`.
         base_sha256: the base's hash if known already; computed otherwise (about a second for 250 MB).
-        spill: folder for `spill_disk_mb`, of this process and its base alone; None: scenes are spilled to memory only.
+        spill: folder for `spill_disk_mb`, of this process alone; None: scenes are spilled to memory only.
 
     Raises:
         EngineError: the base cannot be loaded.

@@ -42,11 +42,13 @@ class Spill:
         memory_bytes: states kept in memory; beyond it the one put first goes to a file.
         disk_bytes: states kept in files; beyond it the one filed first is forgotten. 0: no files.
         folder: for the files, of this process alone; None: no files. What an earlier process left there is deleted.
+        label: begins the names of the files, where several models share the folder; without one all files there are
+            this one's to delete, so it is made first and closed last.
     """
 
-    def __init__(self, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None) -> None:
+    def __init__(self, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None, label: str = "") -> None:
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes if folder else 0
-        self._folder = folder
+        self._folder, self._label = folder, label
         self._kept: OrderedDict[str, Held] = OrderedDict()
         self._filed: OrderedDict[str, _Filed] = OrderedDict()
         self.kept_bytes, self.filed_bytes = 0, 0
@@ -128,11 +130,11 @@ class Spill:
 
     def _path(self, name: str) -> Path:
         assert self._folder is not None
-        return self._folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + _SUFFIX)
+        return self._folder / (self._label + hashlib.sha256(name.encode()).hexdigest()[:32] + _SUFFIX)
 
     def _empty(self) -> None:
         if self._folder is not None:
-            for path in self._folder.glob("*" + _SUFFIX):
+            for path in self._folder.glob(f"{self._label}*{_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
