@@ -220,7 +220,8 @@ class Model:
 
         Args:
             path: LoRA GGUF.
-            base_sha256: this base's hash; a LoRA that names another is refused.
+            base_sha256: this base's hash; a LoRA that names another is refused, one that names none is
+                warned of.
 
         Raises:
             EngineError: with llama.cpp's reason, or both hashes.
@@ -238,6 +239,12 @@ class Model:
                 f"LoRA {str(path)!r} was trained on the base {named[:12]}…, not on {self.path.name!r} "
                 f"({base_sha256[:12]}…); retrain it or set that base"
             )
+        if base_sha256 and not named:
+            logger.warning(
+                "LoRA {} does not name the base it was trained on, so that cannot be checked: on another base than {} "
+                "its answers are wrong, and llama.cpp does not say so; `twin export lora` writes the name",
+                path.name, self.path.name,
+            )  # fmt: skip
         return lora
 
     def free_lora(self, lora: Any) -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import tinylora
 import tinymodel
+from loguru import logger
 from nasty import TEXTS
 
 from bot.checksum import sha256
@@ -83,6 +84,21 @@ def test_a_lora_of_another_base_is_refused_by_both_hashes(
         models["gemma3"].load_lora(lora, base)
     own = tinylora.write(tmp_path / "own.gguf", tinies["gemma3"].gguf, names_base=base)
     models["gemma3"].free_lora(models["gemma3"].load_lora(own, base))
+
+
+@pytest.mark.parametrize(("names", "checked", "warned"), [(None, True, 1), (None, False, 0), ("its own", True, 0)])
+def test_a_lora_that_names_no_base_is_warned_of(
+    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], tmp_path: Path, names: str | None, checked: bool,
+    warned: int,
+) -> None:  # fmt: skip
+    base, told = sha256(tinies["gemma3"].gguf), list[str]()
+    lora = tinylora.write(tmp_path / "found.gguf", tinies["gemma3"].gguf, names_base=base if names else None)
+    number = logger.add(told.append, level="WARNING", format="{message}")
+    try:
+        models["gemma3"].free_lora(models["gemma3"].load_lora(lora, base if checked else ""))
+    finally:
+        logger.remove(number)
+    assert len([line for line in told if "found.gguf does not name the base" in line]) == warned
 
 
 def test_a_lora_of_another_architecture_is_refused_with_llamas_reason(
