@@ -134,7 +134,7 @@ class Engine(Section):
     spill_mb: int = Field(256, ge=0)
     """Memory for scenes that had to leave a model's cache (megabytes); they come back in milliseconds, not re-read."""
     spill_disk_mb: int = Field(0, ge=0)
-    """Files in data/spill/ for scenes beyond spill_mb (megabytes), deleted at start and stop. 0: they are forgotten.
+    """Files in data/spill/ for each model's scenes beyond spill_mb (megabytes), deleted at start and stop. 0: none.
     They hold what was said, readable by the owner alone. Gemma 3 270M: about 10 MB a scene, back in 20 ms."""
     lora_mb: int = Field(256, ge=0)
     """Memory for loaded LoRAs (megabytes); beyond it the ones used least recently are freed."""
