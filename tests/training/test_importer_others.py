@@ -8,7 +8,8 @@ import pytest
 
 from bot.message import Message, Origin, Scene
 from training import history
-from training.importers.source import Reading
+from training.importers import chatlab
+from training.importers.source import HEAD_BYTES, Reading, Told
 
 
 def read(path: Path, content: bytes) -> tuple[list[Message], Reading]:
@@ -56,6 +57,42 @@ def test_telegram_of_a_whole_account(tmp_path: Path) -> None:
     assert [m.text for m in found] == [*exports.TELEGRAM_TEXTS, "群里", "在"]
     assert [(m.scene, m.scene_name) for m in found[-2:]] == [(Scene("group", "77"), "面包店")] * 2
     assert reading.owners.most_common(1)[0][0] == "user10"
+
+
+def test_telegram_is_known_behind_hundreds_of_contacts(tmp_path: Path) -> None:
+    contacts = [
+        {"first_name": "阿泽", "last_name": "", "phone_number": "", "date": exports.clock(n)} for n in range(900)
+    ]
+    about = "Here is the data you requested. Remember: Telegram is ad free."
+    account = {
+        "about": about, "contacts": {"about": "", "list": contacts},
+        "chats": {"about": "", "list": [exports.TELEGRAM_CHAT]},
+    }  # fmt: skip
+    content = exports.document(account, 1)
+    assert content.index(b'"chats"') > HEAD_BYTES
+    assert [m.text for m in read(tmp_path / "result.json", content)[0]] == exports.TELEGRAM_TEXTS
+
+
+def test_what_a_deleted_telegram_account_said_is_not_the_words_of_who_forwards_it(tmp_path: Path) -> None:
+    said = exports.telegram_row(1, "别人的话", "user10", forwarded_from=None)
+    found, _ = read(tmp_path / "result.json", exports.document({**exports.TELEGRAM_CHAT, "messages": [said]}))
+    assert [m.text for m in found] == ["[聊天记录]"]
+
+
+def test_a_private_chatlab_chat_without_owner_is_the_one_who_is_not_me(tmp_path: Path) -> None:
+    meta = {"name": "与阿泽的对话", "platform": "qq", "type": "private"}
+    path = tmp_path / "h.json"
+    path.write_bytes(
+        exports.document(
+            {"chatlab": exports.CHATLAB_MARK, "meta": meta, "members": exports.CHATLAB_MEMBERS,
+             "messages": exports.CHATLAB_ROWS}
+        )
+    )  # fmt: skip
+    scenes = {}
+    for me in (None, "1001", "1009"):
+        scenes[me] = {m.scene for m in chatlab.items(path, Reading(Told(me=me))) if isinstance(m, Message)}
+    named = {Scene("private", "与阿泽的对话")}
+    assert scenes == {None: named, "1001": {Scene("private", "1002")}, "1009": named}
 
 
 @pytest.mark.parametrize("content", [exports.CHATLAB, exports.CHATLAB_JSONL], ids=["json", "jsonl"])
