@@ -2,9 +2,9 @@
 
 A batch is one chat: the task's words and below them the numbered samples as the user's message, a JSON object of number
 → value as the answer. There is no system message: a chat format that has none drops it without a word, as Gemma's does
-in llama_cpp.server, and the model then judges without knowing what. An answer that is no such object is asked for once more,
-then counted and left. What is too long for the model's context is split, and at last a single sample's oldest lines are
-left out.
+in llama_cpp.server, and the model then judges without knowing what. An answer that is no such object is asked for once
+more, then counted and left. What is too long for the model's context is split, and at last a single sample's oldest
+lines are left out.
 """
 
 import asyncio

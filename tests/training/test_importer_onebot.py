@@ -185,6 +185,24 @@ def test_what_the_archive_refuses_is_named_and_the_command_fails(tmp_path: Path)
     assert isinstance(done.exception, ImportFault)
 
 
+@pytest.mark.parametrize(
+    ("scene", "path", "told"),
+    [
+        ("阿泽", "h.jsonl", "--scene '阿泽': must be private:NUMBER or group:NUMBER"),
+        ("private:", "h.jsonl", "--scene 'private:': must be"),
+        ("private:2", "onebot://127.0.0.1:1/group/3", "--scene is of files"),
+    ],
+)
+def test_a_scene_that_is_none_or_of_no_file_is_refused(tmp_path: Path, scene: str, path: str, told: str) -> None:
+    config = tmp_path / "bot.toml"
+    config.write_text(f"[paths]\ndata = {json.dumps(str(tmp_path / 'data'))}\n", "utf-8")
+    written(tmp_path / "h.jsonl", event(1))
+    where = path if "://" in path else str(tmp_path / path)
+    done = CliRunner().invoke(app, ["import", where, "--scene", scene, "--config", str(config)])
+    assert isinstance(done.exception, ImportFault)
+    assert told in str(done.exception)
+
+
 @pytest.mark.parametrize("when", [0, 1, 1_700_000_000_000, 9_999_999_999])
 def test_a_time_that_is_none_of_qqs_is_counted(tmp_path: Path, archive: Archive, when: int) -> None:
     events = [event(n) for n in range(1, 4)]
