@@ -348,7 +348,7 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         some = ", ".join(named[:_PEOPLE_TOLD]) + (", …" if named[_PEOPLE_TOLD:] else "")
         lines.append(
             f"  only their name is known: {some}; what other sources tell of such a chat under its number stands "
-            "beside it, twice; if you know the number, import that chat alone with --scene private:NUMBER or group:NUMBER"
+            "beside it, twice; if you know it, import that chat alone with --scene private:NUMBER or group:NUMBER"
         )
     for why, left in shown["skipped"].items():
         lines.append(f"  left out {left['count']}: {why} ({', '.join(left['places'])})")
