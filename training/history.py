@@ -327,8 +327,8 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
 
 
 def _by_name(scene: Scene, stem: str) -> bool:
-    """Whether a scene seems to bear the name of a file or chat for want of a number."""
-    return scene.id == stem or not scene.id.isascii() or " " in scene.id
+    """Whether a scene seems to bear the name of a file or chat, or QQ's inner id of a peer, for want of a number."""
+    return scene.id == stem or scene.id.startswith("u_") or not scene.id.isascii() or " " in scene.id
 
 
 def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:

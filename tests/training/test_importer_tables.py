@@ -177,3 +177,11 @@ def test_what_a_weq_log_wrote_out_of_a_forward_is_nobodys_words(tmp_path: Path) 
     ]  # fmt: skip
     found, _ = read(tmp_path / "h.txt", "\n".join(lines).encode())
     assert [m.text for m in found] == ["[聊天记录]", "看[动画表情]"]
+
+
+def test_number_zero_of_weq_is_nobodys(tmp_path: Path) -> None:
+    row = exports.weq_row(1, ("text", {"textContent": "早"}))
+    found, _ = read(tmp_path / "h.json", exports.document([{**row, "senderUin": "0"}]))
+    table = f"{exports.clock(1)},0,u_7,早,76301,1"
+    found += read(tmp_path / "h.csv", f"时间,发送者QQ,发送者ID,内容,消息ID,序号\n{table}\n".encode())[0]
+    assert [m.sender_id for m in found] == ["u_1002", "u_7"]

@@ -13,7 +13,7 @@ from typing import Any
 from bot.message import Message, Scene, Segment
 from bot.segments import to_text
 from training.importers.jsonscan import members, objects, shapes
-from training.importers.record import CALL, RECALLED, SYSTEM, Ids, each, message, moment, named
+from training.importers.record import CALL, RECALLED, SYSTEM, Ids, each, message, moment, named, number
 from training.importers.rows import fields, records
 from training.importers.source import Item, Reading, Skipped, Source, head
 from training.importers.text import chunks, decoded
@@ -93,7 +93,7 @@ class _Chat:
         segments = [s for e in elements if (s := _segment(str(e.get("type")), e.get("data") or {})) is not None]
         replies = [e.get("data") or {} for e in elements if e.get("type") == "reply"]
         quoted = (named(replies[0].get("replyOrigMsgIdRef")) or named(replies[0].get("origMsgId"))) if replies else ""
-        sender = named(row.get("senderUin")) or named(row.get("senderUid"))
+        sender = number(row.get("senderUin")) or named(row.get("senderUid"))
         return message(
             named(row.get("msgId")), self.scene, sender,
             named(row.get("groupNickname")) or named(row.get("senderName")),
@@ -194,7 +194,7 @@ def _table(path: Path, reading: Reading) -> Iterator[Message]:
         if record.startswith(_CSV_HEAD):
             return None
         time, uin, uid, content, message_id, seq = fields(record, (6,), reading)
-        return _plain(ids, scene, time, uin or uid, content, reading, message_id, seq)
+        return _plain(ids, scene, time, number(uin) or uid, content, reading, message_id, seq)
 
     yield from each(records(path, reading, _CSV_ROW), reading, make)
 
