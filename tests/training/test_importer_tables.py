@@ -185,3 +185,25 @@ def test_number_zero_of_weq_is_nobodys(tmp_path: Path) -> None:
     table = f"{exports.clock(1)},0,u_7,早,76301,1"
     found += read(tmp_path / "h.csv", f"时间,发送者QQ,发送者ID,内容,消息ID,序号\n{table}\n".encode())[0]
     assert [m.sender_id for m in found] == ["u_1002", "u_7"]
+
+
+def test_what_weq_says_of_a_message(tmp_path: Path) -> None:
+    rows = [
+        exports.weq_row(1, ("shareLocation", {}), ("emojiBounce", {})) | {"groupNickname": "泽"},
+        exports.weq_row(
+            2, ("reply", {"replyOrigMsgIdRef": "76301", "origMsgId": "9"}), ("text", {"textContent": "好"})
+        ),
+    ]
+    found, _ = read(tmp_path / "h.json", exports.document(rows))
+    assert [(m.text, m.sender_name, m.reply_to) for m in found] == [
+        ("[位置][表情]", "泽", None), ("好", "阿泽", "76301"),
+    ]  # fmt: skip
+    log = f"[{exports.clock(1)}] 1002: [群提示]\n[{exports.clock(2)}] 1002: 好\n"
+    found, reading = read(tmp_path / "h.txt", log.encode())
+    assert ([m.text for m in found], dict(reading.skipped)) == (["好"], {"a system row": 1})
+
+
+def test_a_private_weq_chat_with_several_others_keeps_the_first(tmp_path: Path) -> None:
+    members = [{"platformId": n} for n in ("1002", "1001", "1003")]
+    content = exports.document({"meta": exports.WEQ_META, "members": members, "messages": exports.WEQ_ROWS})
+    assert {m.scene for m in read(tmp_path / "h.json", content)[0]} == {Scene("private", "1002")}
