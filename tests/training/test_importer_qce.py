@@ -153,3 +153,20 @@ def test_a_private_chat_known_by_its_inner_id_alone_is_told(tmp_path: Path) -> N
     path.write_bytes(exports.document(exports.QCE_HEAD | {"chatInfo": info, "messages": exports.QCE_ROWS}))
     shown = history.summary(history.load(path, None), UTC)
     assert shown["scenes_by_name"] == ["private:u_2"]
+
+
+def test_what_nobody_said_is_a_system_row(tmp_path: Path) -> None:
+    row = exports.qce_row(1, ("text", {"text": "你们是好友"})) | {"sender": {"uid": "未知", "name": "系统消息"}}
+    rows = [row, exports.qce_row(2, ("text", {"text": "早"}))]
+    found, reading = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    assert ([m.text for m in found], dict(reading.skipped)) == (["早"], {"a system row": 1})
+
+
+def test_of_two_of_one_second_the_resolved_one_is_quoted(tmp_path: Path) -> None:
+    quote = {"messageId": "1", "referencedMessageId": "r", "senderUin": "1002", "timestamp": exports.BASE_S + 1}
+    rows = [exports.qce_row(1, ("text", {"text": words})) | {"id": words} for words in ("一", "二")]
+    rows.append(exports.qce_row(2, ("reply", quote), ("text", {"text": "好"})))
+    found, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    assert found[2].reply_to == "r"
+    found, _ = read(tmp_path / "one.json", exports.document(exports.QCE_HEAD | {"messages": rows[1:]}))
+    assert found[1].reply_to == "二"
