@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bot import cq
 from bot.message import Message, Origin, Scene
 from bot.segments import POKE, to_text, whole
 
@@ -111,7 +112,9 @@ def message(event: Mapping[str, Any], name_of: Callable[[str], str | None] = lam
     sender_id = _number(event, "user_id")
     segments = event.get("message")
     if isinstance(segments, str):
-        segments = [{"type": "text", "data": {"text": segments}}]
+        # The base standard: a string is CQ code, unless the event says that it is not.
+        plain = event.get("message_format") == "array"
+        segments = [{"type": "text", "data": {"text": segments}}] if plain else cq.segments(segments)
     if not isinstance(segments, list | tuple):
         raise MalformedEvent("field 'message' is neither a list of segments nor text")
     told = to_text(segments, name_of)

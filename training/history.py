@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from functools import partial
 from operator import attrgetter
@@ -34,7 +34,7 @@ from training.importers import (
     weflow,
     weq,
 )
-from training.importers.source import Reading, Source, Told, head
+from training.importers.source import Item, Reading, Source, Told, head
 
 _T = TypeVar("_T")
 SOURCES: tuple[Source, ...] = (
@@ -77,6 +77,7 @@ class ImportResult:
         scenes: messages by scene.
         span: first and last unix second.
         before: when this very history had been imported already; nothing was read again.
+        stem: the file's name, without its end.
     """
 
     source: Source
@@ -89,6 +90,7 @@ class ImportResult:
     scenes: Counter[Scene] = field(default_factory=Counter)
     span: tuple[float, float] | None = None
     before: datetime | None = None
+    stem: str = ""
 
 
 def recognised(path: Path, wanted: str = "auto") -> Source:
@@ -143,7 +145,7 @@ def load(
     """
     source = source or recognised(path)
     reading = Reading(told)
-    result = ImportResult(source, reading)
+    result = ImportResult(source, reading, stem=path.stem)
     with uncollected(), ThreadPoolExecutor(1, "import") as writer:
         return _load(path, archive, progress, patience_s, result, writer)
 
@@ -164,7 +166,7 @@ def _load(
     batch: list[Message] = []
     places: list[str] = []
     recalls: list[Recall] = []
-    for item in source.read(path, reading):
+    for item in _placed(source.read(path, reading), reading):
         if isinstance(item, Recall):
             recalls.append(item)
             continue
@@ -189,6 +191,22 @@ def _load(
         store.finished()
     progress(reading.size, reading.size)
     return result
+
+
+def _placed(items: Iterator[Item], reading: Reading) -> Iterator[Item]:
+    """What is read, in the scene that the owner named; the messages of a second chat are counted out."""
+    scene, first = reading.told.scene, None
+    for item in items:
+        if scene is None:
+            yield item
+            continue
+        first = first or item.scene
+        if item.scene != first:
+            reading.skip(f"another chat than the first, which --scene {scene} is")
+        elif isinstance(item, Recall):
+            yield replace(item, scene=scene)
+        else:
+            yield replace(item, scene=scene, scene_name="" if scene.private else item.scene_name)
 
 
 def _reasons(reading: Reading) -> str:
@@ -299,12 +317,18 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "imported_before": result.before and result.before.astimezone(zone).isoformat(timespec="seconds"),
         "recalls": result.recalls,
         "scenes": {str(scene): n for scene, n in result.scenes.most_common()},
+        "scenes_by_name": [str(scene) for scene, _ in result.scenes.most_common() if _by_name(scene, result.stem)],
         "people": {s: {"name": reading.names.get(s, ""), "messages": n} for s, n in result.senders.most_common(20)},
         "span": span,
         "me": mine,
         "my_messages": result.senders.get(mine or "", 0),
         "skipped": {why: {"count": n, "places": reading.places[why]} for why, n in reading.skipped.most_common()},
     }
+
+
+def _by_name(scene: Scene, stem: str) -> bool:
+    """Whether a scene seems to bear the name of a file or chat, or QQ's inner id of a peer, for want of a number."""
+    return scene.id == stem or scene.id.startswith("u_") or not scene.id.isascii() or " " in scene.id
 
 
 def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
@@ -320,6 +344,12 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         f"  people: {_people(shown['people'])}",
         f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)",
     ]
+    if named := shown["scenes_by_name"]:
+        some = ", ".join(named[:_PEOPLE_TOLD]) + (", …" if named[_PEOPLE_TOLD:] else "")
+        lines.append(
+            f"  only their name is known: {some}; what other sources tell of such a chat under its number stands "
+            "beside it, twice; if you know it, import that chat alone with --scene private:NUMBER or group:NUMBER"
+        )
     for why, left in shown["skipped"].items():
         lines.append(f"  left out {left['count']}: {why} ({', '.join(left['places'])})")
     if not dry_run:

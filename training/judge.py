@@ -1,8 +1,10 @@
 """Samples of chats → what a language model says of each: in batches, several at once, every answer kept as it comes.
 
-A batch is one chat: the task's words as the system message, the numbered samples as the user's, a JSON object of number
-→ value as the answer. Answers that are not that are asked for once more, then counted and left. What is too long for
-the model's context is split, and at last a single sample's oldest lines are left out.
+A batch is one chat: the task's words and below them the numbered samples as the user's message, a JSON object of number
+→ value as the answer. There is no system message: a chat format that has none drops it without a word, as Gemma's does
+in llama_cpp.server, and the model then judges without knowing what. An answer that is no such object is asked for once
+more, then counted and left. What is too long for the model's context is split, and at last a single sample's oldest
+lines are left out.
 """
 
 import asyncio
@@ -161,7 +163,7 @@ class Judge:
 
         Args:
             task: what is asked, for the books.
-            words: the system message.
+            words: the task's, before the samples.
             samples: equal ones are asked about once.
             progress: called with samples done and all.
 
@@ -171,6 +173,7 @@ class Judge:
         different = {s.key: s for s in samples}
         todo = deque(s for s in different.values() if self.verdicts.of(s.key) is None)
         tally = Tally(samples=len(different), known=len(different) - len(todo))
+        self._limit = None  # One task's answers are longer than another's.
         began = time.monotonic()
 
         async def work() -> None:
@@ -251,7 +254,7 @@ class Judge:
     async def _told(self, task: str, words: str, batch: Sequence[Sample], tally: Tally) -> tuple[str, bool]:
         """The answer, and whether it was cut off. JSON is asked for as strictly as the server lets itself be asked."""
         numbered = "\n\n".join(f"## {number}\n{s.shown}" for number, s in enumerate(batch, 1))
-        messages = [{"role": "system", "content": words}, {"role": "user", "content": numbered}]
+        messages = [{"role": "user", "content": f"{words}\n\n{numbered}"}]
         body = {"model": self.settings.model, "messages": messages, "temperature": 0}
         forms = self._forms[:1] if self._settled else list(self._forms)
         for number, form in enumerate(forms):

@@ -31,6 +31,8 @@ def digest(path: Path, source: str, told: Told) -> str:
         ImportFault: it cannot be read.
     """
     found = hashlib.sha256(f"{version('qqtwin')} {source} {told.me} {told.zone}".encode())
+    if told.scene is not None:
+        found.update(f" {told.scene}".encode())
     beside = path.with_name(f"{path.name}-wal")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, beside]
     if path.name == qce.MANIFEST and source == qce.SOURCE.name:

@@ -14,6 +14,7 @@ from bot.errors import ImportFault
 
 if TYPE_CHECKING:
     from bot.archive import Archive
+    from bot.message import Scene
 
 
 def import_(
@@ -26,6 +27,12 @@ def import_(
     ],
     format: Annotated[str, typer.Option(help="A format's name, where the content does not tell.")] = "auto",  # noqa: A002
     me: Annotated[str | None, typer.Option(help="Your number there, where the file does not say it.")] = None,
+    scene: Annotated[
+        str | None,
+        typer.Option(
+            help="Which chat it is, where the file does not say it: private:NUMBER or group:NUMBER. Of one chat only."
+        ),
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -60,11 +67,15 @@ def import_(
             return
     elif role or profiles or keep_prompts:
         raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
-    told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None)
+    told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None, scene=_scene(scene))
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for path in paths:
             if (url := onebotlive.url_of(path)) is not None:
+                if scene is not None:
+                    raise ImportFault(
+                        f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
+                    )
                 show(_from_client(url, archive, settings), as_json)
                 continue
             source = history.recognised(path, format)
@@ -81,6 +92,17 @@ def import_(
             f"{archive.waiting + archive.lost} messages are not in the archive: it refused them, or could not be "
             "written; mend the lines named above, or the disk, and import again: nothing is added twice"
         )
+
+
+def _scene(text: str | None) -> "Scene | None":
+    from bot.message import Scene
+
+    if text is None:
+        return None
+    try:
+        return Scene.parse(text)
+    except ValueError as e:
+        raise ImportFault(f"--scene {text!r}: must be private:NUMBER or group:NUMBER") from e
 
 
 def _import_sets(

@@ -18,6 +18,7 @@ from bench import ntqq as qq
 from bot.archive import Archive
 from bot.message import Message, Origin, Scene
 from training import history
+from training.importers.source import Told
 
 GROUP, PRIVATE = Scene("group", str(qq.FIRST_GROUP)), Scene("private", str(qq.FIRST_FRIEND))
 ROOT = Path(__file__).parents[2]
@@ -80,10 +81,40 @@ def test_a_history_told_by_events_and_by_the_database_is_stored_once(
     assert "60 known from other sources" in history.in_words(shown, "x", dry_run=False)
 
 
+def test_a_chat_that_bears_a_files_name_is_the_scene_it_is_said_to_be(tmp_path: Path, archive: Archive) -> None:
+    told = [r for r in rows(range(1, 101)) if r["40010"] == 1]
+    history.load(napcat(tmp_path / "events.jsonl", told), archive)
+    log = tmp_path / "阿泽.txt"
+    when = [datetime.fromtimestamp(r["40050"], Told().zone).strftime("%Y-%m-%d %H:%M:%S") for r in told]
+    log.write_text("".join(f"[{t}] {r['40033']}: {r['words']}\n" for t, r in zip(when, told, strict=True)), "utf-8")
+
+    unsaid = history.load(log, None)
+    assert list(unsaid.scenes) == [Scene("group", "阿泽")]
+    words = history.in_words(history.summary(unsaid, UTC), log.name, dry_run=True)
+    assert "only their name is known: group:阿泽; what other sources tell" in words
+    assert "--scene private:NUMBER" in words
+
+    said = history.load(log, archive, told=Told(scene=PRIVATE))
+    assert (said.added, said.same, said.messages) == (0, 50, 50)
+    assert "only their name" not in history.in_words(history.summary(said, UTC), log.name, dry_run=False)
+    assert [s.scene for s in archive.scenes()] == [PRIVATE]
+    assert history.load(log, archive, told=Told(scene=PRIVATE)).before is not None
+    assert history.load(log, archive, told=Told(scene=GROUP)).added == 50, "another scene is another history"
+
+
+def test_of_a_file_of_several_chats_only_the_first_is_the_scene_it_is_said_to_be(tmp_path: Path) -> None:
+    path = napcat(tmp_path / "events.jsonl", rows(range(1, 11)))
+    mine = Scene("private", "7")
+    result = history.load(path, None, told=Told(scene=mine))
+    assert dict(result.scenes) == {mine: 5}
+    assert dict(result.reading.skipped) == {"another chat than the first, which --scene private:7 is": 5}
+
+
 def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
     people = {str(n): {"name": f"人{n}" if n else "", "messages": 20 - n} for n in range(9)}
     empty = {"format": "x", "messages": 1, "added": 1, "known_from_elsewhere": 0, "imported_before": None, "recalls": 0}
-    shown = {**empty, "scenes": {}, "people": people, "span": [], "me": "0", "my_messages": 20, "skipped": {}}
+    empty |= {"scenes": {}, "scenes_by_name": [], "span": [], "skipped": {}}
+    shown = {**empty, "people": people, "me": "0", "my_messages": 20}
     words = history.in_words(shown, "x", dry_run=False)
     assert "  people: 0 (20), 1 人1 (19), " in words
     assert "7 人7 (13), …\n" in words

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -184,6 +185,24 @@ def test_what_the_archive_refuses_is_named_and_the_command_fails(tmp_path: Path)
     assert isinstance(done.exception, ImportFault)
 
 
+@pytest.mark.parametrize(
+    ("scene", "path", "told"),
+    [
+        ("阿泽", "h.jsonl", "--scene '阿泽': must be private:NUMBER or group:NUMBER"),
+        ("private:", "h.jsonl", "--scene 'private:': must be"),
+        ("private:2", "onebot://127.0.0.1:1/group/3", "--scene is of files"),
+    ],
+)
+def test_a_scene_that_is_none_or_of_no_file_is_refused(tmp_path: Path, scene: str, path: str, told: str) -> None:
+    config = tmp_path / "bot.toml"
+    config.write_text(f"[paths]\ndata = {json.dumps(str(tmp_path / 'data'))}\n", "utf-8")
+    written(tmp_path / "h.jsonl", event(1))
+    where = path if "://" in path else str(tmp_path / path)
+    done = CliRunner().invoke(app, ["import", where, "--scene", scene, "--config", str(config)])
+    assert isinstance(done.exception, ImportFault)
+    assert told in str(done.exception)
+
+
 @pytest.mark.parametrize("when", [0, 1, 1_700_000_000_000, 9_999_999_999])
 def test_a_time_that_is_none_of_qqs_is_counted(tmp_path: Path, archive: Archive, when: int) -> None:
     events = [event(n) for n in range(1, 4)]
@@ -200,3 +219,22 @@ def test_who_the_file_does_not_name_is_no_owner(tmp_path: Path, archive: Archive
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events), "utf-8")
     shown = history.summary(history.load(tmp_path / "h.jsonl", archive), UTC)
     assert (shown["messages"], shown["me"]) == (3, None)
+
+
+def test_a_line_without_end_costs_itself_alone_and_is_never_held_whole(tmp_path: Path, archive: Archive) -> None:
+    path = tmp_path / "h.jsonl"
+    piece = json.dumps(event(9)).encode()
+    with path.open("wb") as f:
+        f.write(json.dumps(event(1)).encode() + b"\n")
+        for _ in range(13):  # 208 MiB
+            f.write(piece.ljust(onebot.LINE_BYTES))  # a piece that would be read as an event, were it taken for a line
+        f.write(b"\n" + json.dumps(event(2)).encode() + b"\n" + b"{half\n" + json.dumps(event(3)).encode())
+    tracemalloc.start()
+    try:
+        result = history.load(path, archive)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert texts(archive) == ["第1句", "第2句", "第3句"]
+    assert result.reading.places == {"a line of more than 16 MiB": ["h.jsonl:2"], "not JSON": ["h.jsonl:4"]}
+    assert peak < 64 << 20

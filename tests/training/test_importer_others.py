@@ -2,13 +2,15 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import exports
 import pytest
 
 from bot.message import Message, Origin, Scene
 from training import history
-from training.importers.source import Reading
+from training.importers import chatlab
+from training.importers.source import HEAD_BYTES, Reading, Told
 
 
 def read(path: Path, content: bytes) -> tuple[list[Message], Reading]:
@@ -56,6 +58,42 @@ def test_telegram_of_a_whole_account(tmp_path: Path) -> None:
     assert [m.text for m in found] == [*exports.TELEGRAM_TEXTS, "群里", "在"]
     assert [(m.scene, m.scene_name) for m in found[-2:]] == [(Scene("group", "77"), "面包店")] * 2
     assert reading.owners.most_common(1)[0][0] == "user10"
+
+
+def test_telegram_is_known_behind_hundreds_of_contacts(tmp_path: Path) -> None:
+    contacts = [
+        {"first_name": "阿泽", "last_name": "", "phone_number": "", "date": exports.clock(n)} for n in range(900)
+    ]
+    about = "Here is the data you requested. Remember: Telegram is ad free."
+    account = {
+        "about": about, "contacts": {"about": "", "list": contacts},
+        "chats": {"about": "", "list": [exports.TELEGRAM_CHAT]},
+    }  # fmt: skip
+    content = exports.document(account, 1)
+    assert content.index(b'"chats"') > HEAD_BYTES
+    assert [m.text for m in read(tmp_path / "result.json", content)[0]] == exports.TELEGRAM_TEXTS
+
+
+def test_what_a_deleted_telegram_account_said_is_not_the_words_of_who_forwards_it(tmp_path: Path) -> None:
+    said = exports.telegram_row(1, "别人的话", "user10", forwarded_from=None)
+    found, _ = read(tmp_path / "result.json", exports.document({**exports.TELEGRAM_CHAT, "messages": [said]}))
+    assert [m.text for m in found] == ["[聊天记录]"]
+
+
+def test_a_private_chatlab_chat_without_owner_is_the_one_who_is_not_me(tmp_path: Path) -> None:
+    meta = {"name": "与阿泽的对话", "platform": "qq", "type": "private"}
+    path = tmp_path / "h.json"
+    path.write_bytes(
+        exports.document(
+            {"chatlab": exports.CHATLAB_MARK, "meta": meta, "members": exports.CHATLAB_MEMBERS,
+             "messages": exports.CHATLAB_ROWS}
+        )
+    )  # fmt: skip
+    scenes = {}
+    for me in (None, "1001", "1009"):
+        scenes[me] = {m.scene for m in chatlab.items(path, Reading(Told(me=me))) if isinstance(m, Message)}
+    named = {Scene("private", "与阿泽的对话")}
+    assert scenes == {None: named, "1001": {Scene("private", "1002")}, "1009": named}
 
 
 @pytest.mark.parametrize("content", [exports.CHATLAB, exports.CHATLAB_JSONL], ids=["json", "jsonl"])
@@ -123,3 +161,41 @@ def test_of_half_an_answer_what_came_before_is_read_and_the_end_is_named(tmp_pat
     found, reading = read(tmp_path / "h.json", content)
     assert [m.id for m in found] == ["1", "2", "3"]
     assert reading.places == {"the file ends in the middle": ["h.json message 3"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "reply_to"),
+    [
+        ({"reply_to_message_id": 1, "reply_to_peer_id": "channel9"}, "说", None),
+        ({"file": "(File not included. Change data exporting settings to download.)"}, "[文件:未命名]说", None),
+        ({"contact_information": {"first_name": "桃桃"}}, "[卡片:名片]说", None),
+    ],
+    ids=["quote of another chat", "file left out", "contact"],
+)
+def test_what_telegram_says_of_a_message(tmp_path: Path, more: dict[str, Any], text: str, reply_to: str | None) -> None:
+    rows = [exports.telegram_row(2, "说", **more), {**exports.telegram_row(3, "没有号"), "id": None}]
+    found, reading = read(tmp_path / "r.json", exports.document({**exports.TELEGRAM_CHAT, "messages": rows}))
+    assert [(m.text, m.reply_to) for m in found] == [(text, reply_to)]
+    assert dict(reading.skipped) == {"a message without an id": 1}
+
+
+def test_a_telegram_chat_without_a_name_has_not_the_name_of_the_one_before(tmp_path: Path) -> None:
+    chats = [
+        {"name": "面包店", "type": "private_group", "id": 77, "messages": [exports.telegram_row(1, "一")]},
+        {"type": "private_group", "id": 78, "messages": [exports.telegram_row(2, "二")]},
+    ]
+    found, _ = read(tmp_path / "r.json", exports.document({"about": "", "chats": {"about": "", "list": chats}}, 1))
+    assert [(m.scene.id, m.scene_name) for m in found] == [("77", "面包店"), ("78", "")]
+
+
+def test_chatlabs_names_and_stickers(tmp_path: Path) -> None:
+    rows = [
+        {k: v for k, v in exports.chatlab_row(1, 0, "早").items() if k != "accountName"},
+        exports.chatlab_row(2, 5, "[http://example.org/a.gif]"),
+    ]
+    head = {"chatlab": exports.CHATLAB_MARK, "meta": exports.CHATLAB_META, "members": exports.CHATLAB_MEMBERS}
+    path = tmp_path / "h.json"
+    path.write_bytes(exports.document(head | {"messages": rows}))
+    found = [m for m in chatlab.items(path, Reading(Told(me="1002"))) if isinstance(m, Message)]
+    assert [(m.sender_name, m.text) for m in found] == [("阿泽", "早"), ("阿泽", "[动画表情]")]
+    assert {m.scene for m in found} == {Scene("private", "1002")}, "the file's owner goes before who I am said to be"

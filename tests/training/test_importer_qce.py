@@ -134,3 +134,39 @@ def test_a_txt_of_nothing_but_its_head_is_a_fault(tmp_path: Path) -> None:
     assert qcetxt.sniff(path, path.read_bytes())
     with pytest.raises(ImportFault, match=r"'h.txt' holds no message of QQChatExporter TXT"):
         history.load(path, None)
+
+
+def test_number_zero_is_nobodys_and_the_inner_id_stands_for_who_has_no_other(tmp_path: Path) -> None:
+    rows = [exports.qce_row(1, ("text", {"text": "早"})), exports.qce_row(2, ("text", {"text": "好"}), who="u_me")]
+    rows.append(exports.qce_row(3, ("text", {"text": "在"}), who="u_3"))
+    for row, uin in zip(rows, ("1002", "0", 0), strict=True):
+        row["sender"]["uin"] = uin
+    rows.append(exports.qce_row(4, ("text", {"text": "啊"})))
+    rows[3]["sender"]["uin"] = "0"
+    found, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    assert [m.sender_id for m in found] == ["1002", "u_me", "u_3", "1002"]
+
+
+def test_a_private_chat_known_by_its_inner_id_alone_is_told(tmp_path: Path) -> None:
+    info = {"name": "阿泽", "type": "private", "selfUid": "u_me", "peerUid": "u_2", "peerUin": "0"}
+    path = tmp_path / "h.json"
+    path.write_bytes(exports.document(exports.QCE_HEAD | {"chatInfo": info, "messages": exports.QCE_ROWS}))
+    shown = history.summary(history.load(path, None), UTC)
+    assert shown["scenes_by_name"] == ["private:u_2"]
+
+
+def test_what_nobody_said_is_a_system_row(tmp_path: Path) -> None:
+    row = exports.qce_row(1, ("text", {"text": "你们是好友"})) | {"sender": {"uid": "未知", "name": "系统消息"}}
+    rows = [row, exports.qce_row(2, ("text", {"text": "早"}))]
+    found, reading = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    assert ([m.text for m in found], dict(reading.skipped)) == (["早"], {"a system row": 1})
+
+
+def test_of_two_of_one_second_the_resolved_one_is_quoted(tmp_path: Path) -> None:
+    quote = {"messageId": "1", "referencedMessageId": "r", "senderUin": "1002", "timestamp": exports.BASE_S + 1}
+    rows = [exports.qce_row(1, ("text", {"text": words})) | {"id": words} for words in ("一", "二")]
+    rows.append(exports.qce_row(2, ("reply", quote), ("text", {"text": "好"})))
+    found, _ = read(tmp_path / "h.json", exports.document(exports.QCE_HEAD | {"messages": rows}))
+    assert found[2].reply_to == "r"
+    found, _ = read(tmp_path / "one.json", exports.document(exports.QCE_HEAD | {"messages": rows[1:]}))
+    assert found[1].reply_to == "二"

@@ -6,6 +6,7 @@ from pathlib import Path
 import exports
 import pytest
 
+from bot.errors import ImportFault
 from bot.message import Message, Scene
 from training import history
 from training.importers.fivecsv import pieces
@@ -110,3 +111,99 @@ def test_lines_behind_a_record_that_begin_like_none_are_counted(tmp_path: Path) 
     found, reading = read(tmp_path / "h.csv", "".join([*lines, "900200,yesterday,阿泽,100200,\"['三']\"\n\n"]).encode())
     assert [m.text for m in found] == [m.text for m in whole]
     assert reading.skipped["a CSV line that begins like no record"] == 1
+
+
+def wechat_rows(*said: tuple[int, int, str], room: str = "") -> bytes:
+    """Rows of (number, is_sender, talker)."""
+    rows = (f"{n},{9000 + n},文本,{own},{who},{room},第{n}句,,{exports.clock(n)}\n" for n, own, who in said)
+    return ("id,MsgSvrID,type_name,is_sender,talker,room_name,msg,src,CreateTime\n" + "".join(rows)).encode()
+
+
+def test_a_folder_of_wechat_contacts_is_read_contact_by_contact(tmp_path: Path) -> None:
+    files = {
+        "阿泽/阿泽_0_5000.csv": wechat_rows((1, 0, "wxid_aze"), (2, 1, "me")),
+        "面包店/面包店_10000_15000.csv": wechat_rows((9, 0, "c")),
+        "面包店/面包店_0_5000.csv": wechat_rows((3, 0, "a"), (4, 1, "me")),
+        "面包店/面包店_5000_10000.csv": wechat_rows((5, 1, "me"), (6, 0, "b"), (7, 1, "me")),
+        "桃桃/没有人说话.csv": wechat_rows((8, 1, "me"), room="wxid_taotao"),
+        "桃桃/账本.csv": "日期,金额\n".encode("utf-8-sig"),
+        "桃桃/image/1.jpg": b"\xff\xd8",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    source = history.recognised(tmp_path)
+    assert source.name == "wechat-csv"
+    reading = Reading()
+    found = [m for m in source.read(tmp_path, reading) if isinstance(m, Message)]
+    assert [(str(m.scene), m.text) for m in found] == [
+        ("private:wxid_taotao", "第8句"),
+        ("private:wxid_aze", "第1句"), ("private:wxid_aze", "第2句"),
+        *(("group:面包店", f"第{n}句") for n in (3, 4, 5, 6, 7, 9)),
+    ]  # fmt: skip
+    assert reading.places == {"a CSV that is no chat of WeChat": ["桃桃/账本.csv"]}
+    assert reading.owners == {"me": 5}
+    assert reading.size == sum(len(c) for name, c in files.items() if name.endswith("csv") and "账本" not in name)
+    alone = history.recognised(tmp_path / "面包店")
+    assert {m.scene for m in alone.read(tmp_path / "面包店", Reading()) if isinstance(m, Message)} == {
+        Scene("group", "面包店")
+    }
+
+
+def test_a_folder_of_other_files_is_of_no_known_format(tmp_path: Path) -> None:
+    (tmp_path / "账本.csv").write_text("日期,金额\n", "utf-8")
+    with pytest.raises(ImportFault, match="no format known"):
+        history.recognised(tmp_path)
+
+
+@pytest.mark.parametrize("jsonl", [False, True])
+def test_a_private_chat_of_weq_is_the_member_who_is_not_its_owner(tmp_path: Path, jsonl: bool) -> None:
+    members = [{"uid": f"u_{n}", "platformId": n, "accountName": n} for n in ("1001", "1002")]
+    if jsonl:
+        lines = [{"_type": "header", "meta": exports.WEQ_META}, *({"_type": "member"} | m for m in members)]
+        content = exports.rows(*lines, *exports.WEQ_ROWS)
+    else:
+        content = exports.document({"meta": exports.WEQ_META, "members": members, "messages": exports.WEQ_ROWS})
+    found, reading = read(tmp_path / "阿泽.json", content)
+    assert {m.scene for m in found} == {Scene("private", "1002")}
+    assert [m.text for m in found] == exports.WEQ_TEXTS
+    assert dict(reading.owners) == {"1001": 1}
+
+
+def test_what_a_weq_log_wrote_out_of_a_forward_is_nobodys_words(tmp_path: Path) -> None:
+    lines = [
+        f"[{exports.clock(1)}] 1002: [合并转发]", "　桃桃: 不是我说的", "第二行", "　桃桃: 还有",
+        f"[{exports.clock(2)}] 1002: 看[表情]", "",
+    ]  # fmt: skip
+    found, _ = read(tmp_path / "h.txt", "\n".join(lines).encode())
+    assert [m.text for m in found] == ["[聊天记录]", "看[动画表情]"]
+
+
+def test_number_zero_of_weq_is_nobodys(tmp_path: Path) -> None:
+    row = exports.weq_row(1, ("text", {"textContent": "早"}))
+    found, _ = read(tmp_path / "h.json", exports.document([{**row, "senderUin": "0"}]))
+    table = f"{exports.clock(1)},0,u_7,早,76301,1"
+    found += read(tmp_path / "h.csv", f"时间,发送者QQ,发送者ID,内容,消息ID,序号\n{table}\n".encode())[0]
+    assert [m.sender_id for m in found] == ["u_1002", "u_7"]
+
+
+def test_what_weq_says_of_a_message(tmp_path: Path) -> None:
+    rows = [
+        exports.weq_row(1, ("shareLocation", {}), ("emojiBounce", {})) | {"groupNickname": "泽"},
+        exports.weq_row(
+            2, ("reply", {"replyOrigMsgIdRef": "76301", "origMsgId": "9"}), ("text", {"textContent": "好"})
+        ),
+    ]
+    found, _ = read(tmp_path / "h.json", exports.document(rows))
+    assert [(m.text, m.sender_name, m.reply_to) for m in found] == [
+        ("[位置][表情]", "泽", None), ("好", "阿泽", "76301"),
+    ]  # fmt: skip
+    log = f"[{exports.clock(1)}] 1002: [群提示]\n[{exports.clock(2)}] 1002: 好\n"
+    found, reading = read(tmp_path / "h.txt", log.encode())
+    assert ([m.text for m in found], dict(reading.skipped)) == (["好"], {"a system row": 1})
+
+
+def test_a_private_weq_chat_with_several_others_keeps_the_first(tmp_path: Path) -> None:
+    members = [{"platformId": n} for n in ("1002", "1001", "1003")]
+    content = exports.document({"meta": exports.WEQ_META, "members": members, "messages": exports.WEQ_ROWS})
+    assert {m.scene for m in read(tmp_path / "h.json", content)[0]} == {Scene("private", "1002")}

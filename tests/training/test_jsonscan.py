@@ -1,13 +1,16 @@
 """training/importers/jsonscan.py: the same members wherever the text is cut into pieces."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.importers.jsonscan import BROKEN, CLOSED, OPENED, TRUNCATED, members
+from training.importers.jsonscan import BROKEN, CLOSED, OPENED, TRUNCATED, members, objects
+from training.importers.source import Reading
+from training.importers.text import LINE_CHARS
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -55,3 +58,11 @@ def test_outermost_lists_are_opened_but_for_those_named_and_what_is_whole_is_tol
         ("x", OPENED), ("x.*", 4),
     ]  # fmt: skip
     assert broken == [TRUNCATED]
+
+
+def test_a_line_without_end_is_counted_once(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"a": 1}\n' + '{"a": 2}'.ljust(LINE_CHARS) * 2 + '{"a": 3}\n{"a": 4}\n', "utf-8")
+    reading = Reading()
+    assert list(objects(path, reading)) == [{"a": 1}, {"a": 4}]
+    assert dict(reading.skipped) == {"a line of more than 16 MiB": 1}

@@ -29,9 +29,14 @@ def sample(number: int, context: int = 0, lead: str = "") -> Sample:
     return Sample(key_of(MODEL, WORDS, *lines, f"答{number}"), "【对话】" if lines else "", lines, f"答{number}", SCORE)
 
 
+def shown(body: dict[str, Any]) -> str:
+    """The samples of a request, without the task's words."""
+    return str(body["messages"][0]["content"]).removeprefix(f"{WORDS}\n\n")
+
+
 def asked_of(body: dict[str, Any]) -> list[int]:
     """The samples of a request, as `sample` numbers them."""
-    return [int(n) for n in re.findall(r"^答(\d+)$", body["messages"][1]["content"], re.MULTILINE)]
+    return [int(n) for n in re.findall(r"^答(\d+)$", shown(body), re.MULTILINE)]
 
 
 def good(body: dict[str, Any]) -> Answer:
@@ -80,7 +85,9 @@ async def test_samples_are_asked_about_in_batches_a_few_at_once_and_each_once(ve
         again = await ask(verdicts, settings(server.url), samples)
         assert (again.known, again.answered, len(server.asked)) == (70, 0, 5), "what is known is not asked for"
     assert verdicts.costs() == {MODEL: {"requests": 5, "prompt_tokens": 35, "completion_tokens": 15}}
-    assert server.asked[0]["messages"][0] == {"role": "system", "content": WORDS}
+    (message,) = server.asked[0]["messages"]
+    assert message["role"] == "user", "some chat formats have no system message, and drop it"
+    assert message["content"].startswith(f"{WORDS}\n\n## 1\n答0\n\n## 2\n")
     assert server.asked[0]["temperature"] == 0
 
 
@@ -157,7 +164,7 @@ async def test_an_answer_among_other_words_is_found(verdicts: Verdicts, text: st
 @pytest.mark.parametrize("how", ["refused", "cut"])
 async def test_what_is_too_long_is_split_and_at_last_loses_its_oldest_lines(verdicts: Verdicts, how: str) -> None:
     def answer(body: dict[str, Any]) -> Answer:
-        if len(body["messages"][1]["content"].encode()) > 400:
+        if len(shown(body).encode()) > 400:
             if how == "cut":
                 return chatted('{"1": ', finish="length")
             return Answer([b'{"error": {"code": "context_length_exceeded"}}'], 400)
@@ -169,9 +176,23 @@ async def test_what_is_too_long_is_split_and_at_last_loses_its_oldest_lines(verd
     assert scores(verdicts, samples) == [n % 5 + 1 for n in (*range(40), 77)]
     assert (tally.answered, tally.unreadable, tally.refused) == (41, 0, 0)
     assert tally.splits == 3, "later batches are as long as went through"
-    last = server.asked[-1]["messages"][1]["content"]
+    last = shown(server.asked[-1])
     assert "第59行" in last, "the newest lines stay"
     assert "第0行" not in last
+
+
+async def test_what_was_too_long_of_one_task_says_nothing_of_the_next(verdicts: Verdicts) -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return chatted("[", finish="length") if len(asked_of(body)) > 1 and 0 in asked_of(body) else good(body)
+
+    async with peer.serving(answer) as server:
+        judge = Judge(settings(server.url, concurrency=1, batch_size=16), verdicts)
+        first = await judge.ask("fragments", WORDS, [sample(n) for n in range(16)])
+        before = len(server.asked)
+        second = await judge.ask("score", WORDS, [sample(n) for n in range(100, 132)])
+        await judge.close()
+    assert (first.splits, first.answered) == (4, 16)
+    assert (second.splits, second.answered, len(server.asked) - before) == (0, 32, 2)
 
 
 async def test_a_sample_that_is_refused_alone_is_counted_and_left(verdicts: Verdicts) -> None:

@@ -80,9 +80,9 @@ def model(said: dict[str, Callable[[str], Any]]) -> Callable[[dict[str, Any]], A
     """A server that knows a task by its prompt's first words, and answers each sample by its text."""
 
     def answer(body: dict[str, Any]) -> Answer:
-        system, user = (m["content"] for m in body["messages"])
-        (task,) = [t for t in said if system.startswith(OPENINGS[t])]
-        parts = re.split(r"(?:^|\n\n)## \d+\n", user)[1:]
+        (asked,) = (m["content"] for m in body["messages"])
+        (task,) = [t for t in said if asked.startswith(OPENINGS[t])]
+        parts = re.split(r"\n\n## \d+\n", asked)[1:]
         return chatted(json.dumps({str(n): said[task](part) for n, part in enumerate(parts, 1)}, ensure_ascii=False))
 
     return answer
@@ -130,7 +130,7 @@ def test_answers_of_low_score_are_masked_and_stay_in_the_context(archive: Archiv
     assert told["score"]["scores"] == {"1": 1, "2": 0, "3": 0, "4": 2, "5": 0, "none": 0}
     assert told["changed"]["masked_low_score"] == 1
     assert "13812345678" not in json.dumps(server.asked, ensure_ascii=False), "what is sent is redacted"
-    assert "我的手机号 [手机号]" in server.asked[0]["messages"][1]["content"]
+    assert "我的手机号 [手机号]" in server.asked[0]["messages"][0]["content"]
     found = modelclean.cleaned(built, wanted)
     assert "乱七八糟" in trained(built)
     assert "乱七八糟" not in trained(found)
@@ -163,7 +163,7 @@ def test_an_edited_prompt_is_what_is_asked_and_asks_anew(archive: Archive, tmp_p
         file = tmp_path / "data" / "prompts" / "score.txt"
         file.write_text(file.read_text("utf-8") + "\n宽一点。", "utf-8")
         assert judged(built, wanted)["score"]["answered"] == 3
-    assert server.asked[-1]["messages"][0]["content"].endswith("宽一点。")
+    assert server.asked[-1]["messages"][0]["content"].partition("\n\n## 1\n")[0].endswith("宽一点。")
     Words(tmp_path / "data", wanted.cleaning).install()
     assert "宽一点" in file.read_text("utf-8"), "what a user wrote stays"
     assert {f.stem for f in file.parent.iterdir()} == set(TASKS)
@@ -199,7 +199,7 @@ def test_fragments_are_joined_by_number_and_no_word_is_the_models(archive: Archi
         wanted = settings(tmp_path, server.url, "fragments")
         built = learned(archive, wanted, [*TALK[:5], *more])
         judged(built, wanted)
-    assert "1 see\n2 you\n3 明天见" in server.asked[0]["messages"][1]["content"]
+    assert "1 see\n2 you\n3 明天见" in server.asked[0]["messages"][0]["content"]
     found = modelclean.cleaned(built, wanted)
     said = [[m.text for m in e.said] for part in found.scenes for e in part.exchanges if e.said]
     assert said == [["在", "怎么了"], ["乱七八糟"], ["see you", "明天见"]]
@@ -230,7 +230,7 @@ def test_a_model_chooses_among_the_last_ten_back_to_the_persons_own(archive: Arc
         wanted = settings(tmp_path, server.url, "question", pairing="model")
         built = learned(archive, wanted, GROUP_TALK)
         told = judged(built, wanted)
-        asked = [b["messages"][1]["content"] for b in server.asked if "候选" in b["messages"][1]["content"]]
+        asked = [b["messages"][0]["content"] for b in server.asked if "候选" in b["messages"][0]["content"]]
     assert told["pairing"]["samples"] == 2, "a quote says it itself, a repeat answers nothing"
     assert "1 阿强：明天几点\n2 小红：打球吗\n3 小红：三缺一\n【回答】\n早上八点" in asked[0]
     assert "1 小红：今天好热\n【回答】" in asked[0], "not beyond the person's own last message"
@@ -250,9 +250,9 @@ def test_at_most_ten_are_shown(archive: Archive, tmp_path: Path) -> None:
         wanted = settings(tmp_path, server.url, pairing="model")
         built = learned(archive, wanted, [*many, say(15, ME, "嗯嗯")])
         judged(built, wanted)
-    assert "1 小红：第5句" in server.asked[0]["messages"][1]["content"]
-    assert "10 小红：第14句" in server.asked[0]["messages"][1]["content"]
-    assert "第4句" not in server.asked[0]["messages"][1]["content"]
+    assert "1 小红：第5句" in server.asked[0]["messages"][0]["content"]
+    assert "10 小红：第14句" in server.asked[0]["messages"][0]["content"]
+    assert "第4句" not in server.asked[0]["messages"][0]["content"]
     assert pairs(built, wanted) == [("小红：第14句", "嗯嗯")]
 
 

@@ -1,6 +1,7 @@
 """ChatLab's JSON and JSONL (0.0.2), which is also what `twin corpus export --format chatlab` writes → messages.
 
-In a private chat the scene is the member who is not `meta.ownerId`; where that is not to be told, the chat's name.
+In a private chat the scene is the member who is neither `meta.ownerId` nor, where that is not given, who the importer
+is said to be; where that is not to be told, the chat's name.
 In what we wrote ourselves text is canonical, `ownerId` is the person in groups, too, and `twin:NUMBER` said what a twin
 said.
 """
@@ -102,6 +103,8 @@ class _Chat:
         if self._scene is None:
             private = self._meta.get("type") == "private"
             owner, name = named(self._meta.get("ownerId")), named(self._meta.get("name"))
+            if not owner and self._reading.told.me in self._names:
+                owner = str(self._reading.told.me)
             peers = [p for p in self._names if p and p != owner and not p.startswith(_TWIN)]
             peer = peers[0] if private and owner and len(peers) == 1 else ""
             given = peer if private else named(self._meta.get("groupId"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from training.importers.source import Reading
-from training.importers.text import decoded, lines
+from training.importers.text import LINE_CHARS, decoded, lines
 
 WINDOW_MAX = 16 << 20
 """Characters one value may have."""
@@ -201,7 +201,13 @@ def objects(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
     Raises:
         ImportFault: the file cannot be read.
     """
+    long = False
     for line in lines(path, reading):
+        if long or len(line) >= LINE_CHARS:  # a piece of a line, as are those up to the next shorter one
+            if not long:
+                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
+            long = len(line) >= LINE_CHARS
+            continue
         if not line.strip() or line.startswith("#"):
             continue
         try:

@@ -17,6 +17,8 @@ from training.importers.text import chunks
 
 _OPENED = ("", "messages", "data", "data.messages")
 _ROUTES = ("*", "messages.*", "data.messages.*")
+LINE_BYTES = 16 << 20
+"""A longer line is passed over in pieces; no event is that long."""
 _SNIFFED_EVENTS, _SNIFFED_BYTES = 20, 64 << 20
 
 
@@ -86,10 +88,17 @@ def _lines(path: Path, reading: Reading) -> Iterator[Any]:
     try:
         reading.size = path.stat().st_size
         with path.open("rb") as f:
-            for number, line in enumerate(f, 1):
+            number, long = 1, False
+            while line := f.readline(LINE_BYTES):
                 reading.place = f"{path.name}:{number}"
                 reading.done += len(line)
-                if line.strip():
+                whole = line.endswith(b"\n") or len(line) < LINE_BYTES
+                number += whole
+                if long or not whole:  # a piece of a line
+                    if not long:
+                        reading.skip(f"a line of more than {LINE_BYTES >> 20} MiB")
+                    long = not whole
+                elif line.strip():
                     try:
                         yield json.loads(line)
                     except ValueError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bot.message import Message, Scene, Segment
 from bot.segments import to_text
-from training.importers.record import CALL, EMPTY, RECALLED, SYSTEM, Ids, message, moment, named
+from training.importers.record import CALL, EMPTY, RECALLED, SYSTEM, Ids, message, moment, named, number
 from training.importers.source import Reading, Skipped
 from training.importers.wording import FORWARD, PICTURE, STICKER, canonical, card, card_of_json
 
@@ -34,9 +34,9 @@ class Chat:
     def __init__(self, info: Mapping[str, Any], fallback: str, reading: Reading) -> None:
         kind = "group" if info.get("type", "group") == "group" else "private"
         self.name = named(info.get("name"))
-        given = named(info.get("peerUin")) or named(info.get("peerUid"))
+        given = number(info.get("peerUin")) or named(info.get("peerUid"))
         self.scene = Scene(kind, given or self.name or fallback)
-        self._own = {named(info.get("selfUid")), named(info.get("selfUin"))} - {""}
+        self._own = {named(info.get("selfUid")), number(info.get("selfUin"))} - {""}
         self._reading = reading
         self._uins: dict[str, str] = {}
         self._ids = Ids()
@@ -48,7 +48,7 @@ class Chat:
         raw = row.get("rawMessage") or {}
         if row.get("recalled") or row.get("isRecalled"):
             raise Skipped(RECALLED)
-        uid, uin = named(sender.get("uid")), named(sender.get("uin")) or named(raw.get("senderUin"))
+        uid, uin = named(sender.get("uid")), number(sender.get("uin")) or number(raw.get("senderUin"))
         if (
             row.get("system")
             or row.get("isSystemMessage")
@@ -129,7 +129,7 @@ class Chat:
     def _who(self, data: Mapping[str, Any]) -> str:
         uid = named(data.get("uid"))
         return (
-            "all" if uid == "all" or data.get("type") == "all" else named(data.get("uin")) or self._uins.get(uid, uid)
+            "all" if uid == "all" or data.get("type") == "all" else number(data.get("uin")) or self._uins.get(uid, uid)
         )
 
     def _mentions(self, content: Mapping[str, Any]) -> list[str]:

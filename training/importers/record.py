@@ -94,6 +94,11 @@ def named(value: Any) -> str:
     return whole(value).strip()
 
 
+def number(value: Any) -> str:
+    """A QQ number as text; empty for 0, which stands for one that is not known."""
+    return named(value).lstrip("0")
+
+
 def message(
     message_id: str, scene: Scene, sender_id: str, sender_name: str, time: datetime, text: str, *,
     reply_to: str | None = None, mentions: Iterable[str] = (), seq: Any = None, segments: Iterable[Segment] = (),

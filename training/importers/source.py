@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from bot.errors import ImportFault
 from bot.events import Recall
-from bot.message import Message
+from bot.message import Message, Scene
 
 PLACES_KEPT = 3
 """Places named for each reason."""
@@ -36,11 +36,13 @@ class Told:
         me: the owner's number or id in that history; None: found out where it can be.
         key: the key of an encrypted database.
         zone: of times written without one.
+        scene: which chat the history is of; None: as its files say, or are called.
     """
 
     me: str | None = None
     key: SecretStr | None = None
     zone: tzinfo = field(default_factory=lambda: ZoneInfo("Asia/Shanghai"))
+    scene: Scene | None = None
 
 
 @dataclass(slots=True)

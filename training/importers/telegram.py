@@ -33,9 +33,16 @@ def sniff(_: Path, beginning: bytes) -> bool:
     for s in shapes(beginning):
         if "chats.list" in s and ("about" in s or "personal_information" in s or "chats.list.*.messages" in s):
             return True
+        # Of an account of hundreds of contacts, these fill the beginning of the file.
+        if "Telegram" in str(s.get("about")) and {"personal_information", "contacts", "frequent_contacts"} & _tops(s):
+            return True
         if {"name", "type", "id", "messages"} <= s.keys() and ("messages.*.date" in s or "messages.*.from_id" in s):
             return True
     return False
+
+
+def _tops(shape: Mapping[str, Any]) -> set[str]:
+    return {route.partition(".")[0] for route in shape}
 
 
 def items(path: Path, reading: Reading) -> Iterator[Item]:
@@ -91,7 +98,7 @@ def _message(row: Mapping[str, Any], chat: Mapping[str, Any], owner: str, path: 
 
 def _text(row: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Canonical text and who is mentioned."""
-    if row.get("forwarded_from") or row.get("saved_from"):
+    if "forwarded_from" in row or row.get("saved_from"):  # null: of an account that is deleted
         return FORWARD, []
     parts, mentions = [_media(row)], list[str]()
     said = row.get("text") or ""

@@ -3,25 +3,30 @@
 Both layouts: `…,room_name,msg,src,CreateTime[,is_forward]` and `…,room_name,content,CreateTime` whose content is JSON
 with `msg` and `src`; WeFlow has no `room_name`. `talker` is who speaks. A scene is its `room_name`, which
 PyWxDump writes for private chats, too; without one it is the peer, whose rows have `is_sender` 0, or the file's name.
+
+A folder is read with its folders, one for each contact as WeClone wants them and PyWxDump leaves them. Of the parts of
+one chat (`NAME_0_5000.csv`, `NAME_5000_10000.csv`) all are looked at to tell whether it is a group.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from bot.errors import ImportFault
 from bot.message import Message, Scene
 from training.importers.record import CALL, RECALLED, SYSTEM, Ids, each, message, moment, named
 from training.importers.rows import fields, records
-from training.importers.source import Item, Reading, Skipped, Source
+from training.importers.source import Item, Reading, Skipped, Source, head
 from training.importers.text import decoded
 from training.importers.wording import FORWARD, PICTURE, STICKER, VIDEO, VOICE, canonical, card, file
 
 _ROW = re.compile(r'"?\d{1,20}"?,"?-?\d{0,20}"?,"?[^",]{0,20}"?,"?[01]"?,')
 _QQ_GROUP = "QQ_GROUP_"
 _AHEAD = 2_000
+_FILES_SNIFFED = 50
 _NEEDED = {"type_name", "is_sender", "talker", "CreateTime"}
 _FIXED = {
     "图片": PICTURE, "语音": VOICE, "视频": VIDEO, "动画表情": STICKER, "表情包": STICKER, "位置": "[位置]",
@@ -32,8 +37,10 @@ _SPOKEN = ("文本", "引用回复", "用户上传的GIF表情", "")
 _CALLS, _SYSTEM = ("通话", "位置共享"), ("系统", "拍一拍", "邀请")
 
 
-def sniff(_: Path, beginning: bytes) -> bool:
-    """Whether its head names the columns."""
+def sniff(path: Path, beginning: bytes) -> bool:
+    """Whether its head names the columns; of a folder, that of any CSV in it."""
+    if path.is_dir():
+        return any(_is_chat(table) for table in islice(_tables(path), _FILES_SNIFFED))
     return _NEEDED <= set(_columns(decoded(beginning[:4096])))
 
 
@@ -50,8 +57,51 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     Raises:
         ImportFault: the file cannot be read.
     """
-    peers = _peers(path)
-    ids = Ids()
+    if not path.is_dir():
+        yield from _chat([path], reading)
+        return
+    chats: dict[Path, list[Path]] = {}
+    for table in _tables(path):
+        if _is_chat(table):
+            chats.setdefault(table.with_name(_name(table)), []).append(table)
+        else:
+            reading.skip("a CSV that is no chat of WeChat", str(table.relative_to(path)))
+    size, done = sum(part.stat().st_size for parts in chats.values() for part in parts), 0
+    for parts in chats.values():
+        for made in _chat(parts, reading):
+            here, reading.done, reading.size = reading.done, done + reading.done, size
+            yield made
+            reading.done = here
+        done += sum(part.stat().st_size for part in parts)
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    """Its CSVs, the parts of a chat by their numbers."""
+
+    def order(file: Path) -> list[tuple[int, str]]:
+        pieces = re.split(r"(\d+)", str(file.relative_to(folder)))
+        return [(int(piece), "") if n % 2 else (0, piece) for n, piece in enumerate(pieces)]
+
+    found = (file for file in folder.rglob("*") if file.suffix.lower() == ".csv" and file.is_file())
+    yield from sorted(found, key=order)
+
+
+def _is_chat(file: Path) -> bool:
+    try:
+        return sniff(file, head(file))
+    except ImportFault:
+        return False
+
+
+def _name(file: Path) -> str:
+    """The chat's name, as files are called that hold a part of it, too."""
+    return re.sub(r"_\d+_\d+\Z", "", file.stem) or file.stem
+
+
+def _chat(parts: Sequence[Path], reading: Reading) -> Iterator[Message]:
+    """The messages of one chat."""
+    peers = set().union(*map(_peers, parts))
+    ids, name = Ids(), _name(parts[0])
 
     def make(row: Mapping[str, str] | Skipped) -> Message:
         if isinstance(row, Skipped):
@@ -59,9 +109,9 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
         text = _text(row)
         room = named(row.get("room_name"))
         if len(peers) > 1 or room.endswith("@chatroom") or room.startswith(_QQ_GROUP):
-            scene = Scene("group", room.removeprefix(_QQ_GROUP) or path.stem)
+            scene = Scene("group", room.removeprefix(_QQ_GROUP) or name)
         else:
-            scene = Scene("private", room or next(iter(peers), path.stem))
+            scene = Scene("private", room or next(iter(peers), name))
         sender, time = named(row["talker"]), moment(row["CreateTime"], reading.told.zone)
         given = named(row.get("MsgSvrID"))
         message_id = given if given.strip("0") else ids.of(scene, time, sender, text)
@@ -70,7 +120,8 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
             reading.owners[sender] += 1
         return made
 
-    yield from each(_rows(path, reading), reading, make)
+    for part in parts:
+        yield from each(_rows(part, reading), reading, make)
 
 
 def _rows(path: Path, reading: Reading) -> Iterator[Mapping[str, str] | Skipped]:

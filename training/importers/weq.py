@@ -2,6 +2,7 @@
 
 Elements bear the names of WeQ's decoder: `text` and `at` have `textContent`, `face` a `faceText`, `pic` a `subType` of
 1 for stickers. A bare array, TXT and CSV do not say which chat they are: the scene is then a group named as the file.
+A private chat is the member who is not its owner.
 """
 
 import re
@@ -12,11 +13,11 @@ from typing import Any
 from bot.message import Message, Scene, Segment
 from bot.segments import to_text
 from training.importers.jsonscan import members, objects, shapes
-from training.importers.record import CALL, RECALLED, SYSTEM, Ids, each, message, moment, named
+from training.importers.record import CALL, RECALLED, SYSTEM, Ids, each, message, moment, named, number
 from training.importers.rows import fields, records
 from training.importers.source import Item, Reading, Skipped, Source, head
 from training.importers.text import chunks, decoded
-from training.importers.wording import FORWARD, POKE, VIDEO, VOICE, canonical, card_of_json, file
+from training.importers.wording import FORWARD, POKE, STICKER, VIDEO, VOICE, canonical, card_of_json, file
 
 _LINE = re.compile(r"\[(\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2})\] (\d{1,20}): ?(.*)", re.DOTALL)
 _CSV_HEAD = "时间,发送者QQ,发送者ID,内容,消息ID,序号"
@@ -24,6 +25,10 @@ _CSV_ROW = re.compile(r'"?\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}"?,"?\d*"?,')
 _OWN_KEYS = {"msgId", "sendTime", "senderUid", "elements"}
 _REPLY = re.compile(r"\A\[回复(?:: [^\n]{0,40}…?)?\] ")
 _CALL = "[通话]"
+_FORWARDED = re.compile(r"\[合并转发\]\n.*", re.DOTALL)
+"""What others said, written out below the mark; such a message holds nothing else."""
+_FACE = "[表情]"
+"""What TXT and CSV call a sticker and a market face."""
 
 
 def sniff(_: Path, beginning: bytes) -> bool:
@@ -56,6 +61,7 @@ class _Chat:
     def __init__(self, path: Path, reading: Reading) -> None:
         self._reading, self._path = reading, path
         self.scene, self.name = Scene("group", path.stem), ""
+        self._owner, self._peers = "", set[str]()
 
     def told(self, meta: Mapping[str, Any]) -> None:
         """Take scene and, in a private chat, owner from `meta`."""
@@ -64,7 +70,15 @@ class _Chat:
         scene_id = named(meta.get("groupId")) or self.name or self._path.stem
         self.scene = Scene("private" if private else "group", scene_id)
         if private and (owner := named(meta.get("ownerId"))):
+            self._owner = owner
             self._reading.owners[owner] += 1
+
+    def joined(self, member: Mapping[str, Any]) -> None:
+        """Take a member: in a private chat the one who is not the owner is the scene."""
+        if self.scene.private and self._owner and (who := named(member.get("platformId"))) != self._owner:
+            self._peers.add(who)
+            if len(self._peers) == 1 and who:
+                self.scene = Scene("private", who)
 
     def message(self, row: Mapping[str, Any]) -> Message:
         """A message; Skipped says why there is none."""
@@ -79,7 +93,7 @@ class _Chat:
         segments = [s for e in elements if (s := _segment(str(e.get("type")), e.get("data") or {})) is not None]
         replies = [e.get("data") or {} for e in elements if e.get("type") == "reply"]
         quoted = (named(replies[0].get("replyOrigMsgIdRef")) or named(replies[0].get("origMsgId"))) if replies else ""
-        sender = named(row.get("senderUin")) or named(row.get("senderUid"))
+        sender = number(row.get("senderUin")) or named(row.get("senderUid"))
         return message(
             named(row.get("msgId")), self.scene, sender,
             named(row.get("groupNickname")) or named(row.get("senderName")),
@@ -137,6 +151,8 @@ def _json(path: Path, reading: Reading) -> Iterator[Message]:
     def line(row: Mapping[str, Any]) -> Message | None:
         if row.get("_type") == "header":
             chat.told(row.get("meta") or {})
+        if row.get("_type") == "member":
+            chat.joined(row)
         return chat.message(row) if "elements" in row else None
 
     def make(member: tuple[str, Any]) -> Message | None:
@@ -144,6 +160,8 @@ def _json(path: Path, reading: Reading) -> Iterator[Message]:
         route, value = member
         if route == "meta":
             chat.told(value)
+        if route == "members.*":
+            chat.joined(value)
         if route not in ("messages.*", "*"):
             return None
         number += 1
@@ -176,7 +194,7 @@ def _table(path: Path, reading: Reading) -> Iterator[Message]:
         if record.startswith(_CSV_HEAD):
             return None
         time, uin, uid, content, message_id, seq = fields(record, (6,), reading)
-        return _plain(ids, scene, time, uin or uid, content, reading, message_id, seq)
+        return _plain(ids, scene, time, number(uin) or uid, content, reading, message_id, seq)
 
     yield from each(records(path, reading, _CSV_ROW), reading, make)
 
@@ -185,7 +203,7 @@ def _plain(
     ids: Ids, scene: Scene, written: str, sender: str, content: str, reading: Reading, message_id: str = "",
     seq: str = "",
 ) -> Message:  # fmt: skip
-    text = canonical(_REPLY.sub("", content))
+    text = canonical(_FORWARDED.sub("[合并转发]", _REPLY.sub("", content))).replace(_FACE, STICKER)
     if "撤回了" in text and text.startswith("[") and text.endswith("]"):
         raise Skipped(RECALLED)
     if text in (_CALL, "[群提示]", "[临时会话]") or text.startswith(("[文件传输完成", "[临时会话:")):
