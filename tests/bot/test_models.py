@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -15,6 +16,7 @@ from bot import config
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import Context, Model, log_probs
+from bot.models import Served
 from bot.persona import Sampling
 from bot.prompt import FORMATS, ChatFormat, Piece, encode
 from bot.serving import LlamaEngine
@@ -141,17 +143,23 @@ async def test_both_models_speak_at_once(engine: LlamaEngine, merged: dict[str, 
     assert await asyncio.gather(*(said(engine, r) for r in asked * 3)) == apart * 3
 
 
-async def test_the_others_go_on_while_a_model_is_loaded(engine: LlamaEngine, merged: dict[str, Path]) -> None:
+async def test_the_others_go_on_while_a_model_is_loaded(
+    engine: LlamaEngine, merged: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = request("a", "在吗", BARE, LONG)
-    await engine.p_silent(asked)
+    answered, in_time, load = threading.Event(), [], engine.models._open
+
+    def held(spoken: Voice, path: Path) -> Served:
+        in_time.append(answered.wait(20))
+        return load(spoken, path)
+
+    monkeypatch.setattr(engine.models, "_open", held)
     loading = asyncio.create_task(engine.p_silent(request("a", "在吗", voice(merged["qwen3"], QWEN3))))
     await until(lambda: merged["qwen3"] in engine.models)
-    model, answered = engine.models._merged[merged["qwen3"]], 0
-    while model.served is None:
-        await engine.p_silent(asked)
-        answered += model.served is None
-    assert answered, "on the event loop, none would be: the load ends before anybody is heard"
+    assert 0 < await engine.p_silent(asked) < 1
+    answered.set()
     assert 0 < await loading < 1
+    assert in_time == [True], "on the event loop nobody is answered before the load ends"
 
 
 # -- the budget -----------------------------------------------------------------------------------
