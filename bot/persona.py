@@ -504,13 +504,26 @@ class Personas:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def gone_back(self, name: str, version: str, weights: str) -> str | None:
+        """The version that was rolled back by itself, and not brought back since, which a new one is.
+
+        Args:
+            name: the persona.
+            version: the new one's name.
+            weights: sha256 of its `lora.gguf` or `model.gguf`: the same weights under another name are the same twin.
+        """
+        found = self.withdrawn(name).items()
+        same = (v for v, x in found if not x.get("restored") and (v == version or x.get("weights") == weights))
+        return next(same, None)
+
     def _refuse_withdrawn(self, name: str, version: str, manifest: Manifest) -> None:
-        for bad, entry in self.withdrawn(name).items():
-            if not entry.get("restored") and (bad == version or entry.get("weights") == _weights(manifest)):
-                raise PersonaError(
-                    f"{_label(name, version)} was rolled back on {entry.get('time')} ({entry.get('why')}) and is not "
-                    f"published again by itself; `twin persona rollback {name} {bad}` brings it back by hand"
-                )
+        bad = self.gone_back(name, version, _weights(manifest))
+        if bad is not None:
+            entry = self.withdrawn(name)[bad]
+            raise PersonaError(
+                f"{_label(name, version)} was rolled back on {entry.get('time')} ({entry.get('why')}) and is not "
+                f"published again by itself; `twin persona rollback {name} {bad}` brings it back by hand"
+            )
 
     def _restore(self, name: str, version: str) -> None:
         """Somebody chose a withdrawn version: it is not rolled back by itself a second time."""

@@ -30,6 +30,7 @@ class Fault(StrEnum):
     WORSE_THAN_SERVING = "held-out loss is worse than the serving version's"
     NOT_BETTER_THAN_BASE = "held-out loss is not better than the bare base's"
     PARITY = "the exported files are not equal to what was trained"
+    WENT_BACK = "it is the version that was rolled back by itself"
     WORSE_ON_NEWEST = "loss on the newest day is worse than the serving version's"
     WORSE_SILENCE = "P(speak) is worse than the serving version's"
     WORSE_STYLE = "the style is further from the person's than the serving version's"
@@ -122,6 +123,8 @@ def verdict(
     answers: Sequence[use.Answer],
     likeness: Likeness | None = None,
     rules: Gate = Gate(),  # noqa: B008 - frozen
+    *,
+    went_back: bool = False,
 ) -> Verdict:
     """Judge a new version.
 
@@ -133,8 +136,9 @@ def verdict(
         answers: what it says at held-out moments where the person spoke.
         likeness: the measures of its answers there; without them style and leaks are not judged.
         rules: bot.toml's `[gate]`.
+        went_back: whether it is, by its weights, what was rolled back by itself before.
     """
-    reasons: list[Reason] = []
+    reasons = [Reason(Fault.WENT_BACK)] if went_back else []
     test = _test(new.scored)
     if not all(math.isfinite(x.nll) and math.isfinite(x.p_silent) for x in new.scored):
         reasons.append(Reason(Fault.NOT_A_NUMBER))

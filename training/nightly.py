@@ -143,9 +143,11 @@ class Night(Groundwork):
         proof = self.prove()
         figures = self.measure()
         likeness = self.likeness(figures)
+        went_back = self.personas.gone_back(self.persona.name, self.folder.name, sha256(self.export()))
         verdict = gate.verdict(
-            figures.new, figures.serving, figures.bare, proof.passed, self._answers(), likeness, self.settings.gate
-        )
+            figures.new, figures.serving, figures.bare, proof.passed, self._answers(), likeness, self.settings.gate,
+            went_back=went_back is not None,
+        )  # fmt: skip
         manifest = self._manifest(proof, figures, verdict)
         serving = self.persona.version.manifest if self.persona.version else None
         text = report.markdown(manifest, verdict, serving, self._arrived)

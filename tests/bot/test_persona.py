@@ -1,5 +1,6 @@
 """bot/persona.py: published whole or not at all; what does not verify does not serve."""
 
+import hashlib
 import json
 import os
 import re
@@ -450,6 +451,12 @@ def test_a_withdrawn_version_gives_way_and_is_not_published_again_by_itself(pers
         with pytest.raises(PersonaError, match=r"rolled back on 2026-12-01.*纠正"):
             personas.publish("xiaoman", again)
         assert serving(personas) == "2"
+    weights = hashlib.sha256(b"3").hexdigest()
+    assert [personas.gone_back("xiaoman", *new) for new in (("3", ""), ("4", weights), ("4", "other"))] == [
+        "3",
+        "3",
+        None,
+    ]
     assert "4" not in personas.versions("xiaoman")
     published(personas, tmp_path, "5")
     assert serving(personas) == "5"
