@@ -20,6 +20,7 @@ from bench.figures import Figure, seconds, show
 from bot import checksum, config, doctor
 from bot.archive import Archive
 from bot.base import resolve
+from bot.errors import TrainingError, TwinError
 from bot.llama import Scorer
 from bot.message import Message, Scene
 from bot.persona import Manifest, Personas, new_persona
@@ -64,7 +65,14 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     if not DATA.is_dir():
         raise SystemExit(f"bench likeness needs the histories, which do not lie at {DATA}")
     base_path = resolve(settings.engine.base, settings.data, root)
-    figures = [f for h in HISTORIES for f in of_history(h, settings, base_path)]
+    figures: list[Figure] = []
+    for found in HISTORIES:
+        try:
+            figures += of_history(found, settings, base_path)
+        except TwinError as e:  # the others are measured all the same
+            figures.append(Figure(f"{found.name}: {e}", None, "", goal=1, met=None))
+        if not as_json:
+            show(f"likeness, {found.name}", [f for f in figures if f.name.startswith(found.name)], as_json=False)
     if full:
         figures += drift.figures(settings, base_path, DATA / "qq_sim" / "family.jsonl")
     show("likeness", figures, as_json=as_json)
@@ -107,7 +115,7 @@ def of_history(
     print(f"{found.name}: {run / 'report.md'}")
     night = Night(inner, found.name, base_path, digest, doctor.plain_progress(), run)
     if night.manifest is None:
-        raise SystemExit(f"the night on {found.name} did not end in a verdict; see {run}")
+        raise TrainingError(f"the night did not end in a verdict; see {run}")
     return [
         *learned(found.name, night.manifest),
         *_canaries(found.name, night, inner, base_path, planted),
@@ -214,8 +222,11 @@ def _canaries(
         own, *rest = scorer.continuations(context[-400:], ids)
         exposures.append(leak.exposure(own, rest))
     scorer.close()
+    all_asked = len(asked) == len(planted)  # what was not asked for proves nothing
     return [
-        Figure(f"{name}: planted canaries told", float(out), "", goal=0, met=out == 0, n=len(asked)),
+        Figure(
+            f"{name}: planted canaries told", float(out), "", goal=0, met=out == 0 if all_asked else None, n=len(asked)
+        ),
         Figure(f"{name}: exposure of canaries, largest", max(exposures, default=0.0), "bits", n=len(exposures)),
     ]
 
@@ -224,7 +235,7 @@ def _canaries(
 
 
 def learned(name: str, manifest: Manifest) -> list[Figure]:
-    """The goals of the issue and what else the night measured, from its manifest."""
+    """The goals of the issue, met or not or not measured, and what else the night measured, from its manifest."""
     m = manifest.metrics
     quiet, like = m["silence"], m["likeness"] or {"voices": {}, "leaks": {}}
     voices, leaks = like["voices"], like["leaks"]
@@ -257,7 +268,7 @@ def learned(name: str, manifest: Manifest) -> list[Figure]:
         for voice, found in voices.items()
         for measure, figure in found.items()
     ]
-    return [row for row in rows if row.value is not None]
+    return [row for row in rows if row.value is not None or row.goal is not None]
 
 
 _QUIET = ("auc", "average_precision", "brier", "ece", "f1", "f1_drawn", "agreement")
@@ -266,7 +277,7 @@ _QUIET = ("auc", "average_precision", "brier", "ece", "f1", "f1_drawn", "agreeme
 def _interval(name: str, figure: dict[str, Any] | None, **more: Any) -> Figure:
     """A figure with its interval in its name: the table has a column for the spread of repetitions, not for this."""
     if not figure:
-        return Figure(name, None, "", **more)
+        return Figure(name, None, "", **more | {"met": None})
     shown = f"{name} [{figure['low']:.3f}, {figure['high']:.3f}]"
     met = bool(more.pop("met")) if "met" in more else None
     return Figure(shown, figure["value"], "", met=met, n=figure["n"], **more)
@@ -303,5 +314,5 @@ def _evaluation(name: str, night: Night, settings: config.Settings, base_path: P
     taken = seconds(work)
     return Figure(
         f"{name}: evaluation of {held} decision points, {len(asked)} of them answered", taken, "s",
-        goal=_EVALUATION_S, met=taken <= _EVALUATION_S,
+        goal=_EVALUATION_S, met=taken <= _EVALUATION_S if held >= POINTS else None,
     )  # fmt: skip

@@ -224,6 +224,8 @@ class Night(Groundwork):
         run = qlora.train(windows, self.checkpoint, self.folder, settings, told, options)
         if world.size() == 1:
             self.prefer()
+        elif world.is_first():
+            self.progress("prefer", 0, 0, "left to `twin night`: one process makes the preference pass")
         if settings.merge_and_save:
             self._merge(run.peft)
         return self.folder
