@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from bot.decision import TERMS
 from bot.errors import EngineError, PersonaError
@@ -14,6 +15,7 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.reply import Look
 from bot.scenes import PERSONA_KIND
+from bot.segments import to_segments
 from bot.twin import Twin
 
 ME, ACCOUNT = "1", "2"
@@ -121,6 +123,9 @@ class Terminal:
         said = False
         async for bubble in self.twin.replier.bubbles(look):
             said = True
+            if not to_segments(bubble, look.speakers, look.sticker):
+                self.console.print(f"[dim]（想发 {escape(bubble)}，没有可发的，QQ 里不会发出去）[/]")
+                continue
             self.console.print(f"[cyan]{persona.spec.display_name}[/] ", end="")
             self.console.print(bubble.replace("↵", "\n"), markup=False, emoji=False, highlight=False)
             self._store(ACCOUNT, persona.spec.display_name, bubble, Origin.TWIN)

@@ -1,6 +1,7 @@
 import math
 import random
 import shutil
+from collections.abc import AsyncGenerator
 from io import StringIO
 from pathlib import Path
 
@@ -181,3 +182,18 @@ async def test_a_merged_version_answers_and_the_next_one_takes_over(
         scorer.close()
         model.close()
     await twin.close()
+
+
+async def test_what_would_not_leave_in_qq_is_said_so_and_not_stored(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def written(_: Look) -> AsyncGenerator[str, None]:
+        for bubble in ("[图片]", "好看吗"):
+            yield bubble
+
+    monkeypatch.setattr(twin.replier, "bubbles", written)
+    choose(twin, None)
+    shown = await talk(twin, "发张照片")
+    assert "想发 [图片]，没有可发的" in shown
+    assert "阿满 好看吗" in shown
+    assert [m.text for m in twin.archive.window(SCENE, 10) if m.origin is Origin.TWIN] == ["好看吗"]
