@@ -40,6 +40,7 @@ class Opener:
         self._scheduler = AsyncIOScheduler(timezone=twin.settings.zone)
         self._rates: dict[Scene, Rates] = {}
         self._learned: datetime | None = None
+        self._learning: asyncio.Task[dict[Scene, Rates]] | None = None
 
     async def start(self) -> None:
         """Begin to watch the clock, where there is anything to say first."""
@@ -56,6 +57,8 @@ class Opener:
         """Stop watching."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
+        if self._learning is not None:  # a thread cannot be stopped, and the archive it reads is closed next
+            await asyncio.wait([self._learning])
 
     async def planned(self, message: Scheduled) -> None:
         """Say what is due."""
@@ -66,7 +69,8 @@ class Opener:
         moment = now()
         try:
             if self._learned is None or moment - self._learned > _LEARN_EVERY:
-                self._rates, self._learned = await asyncio.to_thread(self._learn, moment), moment
+                self._learning = asyncio.create_task(asyncio.to_thread(self._learn, moment))
+                self._rates, self._learned = await asyncio.shield(self._learning), moment
             hour = moment.astimezone(self._twin.settings.zone).hour
             for scene, by_hour in self._rates.items():
                 likely = by_hour[hour] * self._rules.scale * _TICK_S / 3600

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from importlib import import_module
@@ -172,3 +173,24 @@ async def test_by_default_the_clock_is_not_even_watched(tmp_path: Path, opener: 
     await stage.opener.start()
     assert not stage.opener._scheduler.running
     stage.archive.close()
+
+
+async def test_a_stop_waits_for_the_thread_that_reads_the_archive(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, scenes = threading.Event(), threading.Event(), stage.archive.scenes
+
+    def held() -> Any:
+        begun.set()
+        go_on.wait(20)
+        return scenes()
+
+    monkeypatch.setattr(stage.archive, "scenes", held)
+    ticking = asyncio.create_task(stage.opener.tick())
+    await asyncio.to_thread(begun.wait, 20)
+    ticking.cancel()
+    stopping = asyncio.create_task(stage.opener.stop())
+    await asyncio.sleep(0.05)
+    assert not stopping.done()
+    go_on.set()
+    await stopping
