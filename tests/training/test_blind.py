@@ -105,19 +105,21 @@ def test_the_page_is_made_and_its_answers_taken_in_from_the_command_line(
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
     page = tmp_path / "page.html"
-    made = twin("--blind", "--persona", "xiaoman", "--pairs", "4", "--blind-out", str(page))
+    made = twin("--blind", "--persona", "xiaoman", "--pairs", "6", "--blind-out", str(page))
     assert made.returncode == 0, made.stderr
-    assert "(4 pairs)" in made.stdout
     (kept,) = (tmp_path / "blind").glob("*.json")
     assert kept.stem in page.read_text("utf-8")
     right = {str(n + 1): t["real"] + 1 for n, t in enumerate(json.loads(kept.read_text("utf-8"))["trials"])}
+    n = len(right)  # what a tiny model draws may be empty, and is no trial then; on which machine is not known
+    assert 2 <= n <= 6
+    assert f"({n} pairs)" in made.stdout
     answers = tmp_path / "answers.json"
-    answers.write_text(json.dumps({"blind": kept.stem, "picks": right | {"4": 3 - right["4"]}}), "utf-8")
+    answers.write_text(json.dumps({"blind": kept.stem, "picks": right | {str(n): 3 - right[str(n)]}}), "utf-8")
     told = json.loads(twin("--blind-result", str(answers)).stdout)
-    assert (told["persona"], told["version"], told["right"], told["n"]) == ("xiaoman", "v1", 3, 4)
-    assert 0 < told["low"] < 0.75 < told["high"] < 1
+    assert (told["persona"], told["version"], told["right"], told["n"]) == ("xiaoman", "v1", n - 1, n)
+    assert 0 < told["low"] < (n - 1) / n < told["high"] < 1
     stored = json.loads((persona.folder / "versions" / "v1" / "blind.json").read_text("utf-8"))
-    assert [x["right"] for x in stored] == [3]
+    assert [x["right"] for x in stored] == [n - 1]
 
 
 def test_what_cannot_be_tested_is_told(
