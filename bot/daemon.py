@@ -40,9 +40,12 @@ def serve(settings: config.Settings, config_path: Path) -> None:
     twin.owner_lines = _owner_lines(twin, transport)
     parts = {"twin": twin, "outbox": outbox, "transport": transport, "config_path": config_path}
     _start_nonebot(settings, token, parts)
+    driver = nonebot.get_driver()
+    # NoneBot stops in the reverse order: the twin stops speaking, then the plugins stop, then what they use is closed.
+    driver.on_shutdown(twin.close)
     _load_plugins()
-    nonebot.get_driver().on_bot_connect(twin.greet)
-    nonebot.get_driver().on_shutdown(twin.close)
+    driver.on_shutdown(twin.presence.close)
+    driver.on_bot_connect(twin.greet)
     logger.info("OneBot clients connect to {}; the token is {}", config.websocket_url(settings), file or "configured")
     nonebot.run(
         ws_ping_interval=_WEBSOCKET_PING_S, ws_ping_timeout=_WEBSOCKET_PING_S, access_log=False, log_level="warning"

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -22,8 +23,9 @@ from napcat import ACCOUNT, NapCat
 from websockets.exceptions import InvalidStatus
 
 from bot import blind, corrections
+from bot.archive import Decision
 from bot.checksum import sha256
-from bot.message import Origin, Scene
+from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas
 
 GROUP = 201
@@ -310,6 +312,26 @@ def versioned(daemon: Daemon, base: Path, *versions: str) -> Path:
         (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
         Personas(daemon.data / "personas").publish("xiaoman", made)
     return folder
+
+
+def test_a_stop_while_the_archive_is_read_in_a_thread_closes_it_all_the_same(
+    learned_base: Path, tmp_path: Path
+) -> None:
+    retrain = {"enabled": False, "watch_every_s": 1.0, "watch_answers": 10}
+    daemon = Daemon(tmp_path, settings(learned_base, retrain=retrain))
+    versioned(daemon, learned_base, "v1")
+    now, group = datetime.now(UTC), Scene("group", "20001")
+    began = now - timedelta(days=400)
+    with daemon.archive() as archive:
+        who = (("101", "阿泽"), ("102", "桃桃"), (ACCOUNT, lessons.NAME))
+        for day in range(200):
+            times = [(i, began + timedelta(days=day, seconds=60 * i)) for i in range(1000)]
+            archive.append([Message(f"{day}-{i}", group, *who[i % 3], time, "嗯嗯") for i, time in times], "a history")
+        for i in range(60):
+            archive.decide(Decision(group, f"0-{i}", now - timedelta(minutes=60 - i), "xiaoman", "v1", "silent"))
+    with daemon:
+        time.sleep(1.8)  # the look at v1 begins a second after the start, and reads for longer
+        daemon.end()
 
 
 async def test_the_owner_plays_the_blind_test_and_none_of_it_is_talk(learned_base: Path, tmp_path: Path) -> None:
