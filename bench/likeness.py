@@ -68,14 +68,19 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     figures: list[Figure] = []
     for found in HISTORIES:
         try:
-            figures += of_history(found, settings, base_path)
+            here = of_history(found, settings, base_path)
         except TwinError as e:  # the others are measured all the same
-            figures.append(Figure(f"{found.name}: {e}", None, "", goal=1, met=None))
-        if not as_json:
-            show(f"likeness, {found.name}", [f for f in figures if f.name.startswith(found.name)], as_json=False)
+            here = [Figure(f"{found.name}: {e}", None, "")]
+        figures += here
+        if not as_json:  # hours lie between them
+            show(f"likeness, {found.name}", here, as_json=False)
     if full:
-        figures += drift.figures(settings, base_path, DATA / "qq_sim" / "family.jsonl")
-    show("likeness", figures, as_json=as_json)
+        ten_nights = drift.figures(settings, base_path, DATA / "qq_sim" / "family.jsonl")
+        figures += ten_nights
+        if not as_json:
+            show("likeness, ten nights", ten_nights, as_json=False)
+    if as_json:
+        show("likeness", figures, as_json=True)
 
 
 def of_history(

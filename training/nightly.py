@@ -225,7 +225,7 @@ class Night(Groundwork):
         if world.size() == 1:
             self.prefer()
         elif world.is_first():
-            self.progress("prefer", 0, 0, "left to `twin night`: one process makes the preference pass")
+            self.progress("prefer", 0, 0, "not done: corrections are learned by a run of one process alone")
         if settings.merge_and_save:
             self._merge(run.peft)
         return self.folder
