@@ -72,7 +72,7 @@ _NEXT = {
     Fault.WORSE_THAN_SERVING: "不用做什么，下一晚会带着新的聊天记录再试；连续几晚都这样，就把 num_train_epochs 调低。",
     Fault.NOT_BETTER_THAN_BASE: "用 `twin corpus stats` 看看学到了多少；太少就导入更多聊天记录。",
     Fault.PARITY: "运行 `twin doctor`，确认底座文件没有换过、没有损坏，再训练。",
-    Fault.WENT_BACK: "不用做什么，有了新的聊天记录就会训练出不一样的；想要它回来，就发 /persona rollback 加版本号（`twin persona show` 里有）。",
+    Fault.WENT_BACK: "不用做什么，下一晚会不一样；想要它，发 /persona rollback 加版本号（见 `twin persona show`）。",
     Fault.WORSE_ON_NEWEST: "不用做什么，下一晚这一天的话也会学进去，再试一次。",
     Fault.WORSE_SILENCE: "用 `twin corpus stats` 看看沉默够不够多；不用急，下一晚会再试。",
     Fault.WORSE_STYLE: "不用做什么，下一晚再试；连续几晚都这样，就把 num_train_epochs 调低。",
