@@ -443,8 +443,10 @@ class Archive:
         except (SQLAlchemyError, *UNSTORABLE) as e:
             raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
 
-    def sent_since(self, time: datetime) -> list[tuple[Scene, datetime]]:
-        """Where and when the program sent something after a moment: bubbles, answers to commands, reports; in order.
+    def sent_since(self, time: datetime) -> list[tuple[str, Scene, datetime]]:
+        """From which account, where and when the program sent something after a moment; in order.
+
+        That is bubbles, answers to commands and reports.
 
         Its own lines bear no name, unlike the commands people typed, which are kept as `system`, too.
         """
@@ -453,8 +455,9 @@ class Archive:
             c.origin == Origin.TWIN.value,
             sa.and_(c.origin == Origin.SYSTEM.value, c.sender_name == "", c.sender_id != "", c.source == "live"),
         )
-        query = sa.select(c.scene, c.time_ms).where(ours, c.time_ms > milliseconds(time)).order_by(c.time_ms)
-        return [(Scene.parse(scene), _time(ms)) for scene, ms in map(tuple, self._read(query))]
+        query = sa.select(c.sender_id, c.scene, c.time_ms).where(ours, c.time_ms > milliseconds(time))
+        rows = map(tuple, self._read(query.order_by(c.time_ms)))
+        return [(account, Scene.parse(scene), _time(ms)) for account, scene, ms in rows]
 
     # -- decisions --------------------------------------------------------------------------------
 

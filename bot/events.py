@@ -37,8 +37,9 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """The account may not speak in a group: for how many seconds; inf until lifted, 0 lifts it."""
+    """An account may not speak in a group: for how many seconds; inf until lifted, 0 lifts it."""
 
+    account: str
     scene: Scene
     seconds: float
 
@@ -93,10 +94,10 @@ def _of_account(event: Mapping[str, Any]) -> Mute | Online | None:
         case "bot_offline", _:
             return Online(own, online=False)
         case "group_decrease", "kick_me" | "disband":
-            return Mute(Scene("group", _number(event, "group_id")), math.inf)
+            return Mute(own, Scene("group", _number(event, "group_id")), math.inf)
         case "group_decrease" | "group_increase" as change, _ if str(event.get("user_id")) == own:
             gone = change == "group_decrease"
-            return Mute(Scene("group", _number(event, "group_id")), math.inf if gone else 0.0)
+            return Mute(own, Scene("group", _number(event, "group_id")), math.inf if gone else 0.0)
         case _:
             return None
 
@@ -175,17 +176,18 @@ def _poke(event: Mapping[str, Any], name_of: Callable[[str], str | None]) -> Mes
 
 def _mute(event: Mapping[str, Any]) -> Mute | None:
     """A ban of the account, or of the whole group (user 0); of somebody else: None."""
-    if str(event.get("user_id")) not in ("0", str(event.get("self_id"))):
+    own = str(event.get("self_id", ""))
+    if str(event.get("user_id")) not in ("0", own):
         return None
     scene = Scene("group", _number(event, "group_id"))
     if event.get("sub_type") == "lift_ban":
-        return Mute(scene, 0.0)
+        return Mute(own, scene, 0.0)
     try:
         seconds = float(event.get("duration") or 0)
     except (TypeError, ValueError) as e:
         raise MalformedEvent("field 'duration' is not seconds") from e
     whole_group = seconds < 0 or str(event.get("user_id")) == "0"
-    return Mute(scene, math.inf if whole_group else seconds)
+    return Mute(own, scene, math.inf if whole_group else seconds)
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from loguru import logger
 
 from bot.archive import Archive, Decision
+from bot.budget import Budget
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.pacing import Budget, Pace, rhythm_s, situations
+from bot.pacing import Pace, rhythm_s, situations
 from bot.persona import Pacing, Persona
 from bot.prompt import Exchange
 from bot.reply import Look, Replier
@@ -131,7 +132,7 @@ class Presence:
             logger.warning("what was sent before is not known, so the budget begins anew: {}", e)
             return
         # QQ's clock may be ahead of ours.
-        self.budget.restore((scene, monotonic - max(0.0, (now - at).total_seconds())) for scene, at in sent)
+        self.budget.restore((who, scene, monotonic - max(0.0, (now - at).total_seconds())) for who, scene, at in sent)
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -142,7 +143,10 @@ class Presence:
             message: stored already.
             account: the bot's QQ number it was sent to.
         """
-        if self.stale(message) or not self.scenes.is_on(message.scene):
+        if not self.scenes.is_on(message.scene):
+            return
+        if self.stale(message):
+            self._unlooked(message.scene, "stale", message.id)
             return
         turn = self._turns.setdefault(message.scene, _Turn())
         turn.account = account
@@ -202,7 +206,9 @@ class Presence:
         turn = self._turns.get(scene)
         return turn.account or None if turn else None
 
-    def open(self, scene: Scene, account: str, prompt: str, kind: str) -> str | None:
+    def open(
+        self, scene: Scene, account: str, prompt: str, kind: str, ended: "asyncio.Future[str] | None" = None
+    ) -> str | None:
         """Speak first in a scene; words that come before the first bubble is out are answered instead.
 
         Args:
@@ -210,27 +216,41 @@ class Presence:
             account: from which of the bot's QQ numbers.
             prompt: what it is about; empty: whatever comes to mind.
             kind: `own` or `schedule`, for `/why`.
+            ended: is given the outcome (as in `Decision`) of what is under way.
 
         Returns:
-            What forbids it (`off`, `held`, `busy`, `quiet`, `budget`, …); None when it is under way.
+            What forbids it, written down as a decision; None when it is under way.
         """
+        if hindrance := self.forbids(scene, account):
+            self._unlooked(scene, hindrance, why={"opening": kind})
+            return hindrance
         turn = self._turns.setdefault(scene, _Turn())
+        turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
+        turn.speaking = turn.again = False
+        told = ended or asyncio.get_running_loop().create_future()
+        turn.task = asyncio.create_task(self._opened(scene, turn, prompt, kind, told))
+        # A task cancelled before its first step never runs.
+        turn.task.add_done_callback(lambda _: _tell(told, turn.stopped))
+        return None
+
+    def forbids(self, scene: Scene, account: str) -> str | None:
+        """What forbids an account to speak first in a scene now, or nothing.
+
+        Returns:
+            `off`, `held`, `busy` (it is answering there), `offline`, `quiet`, `muted`, `paused`, `budget` or None.
+        """
         if not self.scenes.is_on(scene):
             return "off"
         if self.scenes.is_held(scene):
             return "held"
-        if turn.task is not None and not turn.task.done():
+        turn = self._turns.get(scene)
+        if turn is not None and turn.task is not None and not turn.task.done():
             return "busy"
-        if hindrance := self._hindrance(scene, account):
-            return hindrance
-        turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
-        turn.speaking = turn.again = False
-        turn.task = asyncio.create_task(self._opened(scene, turn, prompt, kind))
-        return None
+        return self._hindrance(scene, account)
 
-    def muted(self, scene: Scene, seconds: float) -> None:
-        """The account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
-        self.budget.mute(scene, time.monotonic() + seconds)
+    def muted(self, account: str, scene: Scene, seconds: float) -> None:
+        """An account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
+        self.budget.mute(account, scene, time.monotonic() + seconds)
 
     def online(self, account: str, online: bool) -> None:
         """QQ has an account logged in, or logged it out: then nothing is sent from it until it is back."""
@@ -303,20 +323,21 @@ class Presence:
         except Exception as e:  # noqa: BLE001 - the worker loop's edge
             logger.opt(exception=e).error("the turn in a {} scene failed", scene.kind)
 
-    async def _opened(self, scene: Scene, turn: _Turn, prompt: str, kind: str) -> None:
+    async def _opened(self, scene: Scene, turn: _Turn, prompt: str, kind: str, ended: "asyncio.Future[str]") -> None:
         """The worker's edge for what is said first; words that came meanwhile are looked at afterwards."""
         try:
             last, moment = self._archive.window(scene, 1), datetime.now(UTC)
             opening = Exchange(opened=moment, gap=moment - last[-1].time if last else None, prompt=prompt)
             try:
-                persona = self._persona_of(scene)
-                look = await self._replier.opening(scene, persona, turn.account, self._rng.random(), opening, kind)
-                await self._say(look, turn, time.monotonic())
+                look = await self._look_first(scene, turn, opening, kind)
+                await self._say(look, turn, time.monotonic(), ended)
             except (EngineError, PersonaError) as e:
                 logger.error("nothing said first in {}: {}", scene.kind, e)
                 self._spawn(self._tell_owner(f"回复生成失败：{e}"))
+                _tell(ended, _failure(e))
         except Exception as e:  # noqa: BLE001 - the worker's edge
             logger.opt(exception=e).error("an opening in a {} scene failed", scene.kind)
+            _tell(ended, _failure(e))
         if turn.again:
             turn.task = asyncio.create_task(self._guarded(scene, turn))
 
@@ -334,35 +355,40 @@ class Presence:
 
     async def _turn(self, scene: Scene, turn: _Turn) -> None:
         started = time.monotonic()
-        persona = self._persona_of(scene)
+        persona: Persona | None = None
         try:
+            persona = self._persona_of(scene)
             look = await self._look(scene, persona, turn)
-        except (EngineError, PersonaError):
-            version = persona.version.name if persona.version else None
-            self._store(Decision(scene, turn.newest, datetime.now(UTC), persona.name, version, "failed: engine"))
+        except Exception as e:
+            self._unlooked(scene, _failure(e), turn.newest, persona)
             raise
         if look is None:
             return
         if self._chat.mark_as_read:
-            self._spawn(self._transport.seen(turn.account, scene, look.exchange.heard[-1].id))
+            self._spawn(self._transport.seen(look.account, scene, look.exchange.heard[-1].id))
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
-        if hindrance := self._hindrance(scene, turn.account):
+        if hindrance := self._hindrance(scene, look.account):
             self._record(look, hindrance)
             return
         await self._say(look, turn, started - turn.waited)
 
-    async def _say(self, look: Look, turn: _Turn, since: float) -> None:
-        """Say what was decided, and write down how that ended."""
+    async def _say(self, look: Look, turn: _Turn, since: float, ended: "asyncio.Future[str] | None" = None) -> None:
+        """Say what was decided, write down how that ended, and tell it."""
+        outcome = "failed: fault"
         try:
-            await self._speak(look, turn, self._pace(look), since)
+            outcome = await self._speak(look, turn, self._pace(look), since)
         except asyncio.CancelledError:
-            self._record(look, turn.stopped if not turn.speaking else "cut short")
+            outcome = turn.stopped if not turn.speaking else "cut short"
             raise
-        except EngineError:
-            self._record(look, "failed: engine")
+        except EngineError as e:
+            outcome = _failure(e)
             raise
+        finally:
+            self._record(look, outcome)
+            if ended is not None:
+                _tell(ended, outcome)
 
     def _hindrance(self, scene: Scene, account: str) -> str | None:
         """What forbids a bubble to a scene now: a login lost, quiet hours, or what the budget says; or nothing."""
@@ -370,7 +396,7 @@ class Presence:
             return "offline"
         if self.scenes.is_quiet(scene, datetime.now(UTC)):
             return "quiet"
-        return self.budget.hindrance(scene, time.monotonic())
+        return self.budget.hindrance(account, scene, time.monotonic())
 
     async def _look(self, scene: Scene, persona: Persona, turn: _Turn) -> Look | None:
         def draw_of(burst: str) -> float:
@@ -379,6 +405,15 @@ class Presence:
             return turn.draw
 
         return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))
+
+    async def _look_first(self, scene: Scene, turn: _Turn, opening: Exchange, kind: str) -> Look:
+        persona: Persona | None = None
+        try:
+            persona = self._persona_of(scene)
+            return await self._replier.opening(scene, persona, turn.account, self._rng.random(), opening, kind)
+        except Exception as e:
+            self._unlooked(scene, _failure(e), persona=persona, why={"opening": kind})
+            raise
 
     def _pace(self, look: Look) -> Pace:
         version, heard = look.persona.version, look.exchange.heard
@@ -389,8 +424,8 @@ class Presence:
         pacing = version.manifest.pacing if version else Pacing()
         return Pace(pacing, self._chat, random.Random(look.request.seed), of, heard[-1].text if heard else "")
 
-    async def _speak(self, look: Look, turn: _Turn, pace: Pace, since: float) -> None:
-        """Say it.
+    async def _speak(self, look: Look, turn: _Turn, pace: Pace, since: float) -> str:
+        """Say it; gives how that ended.
 
         Args:
             look: what was decided.
@@ -408,33 +443,30 @@ class Presence:
                     continue
                 answers = not sent and look.exchange.heard
                 speak_at = since + (pace.first_s(bubble) if answers else pace.next_s(bubble))
-                await self._until(speak_at, look.scene, turn, pace.typing_s(bubble))
-                await asyncio.sleep(self.budget.wait_s(time.monotonic()))
-                if hindrance := self._hindrance(look.scene, turn.account):
-                    self._record(look, hindrance if not sent else "cut short")
-                    return
+                await self._until(speak_at, look, pace.typing_s(bubble))
+                await asyncio.sleep(self.budget.wait_s(look.account, time.monotonic()))
+                if hindrance := self._hindrance(look.scene, look.account):
+                    return hindrance if not sent else "cut short"
                 quote = look.quotes(turn.newest) if not sent else None
                 await self._deliver(look, turn, bubble, [*_reply_to(quote), *segments], first=not sent)
                 sent += 1
                 since = time.monotonic()
         except SendError as e:
             logger.warning("not sent in {}: {}", look.scene.kind, e)
-            self._record(look, f"failed: {e.failure.value}")
             pause = f"；疑似风控，{self._chat.shadowed_pause_s / 60:.0f} 分钟内都不再发言"
             more = pause if e.failure is SendFailure.SHADOWED else ""
             self._spawn(self._tell_owner(f"有一条消息没发出去（{e.failure.value}），场景 {look.scene}{more}"))
-            return
+            return f"failed: {e.failure.value}"
         finally:
             await bubbles.aclose()
-        self._record(look, "spoke" if sent else "empty")
-        logger.info("{}: {} bubbles as {}", look.scene.kind, sent, look.request.voice.name)
+        return "spoke" if sent else "empty"
 
-    async def _until(self, speak_at: float, scene: Scene, turn: _Turn, typing_s: float) -> None:
+    async def _until(self, speak_at: float, look: Look, typing_s: float) -> None:
         """Wait for a bubble's moment (monotonic seconds), typing it towards the end where that is shown."""
-        if scene.private and self._chat.show_typing:
+        if look.scene.private and self._chat.show_typing:
             await asyncio.sleep(max(0.0, speak_at - typing_s - time.monotonic()))
             if speak_at > time.monotonic():
-                self._spawn(self._transport.typing(turn.account, scene))
+                self._spawn(self._transport.typing(look.account, look.scene))
         await asyncio.sleep(max(0.0, speak_at - time.monotonic()))
 
     async def _deliver(
@@ -455,17 +487,17 @@ class Presence:
                     raise
                 turn.speaking = not first
                 await asyncio.sleep(_RETRY_S)
-                if self.budget.hindrance(look.scene, time.monotonic()):
+                if self._hindrance(look.scene, look.account):
                     raise
 
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:
-        account = turn.account
+        account = look.account
         # Counted before the outcome is known: what timed out may have been delivered.
-        self.budget.spend(look.scene, time.monotonic())
+        self.budget.spend(account, look.scene, time.monotonic())
         try:
             message_id = await self._transport.send(account, look.scene, segments)
         except SendError as e:
-            self.budget.failed(look.scene, time.monotonic(), e.failure)
+            self.budget.failed(account, look.scene, time.monotonic(), e.failure)
             raise
         # In whole seconds of QQ's clock, as its own events are, in the place of what is answered and all at the first
         # bubble's time: else words that came in between are stored before this bubble, and never answered. Words that
@@ -483,14 +515,55 @@ class Presence:
         )  # fmt: skip
         self._archive.append([said])
 
+    # -- what was decided -------------------------------------------------------------------------
+
     def _record(self, look: Look, outcome: str) -> None:
         self._store(look.decision(outcome, datetime.now(UTC)))
 
+    def _unlooked(
+        self,
+        scene: Scene,
+        outcome: str,
+        of: str = "",
+        persona: Persona | None = None,
+        why: dict[str, Any] | None = None,
+    ) -> None:
+        """Write down what was decided without a look: what forbade or prevented it."""
+        try:
+            name = persona.name if persona else self.scenes.persona(scene)
+        except ArchiveError:
+            name = self._chat.persona
+        version = persona.version.name if persona and persona.version else None
+        self._store(Decision(scene, of, datetime.now(UTC), name, version, outcome, why or {}))
+
     def _store(self, decision: Decision) -> None:
+        """One row and one line for every decision, without a word of what was said."""
+        why, version = decision.why, decision.version or "-"
+        took = sum(why.get("took_ms", {}).values())
+        logger.info(
+            "{}: {} as {}/{}, P(silent) {}, P(speak) {}, draw {}, {} tokens, {} ms",
+            decision.scene.kind, decision.outcome, decision.persona, version,
+            *(_short(why.get(name)) for name in ("p_silent", "p_speak", "draw")), why.get("tokens", 0), took,
+        )  # fmt: skip
         try:
             self._archive.decide(decision)
         except ArchiveError as e:
             logger.warning("a decision was not stored: {}", e)
+
+
+def _short(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
+
+
+def _failure(error: Exception) -> str:
+    """Outcome of a decision that ended in an error."""
+    return "failed: engine" if isinstance(error, EngineError | PersonaError) else "failed: fault"
+
+
+def _tell(ended: "asyncio.Future[str]", outcome: str) -> None:
+    """Tell an outcome, unless it was told before or nobody waits any more."""
+    if not ended.done():
+        ended.set_result(outcome)
 
 
 def _addressed(segments: list[dict[str, Any]], look: Look) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class Look:
     Args:
         scene: where.
         persona: who looked.
+        account: from which of the bot's QQ numbers the answer goes.
         exchange: the burst decided on.
         verdict: whether to speak, and why.
         to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard;
@@ -47,6 +48,7 @@ class Look:
 
     scene: Scene
     persona: Persona
+    account: str
     exchange: Exchange
     verdict: Verdict
     moment: Moment
@@ -131,8 +133,8 @@ class Replier:
         verdict = decide(moment, calibration, shifts, draw)
         to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
         return Look(
-            scene, persona, window.exchanges[-1], verdict, moment, to, request, window.tokens, window.speakers,
-            window.sticker, {"look": _ms_since(started)},
+            scene, persona, account, window.exchanges[-1], verdict, moment, to, request, window.tokens,
+            window.speakers, window.sticker, {"look": _ms_since(started)},
         )  # fmt: skip
 
     async def opening(
@@ -166,8 +168,8 @@ class Replier:
             local_hour(now, self._settings.zone),
         )  # fmt: skip
         return Look(
-            scene, persona, opening, Verdict(True, 1.0, draw), moment, None, request, window.tokens, window.speakers,
-            window.sticker, {"look": _ms_since(started)}, kind,
+            scene, persona, account, opening, Verdict(True, 1.0, draw), moment, None, request, window.tokens,
+            window.speakers, window.sticker, {"look": _ms_since(started)}, kind,
         )  # fmt: skip
 
     def voice(self, persona: Persona) -> Voice:

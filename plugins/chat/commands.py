@@ -95,7 +95,7 @@ def _status(twin: Twin, call: Call) -> str:
         decisions=len(today),
         replies=sum(d.outcome == "spoke" for d in today),
         took=f"{median(took) / 1000:.1f} 秒" if took else "—",
-        left=twin.presence.budget.left(call.scene, time.monotonic()),
+        left=twin.presence.budget.left(call.account, call.scene, time.monotonic()),
         bias=scenes.bias(call.scene),
         quiet=scenes.quiet_hours(call.scene) or "无",
         night=next_night.astimezone(zone).strftime("%m-%d %H:%M") if next_night else "—",

@@ -58,18 +58,18 @@ class Listener:
     async def _answer(self, message: Message, account: str, text: str) -> None:
         """Send a command's answer; stored as `system`, so that the model never sees it.
 
-        It counts in the budget of the scene; where that is used up, only the owner is still answered.
+        It counts in the budget of scene and account; where that is used up, only the owner is still answered.
         """
         budget, now_s = self._twin.presence.budget, time.monotonic()
         owner = message.sender_id in (account, *self._twin.settings.onebot.superusers)
-        if not text or (not owner and budget.hindrance(message.scene, now_s)):
+        if not text or (not owner and budget.hindrance(account, message.scene, now_s)):
             return
-        budget.spend(message.scene, now_s)
+        budget.spend(account, message.scene, now_s)
         segments = [{"type": "text", "data": {"text": text}}]
         try:
             message_id = await self._transport.send(account, message.scene, segments, Origin.SYSTEM)
         except SendError as e:
-            budget.failed(message.scene, time.monotonic(), e.failure)
+            budget.failed(account, message.scene, time.monotonic(), e.failure)
             logger.warning("the answer to a command was not sent: {}", e)
             return
         self._twin.record_own(message_id, message.scene, account, text)

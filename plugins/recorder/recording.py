@@ -72,8 +72,8 @@ class Recorder:
         return stored is not None and stored.origin is not Origin.HUMAN
 
     def mute(self, mute: Mute) -> None:
-        """Say nothing in a group the account is muted in."""
-        self._twin.presence.muted(mute.scene, mute.seconds)
+        """Say nothing in a group from the account that is muted there."""
+        self._twin.presence.muted(mute.account, mute.scene, mute.seconds)
 
     def online(self, state: Online) -> None:
         """Say nothing from an account that QQ logged out."""

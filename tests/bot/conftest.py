@@ -1,4 +1,4 @@
-"""Tiny models with real tokenizers, built once for all tests of this folder; an archive, and a presence with its parts."""
+"""Tiny models with real tokenizers, built once for all tests of this folder; an archive; a presence with its parts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

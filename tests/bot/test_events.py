@@ -201,7 +201,7 @@ def test_a_mute_of_the_account_or_of_all_is_told_apart_from_somebody_elses(
 ) -> None:
     ban = {"post_type": "notice", "notice_type": "group_ban", "sub_type": "ban", "self_id": 3889000770, "time": 1,
            "group_id": 20001, "user_id": 3889000770, "operator_id": 10002, "duration": 600}  # fmt: skip
-    assert read(ban | changed) == (None if seconds is None else Mute(GROUP, seconds))
+    assert read(ban | changed) == (None if seconds is None else Mute("3889000770", GROUP, seconds))
 
 
 def test_a_mute_without_a_length_is_malformed() -> None:

@@ -45,9 +45,9 @@ async def test_speaking_first_is_forbidden_by_what_forbids_answers(archive: Arch
     stage.presence.scenes.type(GROUP, "quiet", "00:00-00:00", now)
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "quiet"
     stage.presence.scenes.type(GROUP, "quiet", "", now)
-    stage.presence.muted(GROUP, 60)
+    stage.presence.muted(ACCOUNT, GROUP, 60)
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "muted"
-    stage.presence.muted(GROUP, 0)
+    stage.presence.muted(ACCOUNT, GROUP, 0)
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") is None
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "busy"
     await stage.quiet()

@@ -46,7 +46,7 @@ async def test_budgets_outlive_a_restart(archive: Archive) -> None:
     again.hear("还在吗", sender=OTHER)
     await again.quiet()
     assert again.outcomes()[-1] == "budget"
-    assert [again.presence.budget.left(s, time.monotonic()) for s in (GROUP, PRIVATE)] == [0, 1]
+    assert [again.presence.budget.left(ACCOUNT, s, time.monotonic()) for s in (GROUP, PRIVATE)] == [0, 1]
 
 
 async def test_answers_to_several_scenes_are_spread(archive: Archive) -> None:
@@ -116,11 +116,11 @@ async def test_a_message_never_confirmed_pauses_every_scene_and_the_owner_is_tol
 
 
 async def test_where_the_account_is_muted_nothing_is_said_until_it_is_lifted(stage: Stage) -> None:
-    stage.presence.muted(GROUP, math.inf)
+    stage.presence.muted(ACCOUNT, GROUP, math.inf)
     stage.hear("嗨")
     await stage.quiet()
     assert (stage.wire.tried, stage.outcomes()) == (0, ["muted"])
-    stage.presence.muted(GROUP, 0)
+    stage.presence.muted(ACCOUNT, GROUP, 0)
     stage.hear("在吗")
     await stage.quiet()
     assert stage.said == ["好呀"]
@@ -136,7 +136,7 @@ async def test_a_bubble_that_fails_after_its_turn_was_stopped_still_costs_the_bu
     await asyncio.sleep(0.02)
     stage.wire.gate.set()
     await asyncio.sleep(0.05)
-    assert stage.presence.budget.hindrance(GROUP, time.monotonic()) == "budget"
+    assert stage.presence.budget.hindrance(ACCOUNT, GROUP, time.monotonic()) == "budget"
 
 
 async def test_closing_finishes_the_bubble_being_sent(archive: Archive) -> None:

@@ -1,4 +1,4 @@
-"""bot/presence.py: when nothing is said – decided so, off, quiet hours, stale, two programs – and how it is explained."""
+"""bot/presence.py: when nothing is said – decided so, off, quiet, stale, two programs – and why."""
 
 import asyncio
 from dataclasses import replace

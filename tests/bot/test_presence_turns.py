@@ -1,4 +1,4 @@
-"""bot/presence.py: whose turn it is – several bubbles, newer words, pace, read and typing shown, scenes side by side."""
+"""bot/presence.py: whose turn it is – several bubbles, newer words, pace, scenes side by side."""
 
 import asyncio
 import time
