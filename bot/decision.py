@@ -5,7 +5,7 @@ version's manifest, and added to by the configured shifts in the open: `/why` sh
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 
@@ -15,11 +15,11 @@ from bot.prompt import Exchange
 
 TERMS = {
     "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
-    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "时辰1", "hour_cos": "时辰2",
+    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "几点钟", "hour_cos": "几点钟",
     "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
-    "shift:scene": "配置·本场景", "shift:loop": "像两个程序对聊",
+    "shift:scene": "配置·本场景", "shift:loop": "像程序在对聊",
 }  # fmt: skip
-"""What the terms of a decision are called where people read them: in `/why`, in QQ and in the terminal."""
+"""What the terms of a decision are called where people read them, in QQ and the terminal; of one name they are one."""
 LOG_ODDS_MAX = 12.0
 """P(silent) is clipped to e^-12: beyond, float32 logits are noise."""
 FEATURES = ("log_odds", "since_spoke", "private", "mentioned", "quoted", "named", "burst", "hour_sin", "hour_cos")
@@ -27,6 +27,9 @@ FEATURES = ("log_odds", "since_spoke", "private", "mentioned", "quoted", "named"
 _LONG_AGO_S = 3 * 86400.0
 LOOP_REPLY_S, LOOP_FREE, LOOP_SHIFT = 10.0, 12, 0.5
 """Seconds in which a program answers; such exchanges in a row that cost nothing; log-odds off for each further one."""
+SLOW_REPLY_S, SLOW_FREE = 90.0, 24
+"""The same where programs take a person's time, as another twin does, or are several. Of 2,740 exchanges of two
+histories the longest such run was 9."""
 
 UNCALIBRATED = Calibration(
     intercept=-3.0, weights={"private": 5.0, "mentioned": 3.0, "quoted": 3.0, "named": 2.5, "since_spoke": -0.1}
@@ -114,23 +117,40 @@ def moment_of(
 
 
 def loop_shift(history: Sequence[Exchange]) -> float:
-    """Log-odds taken off where the newest exchanges look like two programs talking.
+    """Log-odds taken off where the newest exchanges look like programs talking.
 
     Counted are the exchanges, the newest first, in which one and the same other speaker answers the twin within
-    `LOOP_REPLY_S`. People pause; two bots never do, and the longer it goes the less is said, until one falls silent.
+    `LOOP_REPLY_S`, or anybody within `SLOW_REPLY_S`. People pause and let things stand; programs never do, and the
+    longer it goes the less is said, until one falls silent.
 
     Args:
         history: oldest first; the last one is to be decided.
     """
-    other, run = history[-1].first.sender_id, 0
+    quick = _run(history, LOOP_REPLY_S, history[-1].first.sender_id)
+    return -LOOP_SHIFT * max(0, quick - LOOP_FREE, _run(history, SLOW_REPLY_S) - SLOW_FREE)
+
+
+def _run(history: Sequence[Exchange], within_s: float, other: str | None = None) -> int:
+    """How many exchanges, the newest first, were answered within seconds: by one speaker alone, if given."""
+    run = 0
     for earlier, later in zip(history[-2::-1], history[:0:-1], strict=True):
-        senders = {m.sender_id for m in (*earlier.heard, *later.heard)}
-        if not earlier.said or earlier.said[-1].origin is not Origin.TWIN or senders != {other} or not later.heard:
+        if not earlier.said or earlier.said[-1].origin is not Origin.TWIN or not later.heard:
             break
-        if (later.heard[0].time - earlier.said[-1].time).total_seconds() > LOOP_REPLY_S:
+        if other is not None and {m.sender_id for m in (*earlier.heard, *later.heard)} != {other}:
+            break
+        if (later.heard[0].time - earlier.said[-1].time).total_seconds() > within_s:
             break
         run += 1
-    return -LOOP_SHIFT * max(0, run - LOOP_FREE)
+    return run
+
+
+def named_terms(terms: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The terms of a decision as people read them, those of one name as one, largest first."""
+    named: dict[str, float] = {}
+    for term, value in terms.items():
+        name = TERMS.get(term, term)
+        named[name] = named.get(name, 0.0) + value
+    return sorted(named.items(), key=lambda term: -abs(term[1]))
 
 
 def local_hour(time: datetime, zone: tzinfo) -> float:

@@ -12,7 +12,18 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, PRIVATE, at, say
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.decision import FEATURES, Moment, decide, features, local_hour, loop_shift, moment_of, sigmoid, speak_log_odds
+from bot.decision import (
+    FEATURES,
+    Moment,
+    decide,
+    features,
+    local_hour,
+    loop_shift,
+    moment_of,
+    named_terms,
+    sigmoid,
+    speak_log_odds,
+)
 from bot.message import Message, Origin
 from bot.persona import Base, Calibration, Manifest, Version
 from bot.prompt import Exchange
@@ -37,9 +48,12 @@ def moment(*heard: Message, p_silent: float | None = None) -> Moment:
     [
         (16, 3, False, Origin.TWIN, -1.5), (13, 3, False, Origin.TWIN, 0.0), (16, 30, False, Origin.TWIN, 0.0),
         (16, 3, True, Origin.TWIN, 0.0), (16, 3, False, Origin.HUMAN, 0.0),
+        # At a person's pace, and with whomever, it takes longer.
+        (26, 60, False, Origin.TWIN, -0.5), (25, 60, False, Origin.TWIN, 0.0), (30, 60, True, Origin.TWIN, -2.5),
+        (30, 3, True, Origin.TWIN, -2.5), (60, 120, False, Origin.TWIN, 0.0), (60, 60, False, Origin.HUMAN, 0.0),
     ],
 )  # fmt: skip
-def test_only_quick_exchanges_with_one_other_look_like_a_loop(
+def test_only_exchanges_that_go_on_without_a_pause_look_like_a_loop(
     n: int, gap_s: int, third: bool, origin: Origin, shift: float
 ) -> None:
     history = []
@@ -49,6 +63,19 @@ def test_only_quick_exchanges_with_one_other_look_like_a_loop(
         said = [say(start + 2, ACCOUNT, "好", origin=origin)] if i < n - 1 else []
         history.append(Exchange(heard=[heard], said=said))
     assert loop_shift(history) == shift
+
+
+def test_a_silence_of_ours_ends_what_looks_like_a_loop() -> None:
+    history = [Exchange(heard=[say(9 * i, FRIEND, "好")], said=[say(9 * i + 2, ACCOUNT, "好")]) for i in range(40)]
+    last = Exchange(heard=[say(400, FRIEND, "好")])
+    assert loop_shift([*history, last]) == -8.0
+    history[-3] = Exchange(heard=history[-3].heard)
+    assert loop_shift([*history, last]) == 0
+
+
+def test_terms_of_one_name_are_one_for_who_reads_them() -> None:
+    terms = {"intercept": -1.0, "hour_sin": 0.5, "hour_cos": -2.5, "shift:bias": 3.0, "made_up": 0.1}
+    assert named_terms(terms) == [("配置·偏置", 3.0), ("几点钟", -2.0), ("基础", -1.0), ("made_up", 0.1)]
 
 
 def test_a_moment_tells_what_the_burst_was() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from chats import ACCOUNT, GROUP, ME, OTHER, PRIVATE
+from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE
 from stage import DEBOUNCE_S, OWNER, Stage
 
 from bot.archive import Archive
@@ -83,6 +83,17 @@ async def test_two_programs_do_not_talk_each_other_into_a_loop(archive: Archive)
     assert 20 < len(stage.said) < 60, "it fell silent by itself, and not at once"
     terms = [d.why["terms"].get("shift:loop", 0.0) for d in reversed(archive.decisions(GROUP, 100))]
     assert terms[:15] == [*[0.0] * 13, -0.5, -1.0]
+
+
+@pytest.mark.parametrize("others", [(FRIEND,), (FRIEND, OTHER)], ids=["another twin", "two bots"])
+async def test_programs_that_take_a_persons_time_do_not_loop_either(archive: Archive, others: tuple[str, ...]) -> None:
+    stage = Stage(archive, scene_per_minute=1000, account_per_minute=1000)
+    stage.persona = replace(stage.persona, spec=Spec(display_name="小满", reply=ReplyPolicy(bias=6)))
+    while "silent" not in stage.outcomes() and len(stage.said) < 100:
+        stage.skew += timedelta(seconds=45)
+        stage.hear("好的", sender=others[len(stage.said) % len(others)])
+        await stage.quiet()
+    assert 25 < len(stage.said) < 60, "it fell silent by itself, and not at once"
 
 
 async def test_in_quiet_hours_nothing_is_said_and_why_is_kept(archive: Archive) -> None:
