@@ -65,6 +65,8 @@ _SEGMENTS_DEPTH = 100
 """Raw segments nested deeper are not kept: `json` recurses, on the stack of whoever reads them, too (OneBot has 10)."""
 SAME_ID_MS = 60_000
 """Messages of one id are one message when their times differ by less."""
+SAID = ("spoke", "cut short")
+"""Outcomes of decisions of which at least one bubble was sent."""
 UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError, RecursionError)
 """What a message raises that the store can never hold (PostgreSQL and NUL, a number of more than 64 bits)."""
 _ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
@@ -81,7 +83,8 @@ class Decision:
         persona: who decided.
         version: its version, None for the bare base.
         outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
-            `recalled`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`; or `failed: …`.
+            `recalled`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`, `stale`, and to
+            speak first also `off`, `held`, `busy`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 
@@ -493,7 +496,10 @@ class Archive:
         ]
 
     def decision_on(self, scene: Scene, message_id: str) -> Decision | None:
-        """The newest decision on a message, or the one whose answer a message of the twin's belongs to; else None."""
+        """The newest decision on a message or a burst that it is part of; None if nothing was decided on it.
+
+        Of a message of the twin's it is the one whose answer that belongs to.
+        """
         about = self.get(scene, message_id)
         if about is None:
             return None
@@ -501,15 +507,35 @@ class Archive:
         query = sa.select(decisions_table).where(c.scene == str(scene))
         if about.origin is Origin.TWIN:
             # A decision is stored when its answer ends: the first that spoke after the bubble.
-            query = query.where(c.time_ms >= milliseconds(about.time), c.outcome.in_(("spoke", "cut short")))
+            query = query.where(c.time_ms >= milliseconds(about.time), c.outcome.in_(SAID))
             query = query.order_by(c.time_ms, c.pk)
         else:
             query = query.where(c.message_id == message_id).order_by(c.time_ms.desc(), c.pk.desc())
         rows = self._read(query.limit(1))
         if not rows:
-            return None
+            return self._decision_after(about) if about.origin is not Origin.TWIN else None
         r = rows[0]
         return Decision(scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+
+    def _decision_after(self, about: Message) -> Decision | None:
+        """The decision on a burst that a message is part of, but not the last of."""
+        d, m = decisions_table.c, messages_table.c
+        following = sa.select(decisions_table).where(
+            d.scene == str(about.scene), d.message_id != "", d.time_ms >= milliseconds(about.time)
+        )
+        rows = self._read(following.order_by(d.time_ms, d.pk).limit(1))
+        on = self.get(about.scene, rows[0].message_id) if rows else None
+        if on is None:
+            return None
+        r = rows[0]
+        burst = (
+            sa.select(m.message_id)
+            .where(m.scene == str(about.scene), m.origin == Origin.HUMAN.value, m.time_ms <= milliseconds(on.time))
+            .order_by(*(column.desc() for column in _ORDER)).limit(r.why.get("burst", 0))
+        )  # fmt: skip
+        if about.id not in {row.message_id for row in self._read(burst)}:
+            return None
+        return Decision(about.scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
 
     # -- what the twin was doing ------------------------------------------------------------------
 

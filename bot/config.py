@@ -284,13 +284,13 @@ class Chat(Section):
     scene_per_day: int = Field(1000, ge=1)
     """Bubbles sent into one scene in a day at most."""
     account_per_minute: int = Field(30, ge=1)
-    """Bubbles sent by the account in a minute at most."""
+    """Bubbles sent by one account in a minute at most."""
     account_per_hour: int = Field(400, ge=1)
-    """Bubbles sent by the account in an hour at most."""
+    """Bubbles sent by one account in an hour at most."""
     account_per_day: int = Field(2000, ge=1)
-    """Bubbles sent by the account in a day at most."""
+    """Bubbles sent by one account in a day at most."""
     account_gap_s: float = Field(0.7, ge=0)
-    """Least time between two bubbles of the account, whatever the scenes: answers are spread, not sent at once."""
+    """Least time between two bubbles of one account, whatever the scenes: answers are spread, not sent at once."""
     shadowed_pause_s: float = Field(600.0, ge=0)
     """After a message that QQ took and never confirmed (risk control), nothing is sent for so long (seconds)."""
     mention_shift: float = 2.0
@@ -321,6 +321,9 @@ class Opening(Section):
     """Factor on how often."""
     per_day: int = Field(3, ge=0)
     """Conversations opened in one scene in a day at most."""
+    late_s: float = Field(1800.0, ge=0)
+    """How late a message by the clock may be said where quiet hours, a budget, a mute, a lost connection or a
+    conversation stand in its way (seconds); then it is dropped, and the owner told."""
     schedule: tuple[Scheduled, ...] = ()
     """Messages by the clock, whether enabled or not: { cron = "0 8 * * 1-5", scene = "group:1", prompt = "叫大家起床"
     }, each said in the persona's own words."""

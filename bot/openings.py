@@ -4,12 +4,17 @@ Counted is only what was said while the twin was off there: where it answers, th
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, tzinfo
 from itertools import pairwise
 
-from bot.config import Conversation
-from bot.message import Message, Origin
+from loguru import logger
+
+from bot.archive import SAID, Archive
+from bot.config import Conversation, Settings
+from bot.errors import PersonaError
+from bot.message import Message, Origin, Scene
+from bot.persona import Persona
 from bot.prompt import opens, spoken_by
 
 LOOKBACK = timedelta(days=90)
@@ -20,6 +25,46 @@ _LEAN = 10
 """Openings that weigh as much as the hours in which the person says anything at all."""
 Rates = tuple[float, ...]
 """Conversations opened in each hour of a day, on average; 24 of them."""
+
+
+def learn(
+    archive: Archive, persona_of: Callable[[Scene], Persona], settings: Settings, now: datetime
+) -> dict[Scene, Rates]:
+    """The rates of every scene whose persona opens conversations there; scenes without a persona are left out.
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    found = {}
+    for summary in archive.scenes():
+        try:
+            people = frozenset(persona_of(summary.scene).spec.people)
+        except PersonaError:
+            continue
+        said, timeline = archive.times(summary.scene, now - LOOKBACK), archive.timeline(summary.scene, "state")
+        by_hour = rates(said, timeline, people, settings.conversation, settings.zone)
+        if any(by_hour):
+            found[summary.scene] = by_hour
+    logger.info("openings are learned of {} scenes", len(found))
+    return found
+
+
+def may_open(archive: Archive, scene: Scene, settings: Settings, now: datetime) -> bool:
+    """Whether nothing is going on there, no opening of ours stands unanswered, and today's are not used up.
+
+    Raises:
+        ArchiveError: the store cannot be read.
+    """
+    last = archive.window(scene, 1)
+    if not last or (now - last[-1].time).total_seconds() <= settings.conversation.conversation_gap_s:
+        return False
+    said = archive.decision_on(scene, last[-1].id) if last[-1].origin is Origin.TWIN else None
+    if said is not None and said.why.get("opening"):
+        return False
+    midnight = now.astimezone(settings.zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    today = archive.decisions_since(midnight, scene)
+    opened: int = sum(d.why.get("opening") == "own" and d.outcome in SAID for d in today)
+    return opened < settings.opening.per_day
 
 
 def rates(

@@ -10,16 +10,19 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 
-from bot.archive import Archive
+from bot import openings, planned
 from bot.config import Scheduled
-from bot.errors import ArchiveError, PersonaError
-from bot.message import Origin, Scene
-from bot.openings import LOOKBACK, Rates, rates
+from bot.errors import ArchiveError
+from bot.message import Scene
+from bot.openings import Rates
 from bot.twin import Twin, now
+from plugins.chat import texts
 
 _TICK_S = 60
-_JOB: dict[str, Any] = {"coalesce": True, "misfire_grace_time": 300}
+_TICK: dict[str, Any] = {"coalesce": True, "misfire_grace_time": 300}
 """After a sleep of the machine nothing is said hours late."""
+_PLANNED: dict[str, Any] = {"coalesce": True, "misfire_grace_time": None}
+"""Run however late: then the owner is told."""
 _LEARN_EVERY = timedelta(days=1)
 
 
@@ -46,10 +49,10 @@ class Opener:
         """Begin to watch the clock, where there is anything to say first."""
         zone = self._twin.settings.zone
         if self._rules.enabled:
-            self._scheduler.add_job(self.tick, "interval", seconds=_TICK_S, id="openings", **_JOB)
-        for number, planned in enumerate(self._rules.schedule):
-            trigger = CronTrigger.from_crontab(planned.cron, timezone=zone)
-            self._scheduler.add_job(self.planned, trigger, args=[planned], id=f"planned {number}", **_JOB)
+            self._scheduler.add_job(self.tick, "interval", seconds=_TICK_S, id="openings", **_TICK)
+        for number, message in enumerate(self._rules.schedule):
+            trigger = CronTrigger.from_crontab(message.cron, timezone=zone)
+            self._scheduler.add_job(self.planned, trigger, args=[message], id=f"planned {number}", **_PLANNED)
         if self._scheduler.get_jobs():
             self._scheduler.start()
 
@@ -61,71 +64,53 @@ class Opener:
             await asyncio.wait([self._learning])
 
     async def planned(self, message: Scheduled) -> None:
-        """Say what is due."""
-        self._open(Scene.parse(message.scene), message.prompt, "schedule")
+        """Say what is due, or a little later; tell the owner where it comes to nothing."""
+        moment, zone = now(), self._twin.settings.zone
+        when = planned.due(message, moment, zone) or moment
+        left_s = self._rules.late_s - (moment - when).total_seconds()
+        try:
+            outcome = "late"
+            if left_s > -_TICK_S:
+                outcome = await planned.say(self._twin.presence, message, self._account_of, max(left_s, 0.0))
+        except ArchiveError as e:
+            logger.warning("a planned message is not said: {}", e)
+            outcome = "failed: fault"
+        if planned.missed(outcome):
+            why = texts.PLANNED_WHY.get(outcome) or texts.OUTCOMES.get(outcome, outcome)
+            time = when.astimezone(zone).strftime("%m-%d %H:%M")
+            await self._twin.tell_owner(texts.PLANNED_MISSED.format(time=time, scene=message.scene, why=why))
 
     async def tick(self) -> None:
         """One minute: in each scene an opening is as likely as the person's own rate says."""
-        moment = now()
+        moment, settings = now(), self._twin.settings
         try:
             if self._learned is None or moment - self._learned > _LEARN_EVERY:
                 self._learning = asyncio.create_task(asyncio.to_thread(self._learn, moment))
                 self._rates, self._learned = await asyncio.shield(self._learning), moment
-            hour = moment.astimezone(self._twin.settings.zone).hour
+            hour = moment.astimezone(settings.zone).hour
             for scene, by_hour in self._rates.items():
                 likely = by_hour[hour] * self._rules.scale * _TICK_S / 3600
-                if self._rng.random() < likely and self._may_open(scene, moment):
-                    self._open(scene, "", "own")
+                if self._rng.random() < likely and openings.may_open(self._twin.archive, scene, settings, moment):
+                    self._open(scene)
         except ArchiveError as e:
             logger.warning("nothing is said first: {}", e)
 
-    def _open(self, scene: Scene, prompt: str, kind: str) -> None:
-        account = self._twin.presence.account_of(scene) or self._only_account()
+    def _learn(self, moment: datetime) -> dict[Scene, Rates]:
+        return openings.learn(self._twin.archive, self._twin.persona_of, self._twin.settings, moment)
+
+    def _open(self, scene: Scene) -> None:
+        account = self._account_of(scene)
         if account is None:
             logger.info("nothing is said first in a {} scene: which account is in it is not known", scene.kind)
             return
-        try:
-            hindrance = self._twin.presence.open(scene, account, prompt, kind)
-        except ArchiveError as e:
-            logger.warning("nothing is said first: {}", e)
-            return
-        if hindrance is not None:
-            logger.info("nothing is said first in a {} scene: {}", scene.kind, hindrance)
+        self._twin.presence.open(scene, account, "", "own")
 
-    def _only_account(self) -> str | None:
+    def _account_of(self, scene: Scene) -> str | None:
+        """The connected account that heard something there last, or spoke there last; the only one, if there is one."""
         connected = list(self._accounts())
-        return connected[0] if len(connected) == 1 else None
-
-    def _may_open(self, scene: Scene, moment: datetime) -> bool:
-        """Whether nothing is going on there, no opening of ours stands unanswered, and today's are not used up."""
-        twin = self._twin
-        last = twin.archive.window(scene, 1)
-        if not last or (moment - last[-1].time).total_seconds() <= twin.settings.conversation.conversation_gap_s:
-            return False
-        newest = twin.archive.decisions(scene)
-        if last[-1].origin is Origin.TWIN and newest and newest[0].why.get("opening"):
-            return False
-        midnight = moment.astimezone(twin.settings.zone).replace(hour=0, minute=0, second=0, microsecond=0)
-        today = twin.archive.decisions_since(midnight, scene)
-        opened: int = sum(d.why.get("opening") == "own" and d.outcome == "spoke" for d in today)
-        return opened < self._rules.per_day
-
-    def _learn(self, moment: datetime) -> dict[Scene, Rates]:
-        twin, found = self._twin, {}
-        for summary in twin.archive.scenes():
-            scene = summary.scene
-            try:
-                people = frozenset(twin.persona_of(scene).spec.people)
-            except PersonaError:
-                continue
-            by_hour = _rates(twin.archive, scene, people, twin, moment)
-            if any(by_hour):
-                found[scene] = by_hour
-        logger.info("openings are learned of {} scenes", len(found))
-        return found
-
-
-def _rates(archive: Archive, scene: Scene, people: frozenset[str], twin: Twin, moment: datetime) -> Rates:
-    said = archive.times(scene, moment - LOOKBACK)
-    rules = twin.settings.conversation
-    return rates(said, archive.timeline(scene, "state"), people, rules, twin.settings.zone)
+        heard = self._twin.presence.account_of(scene)
+        if heard in connected or len(connected) < 2:
+            return heard if heard in connected else next(iter(connected), None)
+        spoke = {a: self._twin.archive.last_spoke(scene, [a], now()) for a in connected}
+        known = [(when, a) for a, when in spoke.items() if when is not None]
+        return max(known)[1] if known else None

@@ -17,7 +17,7 @@ from bot.prompt import FORMATS
 SHIPPED = Path(__file__).resolve().parents[2] / "bot.toml"
 SECTIONS = {name: field.annotation for name, field in config.Settings.model_fields.items()}
 KEYS = {(section, key): field for section, cls in SECTIONS.items() for key, field in cls.model_fields.items()}
-KEY_COUNT = 177
+KEY_COUNT = 178
 
 
 def load(tmp_path: Path, text: str = "", **environ: str) -> config.Settings:

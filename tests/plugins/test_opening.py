@@ -2,18 +2,18 @@
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nonebot
 import pytest
 from apscheduler.triggers.cron import CronTrigger
 from chats import ACCOUNT, FRIEND, GROUP, ME, PRIVATE
+from plugged import plugged
 
 from bot.archive import Archive, Decision
 from bot.config import Chat, Opening, Paths, Scheduled, Settings
@@ -32,8 +32,15 @@ class Doors:
     def account_of(self, scene: Scene) -> str | None:
         return self.accounts.get(scene)
 
-    def open(self, scene: Scene, account: str, prompt: str, kind: str) -> str | None:
+    def forbids(self, scene: Scene, account: str) -> str | None:
+        return self.hindrance
+
+    def open(
+        self, scene: Scene, account: str, prompt: str, kind: str, ended: asyncio.Future[str] | None = None
+    ) -> str | None:
         self.opened.append((scene, account, prompt, kind))
+        if ended is not None and self.hindrance is None:
+            ended.set_result("spoke")
         return self.hindrance
 
 
@@ -47,9 +54,15 @@ class Stage:
         self.presence = Doors()
         self.connected = [ACCOUNT]
         persona = SimpleNamespace(spec=SimpleNamespace(people=(ME,)))
+        self.told: list[str] = []
+
+        async def tell(text: str) -> None:
+            self.told.append(text)
+
         twin = SimpleNamespace(
-            settings=self.settings, archive=self.archive, presence=self.presence, persona_of=lambda _: persona
-        )
+            settings=self.settings, archive=self.archive, presence=self.presence, persona_of=lambda _: persona,
+            tell_owner=tell,
+        )  # fmt: skip
         self.opener = opener(twin, lambda: self.connected, random.Random(0))
         moment = now()
         for day in range(1, 60):
@@ -70,21 +83,7 @@ class Stage:
 @pytest.fixture
 def opener() -> Any:
     """The class; importing a plugin asks NoneBot for its driver."""
-    nonebot.init(_env_file=None, driver="~none")
-    config: Any = nonebot.get_driver().config
-    if not hasattr(config, "twin"):
-        config.twin, config.transport, config.config_path = _Nothing(), None, Path("bot.toml")
-    return import_module("plugins.chat.opening").Opener
-
-
-class _Nothing:
-    settings = Settings()
-
-    def __getattr__(self, name: str) -> Any:
-        return _Nothing()
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return _Nothing()
+    return plugged("chat.opening").Opener
 
 
 @pytest.fixture
@@ -145,6 +144,49 @@ async def test_of_several_accounts_the_one_that_is_there_speaks(stage: Stage) ->
     assert stage.presence.opened[0][1] == "40002"
     stage.presence.accounts, stage.connected = {}, []
     assert await stage.ticks(200) == 0
+
+
+async def test_after_a_restart_the_account_that_spoke_there_last_speaks(stage: Stage) -> None:
+    stage.connected = [ACCOUNT, "40002"]
+    stage.say(now() - timedelta(days=2), ACCOUNT, "older", origin=Origin.TWIN)
+    stage.say(now() - timedelta(days=1), "40002", "newer", origin=Origin.TWIN)
+    assert await stage.ticks(200) > 0
+    assert {account for _, account, *_ in stage.presence.opened} == {"40002"}
+    stage.presence.accounts[GROUP], stage.connected = "gone", [ACCOUNT]
+    assert await stage.ticks(200) > 0
+    assert stage.presence.opened[-1][1] == ACCOUNT, "who heard it last is connected no more"
+
+
+async def test_an_opening_that_was_forbidden_is_none_that_stands_unanswered(stage: Stage) -> None:
+    stage.say(now() - timedelta(hours=2), ACCOUNT, "own", origin=Origin.TWIN)
+    forbidden = Decision(GROUP, "", now() - timedelta(hours=1), "xiaoman", None, "quiet", {"opening": "own"})
+    stage.archive.decide(forbidden)
+    assert await stage.ticks(200) > 0
+
+
+async def test_a_planned_message_that_comes_to_nothing_is_told_the_owner_in_words(tmp_path: Path, opener: Any) -> None:
+    planned = Scheduled(cron="* * * * *", scene="group:20001", prompt="叫大家起床")
+    stage = Stage(tmp_path, opener, schedule=(planned,), late_s=0)
+    stage.presence.hindrance = "quiet"
+    await stage.opener.planned(planned)
+    stage.presence.hindrance = None
+    await stage.opener.planned(planned)
+    assert len(stage.told) == 1, "the second one was said"
+    assert re.fullmatch(r"原定 \d\d-\d\d \d\d:\d\d 在 group:20001 说的话没说成：\S+。", stage.told[0])
+    assert "起床" not in stage.told[0], "it is logged, and words are not"
+    stage.archive.close()
+
+
+async def test_after_a_long_sleep_of_the_machine_a_planned_message_is_not_said_but_told(
+    tmp_path: Path, opener: Any
+) -> None:
+    stage = Stage(tmp_path, opener)
+    due = now().astimezone(stage.settings.zone) - timedelta(hours=2)
+    slept = Scheduled(cron=f"{due.minute} {due.hour} * * *", scene="group:20001", prompt="叫大家起床")
+    await stage.opener.planned(slept)
+    assert stage.presence.opened == []
+    assert [f"{due:%m-%d %H:%M}" in text and "太晚了" in text for text in stage.told] == [True]
+    stage.archive.close()
 
 
 async def test_a_factor_of_nothing_opens_nothing(tmp_path: Path, opener: Any) -> None:
