@@ -29,6 +29,8 @@ PAUSE_S = 1.0
 """Between two pages: QQ's servers answer them, and the account is a person's."""
 SOURCE = "backfill"
 _NOTED_PAGES = 20
+CATCH_UP_PAGES = 10
+"""Pages of a scene that are asked for after an outage; what was missed beyond is left to a backfill."""
 _ANSWERING = ("on", "default")
 _END_SIGNS = ("不存在", "not found", "not exist")
 Call = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -137,6 +139,33 @@ class Backfill:
             walk.done = filled.done = True
         finally:
             self._note(scene, walk)
+        return filled
+
+    async def catch_up(self, scene: Scene, since: datetime, until: datetime) -> Filled:
+        """Read what was said in a scene between two moments, the newest first; bounded, and without a mark.
+
+        Args:
+            scene: a group or a friend.
+            since: when the last stored message was said.
+            until: when the client connected: what came later comes by itself, and must not be there before it.
+
+        Raises:
+            ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
+        """
+        client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
+        account = str((await self._told("get_login_info")).get("user_id", ""))
+        walk, filled, intake = _Walk(None), Filled(), Intake(self._archive, SOURCE)
+        while (page := await self._page(scene, client, account, walk, filled)) is not None:
+            filled.pages += 1
+            missed = [m for m in page if m.time < until]
+            filled.messages += len(missed)
+            filled.added += self._stored(intake, missed)
+            walk.past(page)
+            filled.done = min(m.time for m in page) < since  # of the last second itself some may be missing
+            if filled.done or filled.pages == CATCH_UP_PAGES:
+                return filled
+            await asyncio.sleep(self._pause_s)
+        filled.done = True
         return filled
 
     async def _page(

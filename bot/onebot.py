@@ -3,7 +3,8 @@
 nonebot-adapter-onebot 2.4.6 is finished upstream; what it leaves open is mended here by subclassing, each mend with a
 test that fails without it: no HTTP routes (anyone could post a forged event), constant-time token check, a second
 answer to one call, calls in flight when the socket goes, a peer that half-closed and comes back, frames that are
-not JSON, quoting messages that wait for `get_msg` and are overtaken, models for `message_sent` and new notices.
+not JSON, quoting messages that wait for `get_msg` and are overtaken, clients whose heartbeat stops, models for
+`message_sent` and new notices.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import nonebot
 from loguru import logger
 from nonebot.adapters.onebot.store import ResultStore
 from nonebot.adapters.onebot.v11 import Adapter, Bot
-from nonebot.adapters.onebot.v11.event import Event, LifecycleMetaEvent, NoticeEvent
+from nonebot.adapters.onebot.v11.event import Event, HeartbeatMetaEvent, LifecycleMetaEvent, NoticeEvent
 from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
 from nonebot.adapters.onebot.v11.message import Message as OneBotMessage
 from nonebot.adapters.onebot.v11.message import MessageSegment
@@ -36,6 +37,7 @@ from bot.message import Message, Origin, Scene, Segment
 from bot.segments import to_text
 
 _RECONNECT_S = 3.0
+_HEARTBEATS_MISSED = 3
 _SHOWN_WITHIN_S, _HEARD_WITHIN_S, _NO_SUCH_ACTION = 5.0, 10.0, 1404
 _LOST_S = 120.0
 """A send without an answer may still be delivered, and its echo come, for so long."""
@@ -121,6 +123,8 @@ class TwinBot(Bot):
 class TwinAdapter(Adapter):
     """OneBot v11 with the holes mended."""
 
+    heartbeat_least_s = 60.0
+    """A client is not given up sooner, however short its heartbeat's interval: some may say it in seconds."""
     _result_store: Calls = Calls()
 
     def _setup(self) -> None:
@@ -181,14 +185,27 @@ class TwinAdapter(Adapter):
         await websocket.accept()
         bot = self._connect(account, websocket)
         try:
-            while True:
-                self._dispatch(bot, await websocket.receive())
+            await self._hear(bot, websocket)
         except WebSocketClosed:
             logger.warning("the OneBot client of {} has gone", account)
         finally:
             with contextlib.suppress(Exception):
                 await websocket.close()
             self._disconnect(bot, websocket)
+
+    async def _hear(self, bot: TwinBot, websocket: WebSocket) -> None:
+        """Take frames until the connection goes, or none comes though the client said that its heart beats."""
+        limit_s = None
+        while True:
+            try:
+                async with asyncio.timeout(limit_s):
+                    frame = await websocket.receive()
+            except TimeoutError:
+                logger.warning("nothing came from the client of {} for {:.0f} s: it is given up", bot.self_id, limit_s)
+                return
+            event = self._dispatch(bot, frame)
+            if isinstance(event, HeartbeatMetaEvent):
+                limit_s = max(_HEARTBEATS_MISSED * event.interval / 1000, self.heartbeat_least_s)
 
     def _connect(self, account: str, websocket: WebSocket) -> TwinBot:
         """A new connection; an older one of the account gives way: it is half-open, or its client was restarted."""
@@ -220,10 +237,11 @@ class TwinAdapter(Adapter):
         self._result_store.drop(bot.self_id)
         self.bot_disconnect(bot)
 
-    def _dispatch(self, bot: TwinBot, frame: str | bytes) -> None:
+    def _dispatch(self, bot: TwinBot, frame: str | bytes) -> Event | None:
         event = self._read(frame)
         if event is not None:
             self._spawn(bot.handle_event(event))
+        return event
 
     def _read(self, frame: str | bytes) -> Event | None:
         try:
@@ -247,14 +265,13 @@ class TwinAdapter(Adapter):
     async def _listen(self, websocket: WebSocket) -> None:
         bot: TwinBot | None = None
         try:
-            while True:
+            while bot is None:
                 frame = await websocket.receive()
-                if bot is None:
-                    event = self._read(frame)
-                    if not isinstance(event, LifecycleMetaEvent) or event.sub_type != "connect":
-                        continue
+                event = self._read(frame)
+                if isinstance(event, LifecycleMetaEvent) and event.sub_type == "connect":
                     bot = self._connect(str(event.self_id), websocket)
-                self._dispatch(bot, frame)
+                    self._dispatch(bot, frame)
+            await self._hear(bot, websocket)
         except WebSocketClosed:
             logger.warning("the OneBot server has gone")
         finally:

@@ -11,8 +11,11 @@ from bot.config import PerScene, Settings
 from bot.hours import in_hours
 from bot.message import Scene
 
-STATE_KIND, PERSONA_KIND, BIAS_KIND, QUIET_KIND = "state", "persona", "bias", "quiet"
-"""Scene-log kinds: what the twin does there (on, off, held, or on by default); who answers; shift; quiet hours."""
+STATE_KIND, PERSONA_KIND, BIAS_KIND, QUIET_KIND, COMMANDS_KIND = "state", "persona", "bias", "quiet", "commands"
+"""Scene-log kinds: what the twin does there (on, off, held, or on by default); who answers; shift; quiet hours; whether
+commands are answered."""
+EVERYWHERE = Scene("group", "*")
+"""No scene: what is typed for all of them is kept under it."""
 _DEFAULT = "default"
 _UNSET = PerScene()
 
@@ -66,6 +69,11 @@ class Scenes:
         self._be(scene, before, now)
         return False
 
+    def state_at(self, scene: Scene, time: datetime) -> str:
+        """What the twin did there at a moment: `on`, `off`, `held` or `default` (on)."""
+        log = self._archive.timeline(scene, STATE_KIND)
+        return next((value for since, value in reversed(log) if since <= time), "off")
+
     def _state(self, scene: Scene) -> tuple[str, datetime] | None:
         """What the twin does there, and since when; asked of the archive once, for it is needed at every message."""
         if scene not in self._states:
@@ -79,8 +87,10 @@ class Scenes:
     # -- the rest ---------------------------------------------------------------------------------
 
     def persona(self, scene: Scene) -> str:
-        """Folder name of the persona that answers there."""
-        return self._typed(scene, PERSONA_KIND) or self._in_file(scene).persona or self._chat.persona
+        """Folder name of the persona that answers there: what was typed last, there or for all scenes, goes first."""
+        logs = (self._archive.latest(place, PERSONA_KIND) for place in (EVERYWHERE, scene))
+        typed = max((found for found in logs if found is not None), key=lambda found: found[1], default=None)
+        return typed[0] if typed else self._in_file(scene).persona or self._chat.persona
 
     def bias(self, scene: Scene) -> float:
         """Log-odds added to speaking there."""
@@ -101,7 +111,8 @@ class Scenes:
 
     def commands(self, scene: Scene) -> bool:
         """Whether commands are answered there for others than the owners."""
-        return self._in_file(scene).commands
+        typed = self._typed(scene, COMMANDS_KIND)
+        return self._in_file(scene).commands if typed is None else typed == "on"
 
     def type(self, scene: Scene, kind: str, value: str, now: datetime) -> None:
         """Keep what was typed in a scene."""

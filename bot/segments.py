@@ -19,7 +19,7 @@ from loguru import logger
 from bot.message import Segment
 
 ALL = "全体成员"
-DICE, RPS, POKE, STICKER = "[骰子]", "[猜拳]", "[戳一戳]", "[动画表情]"
+DICE, RPS, POKE, STICKER, UNKNOWN = "[骰子]", "[猜拳]", "[戳一戳]", "[动画表情]", "[未知]"
 _SPECIAL_FACES = {"358": DICE, "359": RPS}
 _TOKEN = re.compile(r"\[(?:文件|卡片|动画表情|图片):[^\[\]]*\]|\[[^\[\]\s]{1,12}\]|@")
 _NOTHING_TO_SEND = re.compile(
@@ -85,7 +85,7 @@ def to_text(segments: Iterable[Segment], name_of: Callable[[str], str | None]) -
             parts.append(_one(kind, data, name_of))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
             logger.warning("segment of type {} not understood: {}", _type(segment), type(e).__name__)
-            parts.append("[未知]")
+            parts.append(UNKNOWN)
     text = whole("".join(parts)).replace("\r\n", "\n").replace("\r", "\n").strip().replace("\n", "↵")
     return Canonical(text, reply_to, tuple(mentions))
 
@@ -124,7 +124,7 @@ def _one(kind: str, data: Mapping[str, Any], name_of: Callable[[str], str | None
         case "markdown":
             return str(data.get("content") or "[卡片]")
         case _:
-            return _FIXED.get(kind, "[未知]")
+            return _FIXED.get(kind, UNKNOWN)
 
 
 _FIXED = {

@@ -5,7 +5,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -65,6 +65,8 @@ class Twin:
         self.replier = Replier(settings, self.memory, engine)
         self.presence = Presence(settings, archive, self.replier, self.persona_of, transport, self._tell_hourly)
         self.started = now()
+        self.odd: Counter[str] = Counter()
+        """What came since the start that was not as it should be, by kind: `malformed`, `unknown`, `future`."""
         self.next_night: Callable[[], datetime | None] = lambda: None
         """When the next night starts, as far as it is known; set by whoever plans it."""
         self.owner_lines: Callable[[str], Awaitable[None]] | None = None
@@ -138,6 +140,7 @@ class Twin:
         if (message.time - now()).total_seconds() > self.settings.chat.stale_after_s:
             # As it is, it would stand behind everything said until then, and be the last word all the while.
             logger.warning("a message from the future is stored with the time it came at")
+            self.odd["future"] += 1
             message = replace(message, time=now().replace(microsecond=0))
         try:
             known = self.archive.get(message.scene, message.id)
@@ -230,7 +233,7 @@ class Twin:
         return persona
 
     def switch_persona(self, scene: Scene, wanted: str, now: datetime) -> Persona:
-        """Let a persona answer in a scene from now on; raises PersonaError when there is none of that name."""
+        """Let a persona answer in a scene, or `EVERYWHERE`, from now on; PersonaError if there is none of that name."""
         persona = self.personas.find(wanted)
         self.archive.note(scene, PERSONA_KIND, persona.name, now)
         return self.load(persona.name)

@@ -3,6 +3,7 @@
 from bot.commands import Call, Who
 from bot.errors import PersonaError
 from bot.persona import Persona
+from bot.scenes import EVERYWHERE
 from bot.twin import Twin, now
 from plugins.persona import texts
 
@@ -26,6 +27,11 @@ def _run(twin: Twin, call: Call) -> str:
         case ("switch", wanted):
             chosen = twin.switch_persona(call.scene, wanted, now())
             return texts.SWITCHED.format(display=chosen.spec.display_name, version=_version(chosen))
+        case ("switch", wanted, place) if place in texts.EVERYWHERE:
+            if call.who is not Who.SUPERUSER:
+                return texts.OWNER_ONLY_EVERYWHERE
+            chosen = twin.switch_persona(EVERYWHERE, wanted, now())
+            return texts.SWITCHED_EVERYWHERE.format(display=chosen.spec.display_name, version=_version(chosen))
         case ("info",):
             return _info(twin, twin.persona_of(call.scene))
         case ("info", wanted):

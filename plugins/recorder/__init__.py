@@ -2,6 +2,7 @@
 
 from loguru import logger
 from nonebot import get_bots, get_driver, on
+from nonebot.adapters import Bot
 from nonebot.adapters.onebot.v11.event import Event
 from nonebot.exception import IgnoredException
 from nonebot.message import event_preprocessor
@@ -11,6 +12,7 @@ from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from bot.onebot import TwinBot, raw_event
 from plugins.recorder.backfilling import Backfilling
+from plugins.recorder.catching import Catcher
 from plugins.recorder.collecting import Collector
 from plugins.recorder.describing import Describer
 from plugins.recorder.recording import Recorder
@@ -28,10 +30,18 @@ collector = Collector(get_driver().config.twin)
 describer = Describer(get_driver().config.twin, get_driver().config.transport.transcribed)
 backfilling = Backfilling(get_driver().config.twin)
 backfilling.register()
+catcher = Catcher(get_driver().config.twin)
 get_driver().on_shutdown(backfilling.close)
+get_driver().on_shutdown(catcher.close)
 get_driver().on_shutdown(collector.close)
 get_driver().on_shutdown(describer.close)
 on("message_sent", priority=99)
+
+
+@get_driver().on_bot_connect
+async def catch_up(bot: Bot) -> None:
+    """Ask for what was said while the client was away."""
+    catcher.connected(bot.self_id)
 
 
 @event_preprocessor
@@ -42,6 +52,7 @@ async def record(event: Event) -> None:
         item = read(raw, recorder.name_of)
     except MalformedEvent as e:
         logger.warning("a {} event is malformed: {}", raw.get("post_type"), e)
+        recorder.odd("malformed")
         raise IgnoredException("malformed") from e
     if isinstance(item, Recall):
         await recorder.recall(item)

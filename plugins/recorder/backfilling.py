@@ -2,19 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import Any
-
-import nonebot
-from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
 
 from bot.backfill import PAUSE_S, Backfill, Filled
-from bot.backfill import Call as CallClient
 from bot.commands import Call, Who
-from bot.errors import ImportFault, TwinError
+from bot.errors import TwinError
 from bot.message import Scene
 from bot.twin import Twin
 from plugins.recorder import texts
+from plugins.recorder.calling import caller
 
 
 class Backfilling:
@@ -75,7 +70,7 @@ class Backfilling:
             self._filled = filled
 
         try:
-            await Backfill(_caller(account), self._twin.archive, self._pause_s).fill(scene, told)
+            await Backfill(caller(account), self._twin.archive, self._pause_s).fill(scene, told)
         except TwinError as e:
             await self._twin.tell_owner(texts.FAILED.format(scene=scene, why=e))
         else:
@@ -87,20 +82,3 @@ class Backfilling:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-
-
-def _caller(account: str) -> CallClient:
-    """The account's client, as `bot.backfill` calls it."""
-
-    async def call(action: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        bot = nonebot.get_bots().get(account)
-        if bot is None:
-            raise ImportFault(f"account {account} is not connected; backfill again when it is")
-        try:
-            return {"status": "ok", "retcode": 0, "data": await bot.call_api(action, **params)}
-        except ActionFailed as e:
-            return {"status": "failed", **e.info}
-        except (NetworkError, ApiNotAvailable) as e:
-            raise ImportFault(f"the OneBot client did not answer {action}; backfill again to go on") from e
-
-    return call

@@ -10,6 +10,7 @@ from bot.errors import ArchiveError
 from bot.events import Mute, Online, Recall
 from bot.message import Message, Origin
 from bot.onebot import Outbox
+from bot.segments import UNKNOWN
 from bot.twin import Twin
 
 
@@ -38,6 +39,10 @@ class Recorder:
             self._names[sender_id] = name
         return self._names[sender_id]
 
+    def odd(self, kind: str) -> None:
+        """Count what was not as it should be."""
+        self._twin.odd[kind] += 1
+
     async def message(self, message: Message, account: str) -> bool:
         """Store a message; False for a replay, which nobody answers.
 
@@ -45,6 +50,8 @@ class Recorder:
         anything else there is the person's. So is what another of our accounts hears of it; what several of them hear
         is stored once, and answered from the one that heard it first.
         """
+        if UNKNOWN in message.text:
+            self.odd("unknown")
         if message.sender_name:
             self._names[message.sender_id] = message.sender_name
         if message.sender_id == account:

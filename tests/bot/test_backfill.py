@@ -12,7 +12,7 @@ from daemon import free_port
 from napcat import ACCOUNT, NapCat
 
 from bot.archive import Archive
-from bot.backfill import COUNT
+from bot.backfill import CATCH_UP_PAGES, COUNT, Backfill, Filled
 from bot.errors import ImportFault
 from bot.events import message
 from bot.intake import Intake
@@ -195,3 +195,53 @@ async def test_a_wrong_address_is_refused_with_the_form_it_has(archive: Archive,
 def test_an_address_survives_being_a_path() -> None:
     assert onebotlive.url_of(Path("onebot://127.0.0.1:3001/group/1")) == "onebot://127.0.0.1:3001/group/1"
     assert onebotlive.url_of(Path("onebot.jsonl")) is None
+
+
+# -- after an outage ------------------------------------------------------------------------------
+
+
+async def caught_up(archive: Archive, client: Phone, until: datetime, scene: Scene = GROUP) -> Filled:
+    async def call(action: str, params: Any) -> Any:
+        client.calls.append({"action": action, "params": params})
+        return await client._do(action, dict(params), 0.0)
+
+    since = max(m.time for m in archive.history(scene))
+    return await Backfill(call, archive, pause_s=0.0).catch_up(scene, since, until)
+
+
+@pytest.mark.parametrize("app_name", CLIENTS)
+async def test_what_was_missed_is_asked_for_down_to_what_is_known_and_no_further(
+    archive: Archive, app_name: str
+) -> None:
+    client = phone(7 * COUNT, app_name=app_name)
+    archive.append([message(told(n)) for n in range(5 * COUNT)])
+    filled = await caught_up(archive, client, datetime.now(UTC))
+    assert (filled.added, filled.done) == (2 * COUNT, True)
+    assert client.pages <= 4
+    assert sorted(texts(archive)) == sorted(f"第{n}句" for n in range(7 * COUNT))
+    assert archive.latest(GROUP, "backfill") is None, "how far a backfill came is not what this tells"
+
+
+async def test_what_is_said_after_the_client_connected_comes_by_itself(archive: Archive) -> None:
+    client = phone(30)
+    archive.append([message(told(n)) for n in range(9)])
+    connected = datetime.fromtimestamp(BASE_S + 5, UTC)
+    filled = await caught_up(archive, client, connected)
+    assert (filled.added, filled.done) == (6, True)
+    assert max(m.time for m in archive.history(GROUP)) < connected, "else it would be a replay, and never answered"
+
+
+async def test_a_long_outage_is_caught_up_with_in_part(archive: Archive) -> None:
+    client = phone((CATCH_UP_PAGES + 3) * COUNT)
+    archive.append([message(told(0))])
+    filled = await caught_up(archive, client, datetime.now(UTC))
+    assert (filled.pages, filled.done) == (CATCH_UP_PAGES, False)
+    assert client.pages == CATCH_UP_PAGES
+
+
+async def test_a_history_that_ends_before_the_outage_began_is_all_there_is(archive: Archive) -> None:
+    client = phone(3 * COUNT)
+    old = message(told(0) | {"time": BASE_S - 1000, "message_id": 1, "real_seq": "1", "message_seq": 1})
+    archive.append([old])
+    filled = await caught_up(archive, client, datetime.now(UTC))
+    assert (filled.added, filled.done) == (3 * COUNT, True)

@@ -259,6 +259,25 @@ async def test_the_older_connection_ends_without_ending_the_newer(probe: Probe) 
     await first.close()
 
 
+async def test_a_client_whose_heart_stops_is_given_up_and_may_come_back(probe: Probe) -> None:
+    quiet, well = NapCat(probe.url, TOKEN), NapCat(probe.url, TOKEN, account="3889000772")
+    await quiet.open()
+    await well.open()
+    await quiet.heartbeat(200)
+    assert await quiet.closed(5.0), "pings are answered all the same: only its heart has stopped"
+    assert (await probe.line(lambda x: "disconnected" in x))["disconnected"] == ACCOUNT
+    await well.say("call get_login_info")
+    assert "result" in await probe.done("call get_login_info")
+    await quiet.close()
+    async with NapCat(probe.url, TOKEN) as back:
+        for _ in range(6):
+            await back.heartbeat(200)
+            await asyncio.sleep(0.4)
+        await back.say("回来了")
+        assert (await probe.heard("回来了"))["account"] == ACCOUNT
+    await well.close()
+
+
 async def test_two_accounts_are_served_side_by_side(probe: Probe, client: NapCat) -> None:
     async with NapCat(probe.url, TOKEN, account="3889000771") as other:
         await other.say("call get_login_info")

@@ -168,10 +168,10 @@ class NapCat:
             yield
         self._raise_faults()
 
-    async def heartbeat(self) -> None:
-        """Say that all is well."""
+    async def heartbeat(self, interval_ms: int = 30000) -> None:
+        """Say that all is well, and when it will be said again."""
         status = {"online": True, "good": True}
-        await self.emit(post_type="meta_event", meta_event_type="heartbeat", status=status, interval=30000)
+        await self.emit(post_type="meta_event", meta_event_type="heartbeat", status=status, interval=interval_ms)
 
     async def close(self) -> None:
         """Disconnect politely; raises what was wrong with frames meanwhile."""
@@ -188,8 +188,10 @@ class NapCat:
         self._socket.transport.pause_reading()
 
     async def drop(self) -> None:
-        """Cut the connection without a goodbye."""
+        """Cut the connection without a goodbye; what was being answered is not answered any more."""
         assert self._socket is not None
+        for task in self._tasks:
+            task.cancel()
         self._socket.transport.resume_reading()
         self._socket.transport.abort()
         await self._socket.wait_closed()

@@ -56,6 +56,7 @@ def main(port: int, token: str, adapter: type[Adapter]) -> None:
         onebot_access_token=token, log_level="INFO",
     )  # fmt: skip
     log.setup("INFO")
+    TwinAdapter.heartbeat_least_s = 1.0
     driver = nonebot.get_driver()
     driver.register_adapter(adapter)
     anything = nonebot.on()

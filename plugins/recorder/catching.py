@@ -1,0 +1,77 @@
+"""After an outage: what was said meanwhile where the twin is on → the archive. Recorded, and not answered."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from loguru import logger
+
+from bot.backfill import PAUSE_S, Backfill, Call
+from bot.errors import ArchiveError, ImportFault
+from bot.message import Scene
+from bot.twin import Twin
+from plugins.recorder.calling import caller
+
+_SCENES_MAX = 30
+_WITHIN = timedelta(days=7)
+"""Of scenes that were quiet for longer nothing is asked: QQ's servers answer, and the account is a person's."""
+
+
+class Catcher:
+    """Asks a client that connects for what was missed.
+
+    Args:
+        twin: the assembled twin.
+        call_of: an account → what calls its client.
+        pause_s: seconds between two pages.
+    """
+
+    def __init__(self, twin: Twin, call_of: Callable[[str], Call] = caller, pause_s: float = PAUSE_S) -> None:
+        self._twin = twin
+        self._call_of = call_of
+        self._pause_s = pause_s
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def connected(self, account: str) -> None:
+        """An account's client connected; what an earlier connection of it still asks for is asked for anew."""
+        if (earlier := self._tasks.get(account)) is not None:
+            earlier.cancel()
+        # QQ's seconds are whole: what was said in this one may still come by itself.
+        self._tasks[account] = asyncio.create_task(self._catch_up(account, datetime.now(UTC).replace(microsecond=0)))
+
+    async def close(self) -> None:
+        """Stop asking; what was read is kept."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _catch_up(self, account: str, until: datetime) -> None:
+        """The worker's edge: a scene that cannot be asked for, the account not being in it, is left as it is."""
+        pages = added = 0
+        try:
+            for scene, since in self._scenes(account, until):
+                try:
+                    filled = await Backfill(self._call_of(account), self._twin.archive, self._pause_s).catch_up(
+                        scene, since, until
+                    )
+                except ImportFault as e:
+                    logger.info("what was missed in a {} scene is not known: {}", scene.kind, e)
+                    continue
+                pages, added = pages + filled.pages, added + filled.added
+                if not filled.done:
+                    logger.warning("more was missed in a {} scene than is asked for: /corpus backfill", scene.kind)
+                await asyncio.sleep(self._pause_s)
+        except ArchiveError as e:
+            logger.warning("what was missed is not asked for: {}", e)
+        logger.info("account {}: {} missed messages in {} pages", account, added, pages)
+
+    def _scenes(self, account: str, now: datetime) -> list[tuple[Scene, datetime]]:
+        """Where the twin is on, and when was spoken there last, the newest first; not what another account hears."""
+        presence = self._twin.presence
+        return [
+            (s.scene, s.last)
+            for s in sorted(self._twin.archive.scenes(), key=lambda s: s.last, reverse=True)
+            if now - s.last < _WITHIN
+            and presence.scenes.is_on(s.scene)
+            and presence.account_of(s.scene) in (None, account)
+        ][:_SCENES_MAX]

@@ -1,0 +1,133 @@
+"""plugins/recorder/catching.py: what was missed is asked for where the twin is on, recorded, and not answered."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from chats import ACCOUNT, FRIEND, GROUP, PRIVATE
+from plugged import plugged
+from stage import Stage
+
+from bot.errors import ImportFault
+from bot.message import Message, Scene
+
+Answers = dict[str, list[dict[str, Any]]]
+
+
+def missed(scene: Scene, text: str, ago_s: float) -> dict[str, Any]:
+    """A message as a history tells it."""
+    where = {"group_id": int(scene.id)} if not scene.private else {}
+    number = abs(hash((str(scene), text))) % 10**9
+    return {
+        "self_id": int(ACCOUNT), "user_id": int(FRIEND), "time": int(datetime.now(UTC).timestamp() - ago_s),
+        "message_id": number, "message_type": scene.kind, "sender": {"user_id": int(FRIEND), "nickname": "阿强"},
+        "message": [{"type": "text", "data": {"text": text}}], **where,
+    }  # fmt: skip
+
+
+class Clients:
+    """What each account's client answers, and what it was asked."""
+
+    def __init__(self, history: Answers, refuses: tuple[Scene, ...] = ()) -> None:
+        self.history, self.refuses = history, refuses
+        self.asked: list[tuple[str, str]] = []
+
+    def of(self, account: str) -> Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]:
+        async def call(action: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+            if not action.endswith("_msg_history"):
+                return {"status": "ok", "retcode": 0, "data": {"app_name": "NapCat.Onebot", "user_id": int(account)}}
+            scene = f"group:{params['group_id']}" if "group_id" in params else f"private:{params['user_id']}"
+            self.asked.append((account, scene))
+            if Scene.parse(scene) in self.refuses:
+                raise ImportFault("the client did not answer")
+            return {"status": "ok", "retcode": 0, "data": {"messages": self.history.get(scene, [])}}
+
+        return call
+
+
+async def connect(stage: Stage, clients: Clients, *accounts: str) -> Any:
+    twin = SimpleNamespace(archive=stage.archive, presence=stage.presence)
+    catcher = plugged("recorder.catching").Catcher(twin, clients.of, 0.0)
+    for account in accounts:
+        catcher.connected(account)
+    await asyncio.gather(*catcher._tasks.values())
+    return catcher
+
+
+def known(stage: Stage, scene: Scene, ago_s: float, key: str = "k") -> None:
+    at = datetime.now(UTC) - timedelta(seconds=ago_s)
+    stage.archive.append([Message(f"{key}-{scene}", scene, FRIEND, "阿强", at, "以前说的")])
+
+
+async def test_what_was_missed_is_recorded_and_not_answered(stage: Stage) -> None:
+    known(stage, GROUP, 600)
+    clients = Clients({str(GROUP): [missed(GROUP, "断线时说的", 300), missed(GROUP, "断线时又说的", 100)]})
+    await connect(stage, clients, ACCOUNT)
+    await stage.quiet()
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "断线时说的", "断线时又说的"]
+    assert (stage.said, stage.outcomes(), stage.engine.asked) == ([], [], [])
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    heard = "".join(piece.text for piece in stage.engine.asked[0].pieces)
+    assert "断线时又说的" in heard, "what was missed is known to who answers next"
+
+
+async def test_only_scenes_that_are_on_and_were_alive_are_asked_for_the_newest_first(stage: Stage) -> None:
+    second, old = Scene("group", "20002"), Scene("group", "20003")
+    for scene in (second, old):
+        stage.presence.switch(scene, True, datetime.now(UTC))
+    known(stage, GROUP, 600)
+    known(stage, PRIVATE, 60)
+    known(stage, second, 60)
+    known(stage, old, 8 * 86_400)
+    clients = Clients({})
+    await connect(stage, clients, ACCOUNT)
+    assert clients.asked == [(ACCOUNT, str(second)), (ACCOUNT, str(GROUP))]
+
+
+async def test_a_scene_the_client_refuses_does_not_keep_the_others_from_being_asked_for(stage: Stage) -> None:
+    second = Scene("group", "20002")
+    stage.presence.switch(second, True, datetime.now(UTC))
+    known(stage, GROUP, 600)
+    known(stage, second, 60)
+    clients = Clients({str(GROUP): [missed(GROUP, "断线时说的", 300)]}, refuses=(second,))
+    await connect(stage, clients, ACCOUNT)
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "断线时说的"]
+
+
+async def test_an_account_is_not_asked_for_what_another_one_hears(stage: Stage) -> None:
+    stage.hear("在吗", age_s=60)
+    await stage.quiet()
+    clients = Clients({})
+    await connect(stage, clients, ACCOUNT, "40002")
+    assert clients.asked == [(ACCOUNT, str(GROUP))]
+
+
+@pytest.mark.parametrize("ending", ["again", "close"])
+async def test_a_connection_that_goes_takes_its_question_with_it(stage: Stage, ending: str) -> None:
+    known(stage, GROUP, 600)
+    hang, clients = asyncio.Event(), Clients({})
+
+    def of(account: str) -> Any:
+        async def call(action: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+            hang.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        return call
+
+    twin = SimpleNamespace(archive=stage.archive, presence=stage.presence)
+    catcher = plugged("recorder.catching").Catcher(twin, of, 0.0)
+    catcher.connected(ACCOUNT)
+    await asyncio.wait_for(hang.wait(), 5)
+    first = catcher._tasks[ACCOUNT]
+    if ending == "again":
+        catcher.connected(ACCOUNT)
+        await asyncio.wait([first], timeout=5)
+    await catcher.close()
+    assert first.cancelled()
+    assert clients.asked == []

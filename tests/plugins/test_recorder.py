@@ -1,0 +1,35 @@
+"""plugins/recorder: what comes is stored; what is not as it should be is counted."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import ACCOUNT, FRIEND, GROUP
+from plugged import plugged
+
+from bot import config
+from bot.message import Message
+from bot.onebot import Outbox
+from bot.terminal import NoTransport
+from bot.twin import Twin
+
+
+@pytest.mark.parametrize(
+    ("text", "ahead_s", "odd"),
+    [("在吗", 0, {}), ("[未知]好", 0, {"unknown": 1}), ("在吗", 9000, {"future": 1}), ("在吗", -9000, {})],
+)
+async def test_messages_that_are_not_as_they_should_be_are_stored_and_counted(
+    tmp_path: Path, text: str, ahead_s: float, odd: dict[str, int]
+) -> None:
+    settings = config.load(tmp_path / "bot.toml", {"TWIN__ENGINE__BASE": '"nowhere.gguf"'})
+    twin = Twin.assemble(settings, tmp_path, NoTransport(), only_record=True)
+    recorder: Any = plugged("recorder.recording").Recorder(twin, Outbox())
+    came = datetime.now(UTC) + timedelta(seconds=ahead_s)
+    assert await recorder.message(Message("1", GROUP, FRIEND, "阿强", came, text), ACCOUNT)
+    recorder.odd("malformed")
+    assert dict(twin.odd) == odd | {"malformed": 1}
+    (stored,) = twin.archive.window(GROUP, 9)
+    assert stored.text == text
+    assert stored.time <= datetime.now(UTC)
+    await twin.close()
