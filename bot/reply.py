@@ -22,6 +22,8 @@ from bot.segments import Sticker
 
 REPEATS_LEAST = 0.005
 """Of so many bubbles behind another one, one that repeats it is a habit; a small model loops oftener than that."""
+_TEMPLATE = re.compile(r"<\|\w{2,40}\|>|<(?:start|end)_of_turn>|</?think>|</s>|<(?:bos|eos)>|\[/?INST\]")
+"""A token of a chat format, spelled out: what follows is the model's idea of other people's turns."""
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
 
@@ -184,7 +186,8 @@ class Replier:
 
         Where the person says things twice (在吗 在吗), the model has learned how often, and once more is let pass.
 
-        Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop.
+        Nor one that an earlier one only counts on from (`第3次`, `第4次`): so small models loop. A token of a chat
+        format, spelled out, ends the answer.
 
         Raises:
             EngineError: the generation failed.
@@ -205,14 +208,17 @@ class Replier:
         said: list[str] = []
         async with aclosing(self._engine.bubbles(request)) as lines:
             async for line in lines:
-                bubble = tidy(line)
+                end = _TEMPLATE.search(line)
+                bubble = tidy(line[: end.start()] if end else line)
+                if end and not bubble:
+                    break
                 if not bubble or (said and bubble == said[-1] and not (repeats and bubble not in said[:-1])):
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
                 said.append(bubble)
                 yield bubble
-                if len(said) >= self._settings.chat.max_bubbles:
+                if end or len(said) >= self._settings.chat.max_bubbles:
                     break
 
     def _moment(self, window: Window, persona: Persona, account: str, p_silent: float | None) -> Moment:

@@ -25,6 +25,24 @@ async def test_bubbles_that_only_count_on_end_the_answer(stage: Stage) -> None:
     assert stage.said == ["我睡了3次", "困"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["好<|im_end|>", "<|im_start|>user", "在吗"], ["好"]),
+        (["好", "<end_of_turn>", "阿强：在吗"], ["好"]),
+        (["<think>", "他在问我", "</think>", "好"], []),
+        (["a<b", "[INSTANT]", "1<2>1", "<3"], ["a<b", "[INSTANT]", "1<2>1", "<3"]),
+    ],
+)
+async def test_a_token_of_a_chat_format_is_never_sent_and_ends_the_answer(
+    stage: Stage, lines: list[str], said: list[str]
+) -> None:
+    stage.engine.lines = lines
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == said
+
+
 async def test_who_says_things_twice_may_and_no_more_than_twice(stage: Stage) -> None:
     stage.engine.lines = ["在吗", "在吗", "在吗", "好", "在吗"]
     manifest = Manifest(
@@ -35,6 +53,18 @@ async def test_who_says_things_twice_may_and_no_more_than_twice(stage: Stage) ->
     stage.hear("嗨")
     await stage.quiet()
     assert stage.said == ["在吗", "在吗", "好", "在吗"]
+
+
+async def test_who_hardly_ever_says_things_twice_may_not(stage: Stage) -> None:
+    stage.engine.lines = ["在吗", "在吗", "好"]
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, pacing=Pacing(repeat_share=0.004),
+    )  # fmt: skip
+    stage.persona = replace(stage.persona, version=Version(Path(), manifest))
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["在吗", "好"]
 
 
 async def test_a_market_face_the_person_used_is_sent_as_they_sent_it(stage: Stage) -> None:

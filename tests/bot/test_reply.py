@@ -1,6 +1,14 @@
-import pytest
+from pathlib import Path
+from typing import Any, cast
 
-from bot.reply import tidy, uncounted
+import pytest
+from chats import ACCOUNT, FRIEND, GROUP, OTHER, say
+
+from bot.decision import Moment, Verdict
+from bot.message import Message
+from bot.persona import Persona, Spec
+from bot.prompt import Exchange
+from bot.reply import Look, tidy, uncounted
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,32 @@ def test_a_bubble_is_sent_without_control_characters_or_endless_text(made: str, 
 )  # fmt: skip
 def test_bubbles_that_only_count_on_are_told_from_counting(one: str, other: str, loop: bool) -> None:
     assert (uncounted(one) == uncounted(other) and uncounted(one) != one) is loop
+
+
+ASKED, AFTER, OWN = say(0, FRIEND, "在吗"), say(5, OTHER, "今天好冷"), say(6, FRIEND, "喂")
+
+
+def look(*heard: Message, to: Message | None) -> Look:
+    nothing: Any = None
+    moment = Moment(None, None, False, False, False, False, len(heard), 12.0)
+    persona = Persona("xiaoman", Path(), Spec(display_name="小满"), None)
+    return Look(
+        GROUP, persona, ACCOUNT, Exchange(heard=list(heard)), Verdict(True, 1.0, 0.1), moment, to, nothing, 0, {},
+        cast(Any, lambda _: None),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("heard", "to", "newest", "quotes"),
+    [
+        ((ASKED,), ASKED, ASKED, False), ((ASKED,), ASKED, AFTER, True), ((ASKED, AFTER), ASKED, AFTER, True),
+        ((ASKED, OWN), ASKED, OWN, False), ((ASKED, AFTER, OWN), ASKED, OWN, True), ((ASKED, OWN), ASKED, None, False),
+        # Told late, it stands before what was said meanwhile, but is the last thing on the screen.
+        ((ASKED, AFTER), ASKED, ASKED, False), ((ASKED,), None, AFTER, False),
+    ],
+)  # fmt: skip
+def test_an_answer_quotes_what_it_is_to_where_others_stand_between(
+    heard: tuple[Message, ...], to: Message | None, newest: Message | None, quotes: bool
+) -> None:
+    found = look(*heard, to=to).quotes(newest.id if newest else "")
+    assert found == (ASKED.id if quotes else None)
