@@ -3,7 +3,8 @@
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import nonebot
 from loguru import logger
 
 from bot import config, log
-from bot.errors import ConfigError, SendError, TwinError
+from bot.errors import ConfigError, SendError, SendFailure, TwinError
 from bot.message import Origin, Scene
 from bot.onebot import OneBotTransport, Outbox, TwinAdapter
 from bot.twin import Twin
@@ -37,7 +38,7 @@ def serve(settings: config.Settings, config_path: Path) -> None:
     outbox = Outbox()
     transport = OneBotTransport(outbox, settings.onebot.api_timeout_s)
     twin = Twin.assemble(settings, config_path.parent, transport, only_record=True, spill=settings.data / "spill")
-    twin.owner_lines = _owner_lines(twin, transport)
+    twin.owner_lines = owner_lines(twin, transport, nonebot.get_bots)
     parts = {"twin": twin, "outbox": outbox, "transport": transport, "config_path": config_path}
     _start_nonebot(settings, token, parts)
     driver = nonebot.get_driver()
@@ -92,21 +93,41 @@ def _load_plugins() -> None:
             raise ConfigError(f"plugin {name!r} did not load; the log line above says why")
 
 
-def _owner_lines(twin: Twin, transport: OneBotTransport) -> Callable[[str], Awaitable[None]]:
+def owner_lines(
+    twin: Twin, transport: OneBotTransport, accounts: Callable[[], Collection[str]]
+) -> Callable[[str], Awaitable[None]]:
+    """What sends a line to the owners: from the first account that can; TwinError if it reached none of them.
+
+    Args:
+        twin: the assembled twin.
+        transport: sends.
+        accounts: the connected accounts.
+    """
+
     async def tell(text: str) -> None:
-        account = next(iter(nonebot.get_bots()), None)
-        if account is None:
+        online = [account for account in accounts() if twin.presence.is_online(account)]
+        if not online:
             raise TwinError("no OneBot client is connected")
-        unreached, owners = 0, twin.settings.onebot.superusers
-        for owner in owners:
-            try:
-                segments = [{"type": "text", "data": {"text": text}}]
-                scene = Scene("private", owner)
-                twin.record_own(await transport.send(account, scene, segments, Origin.SYSTEM), scene, account, text)
-            except SendError as e:
-                logger.warning("owner not reached: {}", e)
-                unreached += 1
-        if unreached and unreached == len(owners):
+        owners = twin.settings.onebot.superusers
+        reached = [await _told(twin, transport, online, Scene("private", owner), text) for owner in owners]
+        if owners and not any(reached):
             raise TwinError("no owner was reached")
 
     return tell
+
+
+async def _told(twin: Twin, transport: OneBotTransport, accounts: list[str], owner: Scene, text: str) -> bool:
+    """Send a line from the first account that can; one that may have arrived is not sent from another."""
+    for account in accounts:
+        twin.presence.budget.spend(account, owner, time.monotonic())
+        try:
+            segments = [{"type": "text", "data": {"text": text}}]
+            message_id = await transport.send(account, owner, segments, Origin.SYSTEM)
+        except SendError as e:
+            logger.warning("owner not reached: {}", e)
+            if e.failure not in (SendFailure.REFUSED, SendFailure.OFFLINE):
+                return False
+        else:
+            twin.record_own(message_id, owner, account, text)
+            return True
+    return False

@@ -30,6 +30,11 @@ from bot.segments import to_segments
 from bot.stickers import kept
 
 _RETRY_S = 2.0
+_NOT_SENT = {
+    SendFailure.REFUSED: "QQ 拒绝了", SendFailure.SHADOWED: "QQ 收下了却没有确认", SendFailure.UNKNOWN: "没有回音",
+    SendFailure.OFFLINE: "客户端没连上", SendFailure.BUG: "客户端不认这条消息",
+}  # fmt: skip
+"""What the owner reads of a send that failed."""
 RHYTHM_MESSAGES = 60
 """A scene's newest messages in which a speaker's rhythm is looked for."""
 RHYTHM_KEPT_S = 120.0
@@ -259,6 +264,11 @@ class Presence:
         elif account not in self._offline:
             self._offline.add(account)
             logger.error("QQ logged account {} out: log in again in its OneBot client", account)
+            self._spawn(self._tell_owner(f"QQ 账号 {account} 掉线了，要在它的 OneBot 客户端里重新登录。"))
+
+    def is_online(self, account: str) -> bool:
+        """Whether QQ has an account logged in, as far as is known."""
+        return account not in self._offline
 
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
@@ -455,7 +465,8 @@ class Presence:
             logger.warning("not sent in {}: {}", look.scene.kind, e)
             pause = f"；疑似风控，{self._chat.shadowed_pause_s / 60:.0f} 分钟内都不再发言"
             more = pause if e.failure is SendFailure.SHADOWED else ""
-            self._spawn(self._tell_owner(f"有一条消息没发出去（{e.failure.value}），场景 {look.scene}{more}"))
+            how = _NOT_SENT[e.failure]
+            self._spawn(self._tell_owner(f"有一条消息没发出去（{how}），场景 {look.scene}{more}"))
             return f"failed: {e.failure.value}"
         finally:
             await bubbles.aclose()

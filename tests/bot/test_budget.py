@@ -133,3 +133,11 @@ def test_what_was_sent_before_a_restart_counts_for_the_account_that_sent_it() ->
     budget.restore([(ACCOUNT, GROUP, -4000.0), (ACCOUNT, GROUP, -3000.0), (ACCOUNT, PRIVATE, -2000.0)])
     asked = ((ACCOUNT, GROUP), (SECOND, GROUP), (SECOND, PRIVATE))
     assert [budget.left(*of, 0) for of in asked] == [0, 2, 2]
+
+
+def test_what_was_sent_more_than_a_day_ago_is_not_kept() -> None:
+    budget = Budget(Chat())
+    for n in range(100):
+        budget.spend(ACCOUNT, GROUP, n)
+    budget.left(ACCOUNT, GROUP, 86_450)
+    assert [len(budget._of(GROUP)), len(budget._of(ACCOUNT))] == [50, 50]

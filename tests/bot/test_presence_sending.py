@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -49,6 +50,14 @@ async def test_budgets_outlive_a_restart(archive: Archive) -> None:
     assert [again.presence.budget.left(ACCOUNT, s, time.monotonic()) for s in (GROUP, PRIVATE)] == [0, 1]
 
 
+async def test_what_a_clock_ahead_of_ours_sent_does_not_count_for_longer(archive: Archive) -> None:
+    ahead = datetime.now(UTC) + timedelta(seconds=120)
+    archive.append([Message("s", GROUP, ACCOUNT, "小满", ahead, "早", Origin.TWIN)])
+    budget = Stage(archive, scene_per_minute=1).presence.budget
+    now = time.monotonic()
+    assert [budget.left(ACCOUNT, GROUP, at) for at in (now, now + 61)] == [0, 1]
+
+
 async def test_answers_to_several_scenes_are_spread(archive: Archive) -> None:
     stage = Stage(archive, account_gap_s=0.3, scenes=tuple(f"group:{n}" for n in range(1, 4)))
     times: list[float] = []
@@ -72,6 +81,15 @@ async def test_a_refused_send_is_tried_once_more(stage: Stage) -> None:
     stage.hear("嗨")
     await stage.quiet()
     assert (stage.said, stage.wire.tried, stage.outcomes()) == (["好呀"], 2, ["spoke"])
+
+
+async def test_a_refused_send_is_not_tried_again_where_that_is_forbidden_by_then(stage: Stage) -> None:
+    stage.wire.failures = [SendFailure.REFUSED]
+    stage.hear("嗨")
+    await until(lambda: stage.wire.tried == 1)
+    stage.presence.muted(ACCOUNT, GROUP, 600)
+    await stage.quiet()
+    assert (stage.wire.tried, stage.said, stage.outcomes()) == (1, [], ["failed: refused"])
 
 
 @pytest.mark.parametrize(
@@ -166,6 +184,16 @@ async def test_an_engine_that_fails_leaves_a_decision_and_the_next_words_are_ans
     assert stage.outcomes()[0] == "failed: engine"
     assert stage.told == ["回复生成失败：the decode failed"]
     assert stage.said == ["好呀"]
+
+
+async def test_a_persona_whose_versions_do_not_verify_says_nothing_as_the_bare_base(stage: Stage) -> None:
+    stage.persona = replace(stage.persona, refused="版本 v1 的文件坏了")
+    stage.hear("嗨")
+    await stage.quiet()
+    stage.presence.open(GROUP, ACCOUNT, "", "own")
+    await stage.quiet()
+    assert (stage.said, stage.engine.asked, stage.outcomes()) == ([], [], ["failed: engine"] * 2)
+    assert stage.told == ["回复生成失败：版本 v1 的文件坏了"] * 2
 
 
 async def test_a_look_that_fails_leaves_a_decision(stage: Stage) -> None:

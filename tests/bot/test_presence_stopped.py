@@ -1,6 +1,7 @@
 """bot/presence.py: what takes an answer back – the person's own words, recalls, switching off."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,6 +10,7 @@ from stage import DEBOUNCE_S, Stage, until
 
 from bot.archive import Archive
 from bot.errors import SendFailure
+from bot.persona import ReplyPolicy, Spec
 
 
 async def test_the_persons_own_words_drop_the_answer_and_hold_the_twin(archive: Archive) -> None:
@@ -102,6 +104,18 @@ async def test_a_recall_does_not_dig_up_what_was_left_alone(stage: Stage) -> Non
     await stage.quiet()
     await asyncio.sleep(DEBOUNCE_S * 2)
     assert (stage.said, stage.engine.asked) == ([], [])
+
+
+async def test_a_recall_does_not_decide_again_what_was_decided(stage: Stage) -> None:
+    stage.persona = replace(stage.persona, spec=Spec(display_name="小满", reply=ReplyPolicy(bias=-50)))
+    stage.hear("嗨")
+    await stage.quiet()
+    slip = stage.hear("发错了", age_s=-1)
+    await asyncio.sleep(DEBOUNCE_S / 3)
+    stage.archive.recall(GROUP, slip.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP, slip.id)
+    await stage.quiet()
+    assert stage.outcomes() == ["silent"]
 
 
 async def test_what_was_heard_before_switching_off_is_not_dug_up(stage: Stage) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chats import ACCOUNT, GROUP, OTHER, PRIVATE
 from stage import DEBOUNCE_S, Stage, until
 
@@ -192,6 +193,42 @@ async def test_the_wait_for_more_words_is_the_speakers_own(archive: Archive) -> 
     await stage.quiet()
     addressed = time.monotonic() - started
     assert slow > 0.5 > addressed + 0.1
+
+
+async def test_typing_is_not_shown_for_what_is_due_already(archive: Archive) -> None:
+    stage = Stage(archive, scenes=(str(PRIVATE),), delay_scale=0.0, mark_as_read=False)
+    stage.engine.lines = ["一", "二"]
+    stage.hear("在吗", PRIVATE)
+    await stage.quiet()
+    assert (stage.said, stage.wire.shown) == (["一", "二"], [])
+
+
+async def test_what_was_waited_for_more_words_is_taken_off_the_delay(archive: Archive) -> None:
+    stage = Stage(archive, debounce_s=1.0, delay_scale=1.0)
+    manifest = Manifest(
+        version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+        format="gemma", system_prompt="", files={}, pacing=Pacing(group_delay_s=(1.5,) * 11),
+    )  # fmt: skip
+    stage.persona = replace(stage.persona, version=Version(Path(), manifest))
+    began = time.monotonic()
+    stage.hear("嗨")
+    await until(lambda: bool(stage.said))
+    assert 1.48 <= time.monotonic() - began < 2.4, "and not 2.5"
+
+
+@pytest.mark.parametrize(
+    ("how", "waits_s"), [({}, 0.5), ({"reply_to": "slow3"}, 0.05), ({"mentions": (ACCOUNT,)}, 0.05)]
+)
+async def test_who_addresses_the_twin_is_not_made_to_wait(
+    archive: Archive, how: dict[str, Any], waits_s: float
+) -> None:
+    stage = Stage(archive, debounce_s=0.05, debounce_max_s=0.5)
+    for n in range(8):
+        when = datetime.now(UTC) - timedelta(seconds=60 - 4 * n)
+        archive.append([Message(f"slow{n}", GROUP, OTHER, "阿珍", when, "嗯")])
+    stage.hear("在吗", sender=OTHER, **how)
+    await stage.quiet()
+    assert stage.presence._turns[GROUP].waited == waits_s
 
 
 async def test_words_that_the_last_look_did_not_see_are_answered_next(stage: Stage) -> None:

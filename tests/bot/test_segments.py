@@ -176,6 +176,15 @@ def test_a_market_face_is_sent_again_as_it_came_from_any_client(sent: dict[str, 
     assert market_face([None, seg("text", text="[贴贴]"), "x"], "[贴贴]") is None  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("text", "qq", "rest"), [("@小红红来", "2", "来"), ("@小红来", "1", "来"), ("@小红红红", "2", "红")]
+)
+def test_of_names_that_begin_alike_the_longest_is_meant(text: str, qq: str, rest: str) -> None:
+    speakers = {"小": {"3"}, "小红": {"1"}, "小红红": {"2"}}
+    at, words = to_segments(text, speakers)
+    assert (at, words["data"]["text"]) == ({"type": "at", "data": {"qq": qq}}, rest)
+
+
 def test_every_face_comes_back_as_itself() -> None:
     swept = 0
     for face_id, name in face_names().items():

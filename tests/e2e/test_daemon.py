@@ -476,7 +476,7 @@ async def test_a_bubble_that_was_not_confirmed_is_never_repeated_and_the_owner_i
     lost, told = await client.expect(2)
     assert (lost.id, lost.text) == (None, "吃面")
     assert told.scene == f"private:{OWNER}"
-    assert "没发出去（shadowed）" in told.text
+    assert "没发出去（QQ 收下了却没有确认）" in told.text
     await client.quiet(1.0)
     assert daemon.outcomes("group:207") == ["failed: shadowed"]
     assert [m.text for m in daemon.stored(told.scene) if "没发出去" in m.text] == []
