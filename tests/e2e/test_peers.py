@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -55,15 +56,16 @@ class Child:
 
 @asynccontextmanager
 async def child(script: str, *words: str) -> AsyncIterator[Child]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(LIB / script), *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL, env=os.environ,
-    )  # fmt: skip
-    try:
-        yield Child(process)
-    finally:
-        process.kill()
-        await process.wait()
+    with tempfile.TemporaryDirectory() as folder:  # ncatbot writes logs/ where it runs
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(LIB / script), *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL, env=os.environ, cwd=folder,
+        )  # fmt: skip
+        try:
+            yield Child(process)
+        finally:
+            process.kill()
+            await process.wait()
 
 
 async def listening(port: int, within_s: float = 30.0) -> None:
