@@ -103,7 +103,8 @@ class Opener:
         if account is None:
             logger.info("nothing is said first in a {} scene: which account is in it is not known", scene.kind)
             return
-        self._twin.presence.open(scene, account, "", "own")
+        if self._twin.presence.forbids(scene, account) != "off":  # where it is off nothing is decided
+            self._twin.presence.open(scene, account, "", "own")
 
     def _account_of(self, scene: Scene) -> str | None:
         """The connected account that heard something there last, or spoke there last; the only one, if there is one."""

@@ -25,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 
 from bot.errors import SendFailure
 from bot.message import Message, Origin, Scene
-from bot.onebot import Echo, Outbox, TwinAdapter, failure_of, raw_event
+from bot.onebot import Echo, LooseMessageEvent, Outbox, TwinAdapter, failure_of, raw_event
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "s3cret-4711"
@@ -206,6 +206,26 @@ async def test_the_accounts_own_message_is_an_event_of_its_own(probe: Probe, cli
     await client.say_myself("我自己说的", group=20001)
     heard = await probe.heard("我自己说的")
     assert (heard["event"], heard["post_type"]) == ("MessageSentEvent", "message_sent")
+
+
+@pytest.mark.parametrize(
+    ("message", "loose"),
+    [
+        ([], True), ([1], True), (["x"], True), ([{"type": "text"}], True), ([{"type": "at", "data": [1]}], True),
+        ("", True), (None, True), ({"type": "text"}, True), ([napcat.text("好")], False), ("好", False),
+    ],
+)  # fmt: skip
+def test_a_message_that_nonebot_would_stumble_over_is_a_loose_one(message: Any, loose: bool) -> None:
+    frame = {
+        "post_type": "message", "message_type": "private", "sub_type": "friend", "self_id": int(ACCOUNT), "time": 1,
+        "user_id": 10001, "message_id": 5, "raw_message": "", "font": 14, "message": message,
+        "sender": {"user_id": 10001, "nickname": "阿强"},
+    }  # fmt: skip
+    event = TwinAdapter.json_to_event(dict(frame))
+    assert event is not None
+    assert isinstance(event, LooseMessageEvent) is loose
+    assert raw_event(event) == frame
+    assert bool(event.get_message()), "NoneBot looks at its first segment"
 
 
 def test_the_frame_of_an_event_is_kept_as_it_came() -> None:

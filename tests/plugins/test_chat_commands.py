@@ -145,6 +145,16 @@ async def test_why_of_any_bubble_of_a_burst_is_the_bursts(chat: Chat) -> None:
     assert "太久以前" in str(await chat.type("/why", quotes=before.id))
 
 
+async def test_a_later_decision_is_not_taken_for_one_on_what_nobody_looked_at(chat: Chat) -> None:
+    chat.stage.presence.switch(GROUP, False, datetime.now(UTC) - timedelta(seconds=200))
+    unheard = chat.stage.hear("在吗", age_s=100)
+    chat.stage.presence.switch(GROUP, True, datetime.now(UTC) - timedelta(seconds=50))
+    later = chat.stage.hear("出来玩", sender=OTHER)
+    await chat.stage.quiet()
+    assert "：说了" in str(await chat.type("/why", quotes=later.id))
+    assert await chat.type("/why", quotes=unheard.id) == "那时这里关着，没有看这条消息。"
+
+
 async def test_speaking_first_is_explained_without_odds_that_were_never_asked(chat: Chat) -> None:
     chat.stage.presence.open(GROUP, ACCOUNT, "", "schedule")
     await chat.stage.quiet()

@@ -157,6 +157,13 @@ async def test_after_a_restart_the_account_that_spoke_there_last_speaks(stage: S
     assert stage.presence.opened[-1][1] == ACCOUNT, "who heard it last is connected no more"
 
 
+async def test_where_the_twin_is_off_no_opening_is_even_decided(stage: Stage) -> None:
+    stage.presence.hindrance = "off"
+    assert await stage.ticks(200) == 0
+    stage.presence.hindrance = "quiet"
+    assert await stage.ticks(200) > 0
+
+
 async def test_an_opening_that_was_forbidden_is_none_that_stands_unanswered(stage: Stage) -> None:
     stage.say(now() - timedelta(hours=2), ACCOUNT, "own", origin=Origin.TWIN)
     forbidden = Decision(GROUP, "", now() - timedelta(hours=1), "xiaoman", None, "quiet", {"opening": "own"})
