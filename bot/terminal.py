@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bot.decision import TERMS
+from bot.decision import in_words
 from bot.errors import EngineError, PersonaError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
@@ -121,8 +121,7 @@ class Terminal:
             return "还没有做过决定。"
         v, m = self._last.verdict, self._last.moment
         silent = "—" if m.p_silent is None else f"{m.p_silent:.0%}"
-        terms = "，".join(f"{TERMS.get(k, k)} {x:+.1f}" for k, x in sorted(v.terms.items(), key=lambda t: -abs(t[1])))
-        return f"开口概率 {v.p_speak:.0%}，随机数 {v.draw:.2f}；模型认为沉默的概率 {silent}；{terms}"
+        return f"开口概率 {v.p_speak:.0%}，随机数 {v.draw:.2f}；模型认为沉默的概率 {silent}；{in_words(v.terms)}"
 
     async def _answer(self, line: str) -> None:
         self._store(ME, self.name, line, Origin.HUMAN)

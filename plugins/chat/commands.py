@@ -6,7 +6,7 @@ from statistics import median
 
 from bot.archive import Decision
 from bot.commands import Call, Who
-from bot.decision import TERMS
+from bot.decision import in_words
 from bot.hours import in_hours
 from bot.scenes import BIAS_KIND, QUIET_KIND
 from bot.twin import Twin, now
@@ -107,7 +107,6 @@ def explain(decision: Decision, zone: tzinfo) -> str:
     why = decision.why
     outcome = texts.OUTCOMES.get(decision.outcome) or texts.OUTCOME_FAILED.format(how=decision.outcome)
     outcome += texts.OPENINGS.get(why.get("opening", ""), "")
-    terms = sorted(why.get("terms", {}).items(), key=lambda term: -abs(term[1]))
     p_silent = why.get("p_silent")
     return texts.WHY.format(
         time=decision.time.astimezone(zone).strftime("%m-%d %H:%M:%S"),
@@ -119,5 +118,5 @@ def explain(decision: Decision, zone: tzinfo) -> str:
         p_silent="—" if p_silent is None else f"{p_silent:.0%}",
         tokens=why.get("tokens", "—"),
         took="，".join(f"{texts.TOOK.get(k, k)} {ms} 毫秒" for k, ms in why.get("took_ms", {}).items()) or "—",
-        terms="，".join(f"{TERMS.get(name, name)} {value:+.1f}" for name, value in terms),
+        terms=in_words(why.get("terms", {})),
     )

@@ -12,7 +12,18 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, PRIVATE, at, say
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.decision import FEATURES, Moment, decide, features, local_hour, loop_shift, moment_of, sigmoid, speak_log_odds
+from bot.decision import (
+    FEATURES,
+    Moment,
+    decide,
+    features,
+    in_words,
+    local_hour,
+    loop_shift,
+    moment_of,
+    sigmoid,
+    speak_log_odds,
+)
 from bot.message import Message, Origin
 from bot.persona import Base, Calibration, Manifest, Version
 from bot.prompt import Exchange
@@ -178,3 +189,17 @@ def test_a_version_that_never_learned_a_silence_speaks_by_hand_set_features(corp
     unfitted = Version(Path(), manifest).calibration
     speaks = [decide(replace(QUIET, p_silent=p), unfitted, {}, 0.0).p_speak for p in (1e-5, 0.999)]
     assert speaks[0] == speaks[1] < 0.2
+
+
+def test_terms_are_told_largest_first_the_hour_as_one_and_none_that_does_not_show() -> None:
+    terms = {"private": 0.6, "hour_sin": -1.0, "log_odds": 5.5, "hour_cos": 0.2, "mentioned": 0.0, "quoted": 0.04, "x": -2}
+        "private": 0.6,
+        "hour_sin": -1.0,
+        "log_odds": 5.5,
+        "hour_cos": 0.2,
+        "mentioned": 0.0,
+        "quoted": 0.04,
+        "x": -2,
+    }
+    assert in_words(terms) == "模型 +5.5，x -2.0，钟点 -0.8，私聊 +0.6"
+    assert in_words({}) == ""
