@@ -192,14 +192,6 @@ def test_a_version_that_never_learned_a_silence_speaks_by_hand_set_features(corp
 
 
 def test_terms_are_told_largest_first_the_hour_as_one_and_none_that_does_not_show() -> None:
-    terms = {"private": 0.6, "hour_sin": -1.0, "log_odds": 5.5, "hour_cos": 0.2, "mentioned": 0.0, "quoted": 0.04, "x": -2}
-        "private": 0.6,
-        "hour_sin": -1.0,
-        "log_odds": 5.5,
-        "hour_cos": 0.2,
-        "mentioned": 0.0,
-        "quoted": 0.04,
-        "x": -2,
-    }
+    terms = {"private": 0.6, "hour_sin": -1.0, "log_odds": 5.5, "hour_cos": 0.2, "quoted": 0.04, "x": -2}
     assert in_words(terms) == "模型 +5.5，x -2.0，钟点 -0.8，私聊 +0.6"
     assert in_words({}) == ""
