@@ -27,7 +27,14 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
             rows[name] = {"display_name": personas.spec(name).display_name, "current": current, "kind": kind}
         except PersonaError as e:
             rows[name] = {"refused": str(e)}
-    show(rows, as_json)
+    show(rows if as_json else {name: _told(row) for name, row in rows.items()}, as_json)
+
+
+def _told(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"refused: {row['refused']}"
+    version = f"version {row['current']} ({row['kind']})" if row["current"] else "no version yet: the bare base"
+    return f"{row['display_name']}, {version}"
 
 
 @app.command("new")

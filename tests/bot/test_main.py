@@ -71,12 +71,13 @@ def test_a_persona_is_of_whoever_an_import_names(bot_toml: Path, person: str) ->
 
 def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
     assert twin("persona", "new", "me", "--people", "1", config=bot_toml).returncode == 0
+    assert "me: me, no version yet" in twin("persona", "list", config=bot_toml).stdout
     broken = bot_toml.parent / "data" / "personas" / "me" / "persona.toml"
     broken.write_text("x = [", "utf-8")
     done = twin("persona", "list", config=bot_toml)
     assert done.returncode == 0
-    assert "xiaoman: " in done.stdout
-    assert "me: " in done.stdout
+    assert "xiaoman: 小满, version 2" in done.stdout
+    assert "me: refused: " in done.stdout
     assert "persona.toml is not readable as TOML" in done.stdout
 
 
