@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from chats import ME, say
+
+from bot import config as settings
+from bot.archive import Archive
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +71,16 @@ def test_a_persona_is_of_whoever_an_import_names(bot_toml: Path, person: str) ->
     assert twin("persona", "new", "me", "--people", f"{person}, 2", config=bot_toml).returncode == 0
     shown = json.loads(twin("persona", "show", "me", config=bot_toml).stdout)
     assert shown["spec"]["people"] == [person, "2"]
+
+
+def test_a_persona_is_called_what_its_person_last_was_in_the_archive(bot_toml: Path) -> None:
+    archive = Archive(settings.load(bot_toml).archive_url)
+    archive.append([say(0, ME, "早", sender_name="阿满"), say(9, ME, "在", sender_name="小满")], "import")
+    archive.close()
+    for words in (["me"], ["you", "--display-name", "你"]):
+        assert twin("persona", "new", *words, "--people", f"7,{ME}", config=bot_toml).returncode == 0
+    listed = json.loads(twin("persona", "list", "--json", config=bot_toml).stdout)
+    assert [listed[name]["display_name"] for name in ("me", "you")] == ["小满", "你"]
 
 
 def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
