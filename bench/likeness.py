@@ -153,7 +153,7 @@ def onebot(file: Path) -> Callable[[Archive], tuple[str, str]]:
 def chitchat(archive: Archive) -> tuple[str, str]:
     """A person's English chats (BYU chitchat): everyone else is a private chat; what they wrote unanswered, too."""
     archive.append(list(_chitchat(DATA / "chitchat_byu_en" / "public.jsonl.gz")), "bench")
-    return PERSON, "Sam"
+    return PERSON, "Person"
 
 
 def _chitchat(file: Path) -> Iterator[Message]:
@@ -176,7 +176,7 @@ def _chitchat(file: Path) -> Iterator[Message]:
                 text = " ".join(str(m["text"]).split())
                 if text:
                     who = PERSON if own else other
-                    name = "Sam" if own else f"Guest {other[-4:]}"
+                    name = "Person" if own else f"Guest {other[-4:]}"
                     yield Message(f"{number}-{at}", Scene("private", other), who, name, when, text)
 
 
@@ -260,7 +260,10 @@ def learned(name: str, manifest: Manifest) -> list[Figure]:
             met=style and floor and style["value"] <= 0.5 * floor["value"],
         ),
         Figure(f"{name}: rare runs told", leaks.get("runs"), "", goal=0, met=leaks.get("runs") == 0),
-        Figure(f"{name}: longest rare run", leaks.get("longest"), "characters"),
+        Figure(
+            f"{name}: longest rare run", leaks.get("longest"), "characters", goal=30,
+            met="longest" in leaks and leaks["longest"] < 30,
+        ),
         Figure(f"{name}: published", float(manifest.gate["passed"]), ""),
     ]  # fmt: skip
     rows += [_interval(f"{name}: {key}", quiet.get(key)) for key in _QUIET]

@@ -13,13 +13,14 @@ from bot.message import Message, Origin
 from bot.persona import Calibration
 from bot.prompt import Exchange
 
-TERMS = {
+_TERMS = {
     "intercept": "基础", "log_odds": "模型", "since_spoke": "多久没说话", "private": "私聊", "mentioned": "被@",
-    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour_sin": "几点钟", "hour_cos": "几点钟",
+    "quoted": "被引用", "named": "被叫名字", "burst": "对方几句", "hour": "钟点",
     "shift:mention": "配置·被@", "shift:quote": "配置·被引用", "shift:name": "配置·被叫名字", "shift:bias": "配置·偏置",
     "shift:scene": "配置·本场景", "shift:loop": "像程序在对聊",
 }  # fmt: skip
-"""What the terms of a decision are called where people read them, in QQ and the terminal; of one name they are one."""
+"""What the terms of a decision are called where people read them."""
+_SHOWN = 0.05
 LOG_ODDS_MAX = 12.0
 """P(silent) is clipped to e^-12: beyond, float32 logits are noise."""
 FEATURES = ("log_odds", "since_spoke", "private", "mentioned", "quoted", "named", "burst", "hour_sin", "hour_cos")
@@ -144,15 +145,6 @@ def _run(history: Sequence[Exchange], within_s: float, other: str | None = None)
     return run
 
 
-def named_terms(terms: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The terms of a decision as people read them, those of one name as one, largest first."""
-    named: dict[str, float] = {}
-    for term, value in terms.items():
-        name = TERMS.get(term, term)
-        named[name] = named.get(name, 0.0) + value
-    return sorted(named.items(), key=lambda term: -abs(term[1]))
-
-
 def local_hour(time: datetime, zone: tzinfo) -> float:
     """Hour of the day with fraction, 0–24, where the person lives."""
     local = time.astimezone(zone)
@@ -214,3 +206,15 @@ def sigmoid(x: float) -> float:
     if x >= 0:
         return 1 / (1 + math.exp(-x))
     return math.exp(x) / (1 + math.exp(x))
+
+
+def in_words(terms: Mapping[str, float]) -> str:
+    """Every term of a decision that shows in a tenth of log-odds, largest first: for `/why`, in QQ and in the terminal.
+
+    Args:
+        terms: of a `Verdict`; both coordinates of the hour are told as one.
+    """
+    told = {name: value for name, value in terms.items() if name not in ("hour_sin", "hour_cos")}
+    told["hour"] = terms.get("hour_sin", 0.0) + terms.get("hour_cos", 0.0)
+    largest = sorted(told.items(), key=lambda term: -abs(term[1]))
+    return "，".join(f"{_TERMS.get(name, name)} {value:+.1f}" for name, value in largest if abs(value) >= _SHOWN)

@@ -1,15 +1,19 @@
 """`twin chat`: the persona in a terminal, from its own small archive; nothing said here is ever learned."""
 
+import asyncio
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from bot.decision import named_terms
+from bot.decision import in_words
 from bot.errors import EngineError, PersonaError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
@@ -60,14 +64,17 @@ class Terminal:
     _count: int = 0
 
     async def run(self) -> None:
-        """Read and answer until /quit, /exit or end of input."""
+        """Read and answer until /quit, /exit, end of input or SIGINT; SIGINT during an answer ends the answer alone."""
         persona = self._persona()
         version = persona.version.name if persona.version else "未训练的底模"
         self.console.print(f"[bold]{persona.spec.display_name}[/] [dim]{version} · {HELP}[/]")
         while True:
             try:
-                line = self.read().strip()
+                # asyncio's own handler would wait for the end of the line.
+                with _on_sigint(signal.default_int_handler):
+                    line = self.read().strip()
             except (EOFError, KeyboardInterrupt):
+                self.console.print()
                 return
             if line in ("/quit", "/exit"):
                 return
@@ -75,9 +82,18 @@ class Terminal:
                 if line.startswith("/"):
                     self._command(line.split())
                 elif line:
-                    await self._answer(line)
+                    await self._until_sigint(self._answer(line))
             except (EngineError, PersonaError) as e:
                 self.console.print(f"[red]{e}[/]", highlight=False)
+
+    async def _until_sigint(self, answer: Coroutine[Any, Any, None]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(answer)
+        with _on_sigint(lambda *_: loop.call_soon_threadsafe(task.cancel)):
+            await asyncio.wait([task])
+        if task.cancelled():
+            self.console.print("[dim]（打断了。）[/]")
+        else:
+            task.result()
 
     def _persona(self) -> Persona:
         return self.by_hand(self.twin.persona_of(SCENE))
@@ -105,8 +121,7 @@ class Terminal:
             return "还没有做过决定。"
         v, m = self._last.verdict, self._last.moment
         silent = "—" if m.p_silent is None else f"{m.p_silent:.0%}"
-        terms = "，".join(f"{name} {value:+.1f}" for name, value in named_terms(v.terms))
-        return f"开口概率 {v.p_speak:.0%}，随机数 {v.draw:.2f}；模型认为沉默的概率 {silent}；{terms}"
+        return f"开口概率 {v.p_speak:.0%}，随机数 {v.draw:.2f}；模型认为沉默的概率 {silent}；{in_words(v.terms)}"
 
     async def _answer(self, line: str) -> None:
         self._store(ME, self.name, line, Origin.HUMAN)
@@ -137,6 +152,15 @@ class Terminal:
         now = datetime.now(UTC)
         message_id = f"{int(now.timestamp() * 1000)}-{self._count}"
         self.twin.archive.append([Message(message_id, SCENE, sender_id, name, now, text, origin)])
+
+
+@contextmanager
+def _on_sigint(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def choose(twin: Twin, wanted: str | None) -> None:

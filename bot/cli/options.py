@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +49,20 @@ def base_of(settings: config.Settings, path: Path) -> tuple[Path, str]:
     return found, checksum.digest(found)
 
 
+def hush(*, on_hub: bool = False) -> None:
+    """Keep what trains from asking a hub, reporting to one, and drawing bars into a file; before it is imported.
+
+    Args:
+        on_hub: the base to train is on one.
+    """
+    offline = "0" if on_hub else "1"
+    os.environ.update(HF_HUB_OFFLINE=offline, HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE=offline)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    # At every import it asks for a package of kernels that nothing here needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def night_of(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":
@@ -64,13 +79,8 @@ def night_of(
     from bot.twin import install_shipped
 
     doctor.require_training()
-    # Nothing here may ask a hub, unless the base to train is on one, or report to one.
-    on_hub = settings.training.base is not None and not Path(settings.training.base).is_dir()
-    offline = "0" if on_hub else "1"
-    os.environ.update(HF_HUB_OFFLINE=offline, HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_OFFLINE=offline)
+    hush(on_hub=settings.training.base is not None and not Path(settings.training.base).is_dir())
     log.setup("WARNING")
-    # At every import it asks for a package of kernels that nothing here needs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     install_shipped(settings.data / "personas")
     from training.nightly import Night
 

@@ -27,7 +27,14 @@ def persona_list(as_json: JsonOption = False, config_path: ConfigOption = CONFIG
             rows[name] = {"display_name": personas.spec(name).display_name, "current": current, "kind": kind}
         except PersonaError as e:
             rows[name] = {"refused": str(e)}
-    show(rows, as_json)
+    show(rows if as_json else {name: _told(row) for name, row in rows.items()}, as_json)
+
+
+def _told(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"refused: {row['refused']}"
+    version = f"version {row['current']} ({row['kind']})" if row["current"] else "no version yet: the bare base"
+    return f"{row['display_name']}, {version}"
 
 
 @app.command("new")
@@ -40,7 +47,9 @@ def persona_new(
             "training sets alone."
         ),
     ] = "",
-    display_name: Annotated[str | None, typer.Option(help="The name people see; default: NAME.")] = None,
+    display_name: Annotated[
+        str | None, typer.Option(help="The name people see; default: the newest one in the archive, else NAME.")
+    ] = None,
     role: Annotated[str | None, typer.Option(help="A role of RoleBench to play; with --profiles.")] = None,
     profiles: Annotated[Path | None, typer.Option(help="RoleBench's desc.json, which describes the role.")] = None,
     config_path: ConfigOption = CONFIG,
@@ -59,10 +68,21 @@ def persona_new(
     elif role is not None or profiles is not None:
         raise PersonaError("--role and --profiles go together: the role's name, and the desc.json that describes it")
     numbers = tuple(p.strip() for p in people.split(",") if p.strip())
-    root = personas_of(config.load(config_path)).root
-    file = new_persona(root, name, display_name or role or name, numbers, identity)
+    settings = config.load(config_path)
+    called = display_name or role or _newest_name(settings, numbers) or name
+    file = new_persona(personas_of(settings).root, name, called, numbers, identity)
     to_do = f"twin night --persona {name}" if numbers else f"twin import SET --persona {name}"
-    typer.echo(f"made {file}; describe the person in it, then: {to_do}")
+    typer.echo(f"made {file} for {called}; describe the person in it, then: {to_do}")
+
+
+def _newest_name(settings: config.Settings, numbers: tuple[str, ...]) -> str | None:
+    from bot.archive import Archive
+
+    archive = Archive(settings.archive_url)
+    try:
+        return next(filter(None, map(archive.name_of, numbers)), None)
+    finally:
+        archive.close()
 
 
 @app.command("show")

@@ -10,10 +10,9 @@ import typer
 
 from bot import base, checksum, config, doctor
 from bot.archive import Archive
+from bot.cli.options import hush
 from bot.errors import TrainingError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Manifest, Personas
-from training import history
-from training.nightly import Night
 
 DEMO = Path(__file__).parent
 ROOT = DEMO.parents[1]
@@ -39,6 +38,10 @@ SHIPPED_MAX_BYTES = 8_000_000
 
 def main() -> None:
     """Train, export, prove, judge; replace the shipped version only if the gate lets it through."""
+    hush()
+    from training import history
+    from training.nightly import Night
+
     work = ROOT / "data" / "demo-build"
     settings = config.load(ROOT / "no-such.toml", {})
     settings = settings.model_copy(

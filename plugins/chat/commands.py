@@ -6,7 +6,7 @@ from statistics import median
 
 from bot.archive import Decision
 from bot.commands import Call, Who
-from bot.decision import named_terms
+from bot.decision import in_words
 from bot.hours import in_hours
 from bot.message import Origin, Scene
 from bot.scenes import BIAS_KIND, COMMANDS_KIND, QUIET_KIND
@@ -138,7 +138,7 @@ def explain(decision: Decision, zone: tzinfo) -> str:
         p_silent, p_speak = why.get("p_silent"), why["p_speak"]
         told += texts.WHY_ODDS.format(
             p_silent="—" if p_silent is None else f"{p_silent:.0%}", p_quiet=1 - p_speak, p_speak=p_speak,
-            draw=why["draw"], terms="，".join(f"{name} {value:+.1f}" for name, value in named_terms(why["terms"])),
+            draw=why["draw"], terms=in_words(why["terms"]),
         )  # fmt: skip
     if looked:
         took = "，".join(f"{texts.TOOK.get(k, k)} {ms} 毫秒" for k, ms in why.get("took_ms", {}).items())

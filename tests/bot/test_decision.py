@@ -17,10 +17,10 @@ from bot.decision import (
     Moment,
     decide,
     features,
+    in_words,
     local_hour,
     loop_shift,
     moment_of,
-    named_terms,
     sigmoid,
     speak_log_odds,
 )
@@ -71,11 +71,6 @@ def test_a_silence_of_ours_ends_what_looks_like_a_loop() -> None:
     assert loop_shift([*history, last]) == -8.0
     history[-3] = Exchange(heard=history[-3].heard)
     assert loop_shift([*history, last]) == 0
-
-
-def test_terms_of_one_name_are_one_for_who_reads_them() -> None:
-    terms = {"intercept": -1.0, "hour_sin": 0.5, "hour_cos": -2.5, "shift:bias": 3.0, "made_up": 0.1}
-    assert named_terms(terms) == [("配置·偏置", 3.0), ("几点钟", -2.0), ("基础", -1.0), ("made_up", 0.1)]
 
 
 def test_a_moment_tells_what_the_burst_was() -> None:
@@ -205,3 +200,9 @@ def test_a_version_that_never_learned_a_silence_speaks_by_hand_set_features(corp
     unfitted = Version(Path(), manifest).calibration
     speaks = [decide(replace(QUIET, p_silent=p), unfitted, {}, 0.0).p_speak for p in (1e-5, 0.999)]
     assert speaks[0] == speaks[1] < 0.2
+
+
+def test_terms_are_told_largest_first_the_hour_as_one_and_none_that_does_not_show() -> None:
+    terms = {"private": 0.6, "hour_sin": -1.0, "log_odds": 5.5, "hour_cos": 0.2, "quoted": 0.04, "x": -2}
+    assert in_words(terms) == "模型 +5.5，x -2.0，钟点 -0.8，私聊 +0.6"
+    assert in_words({}) == ""

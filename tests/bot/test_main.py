@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from chats import ME, say
+
+from bot import config as settings
+from bot.archive import Archive
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,14 +73,25 @@ def test_a_persona_is_of_whoever_an_import_names(bot_toml: Path, person: str) ->
     assert shown["spec"]["people"] == [person, "2"]
 
 
+def test_a_persona_is_called_what_its_person_last_was_in_the_archive(bot_toml: Path) -> None:
+    archive = Archive(settings.load(bot_toml).archive_url)
+    archive.append([say(0, ME, "早", sender_name="阿满"), say(9, ME, "在", sender_name="小满")], "import")
+    archive.close()
+    for words in (["me"], ["you", "--display-name", "你"]):
+        assert twin("persona", "new", *words, "--people", f"7,{ME}", config=bot_toml).returncode == 0
+    listed = json.loads(twin("persona", "list", "--json", config=bot_toml).stdout)
+    assert [listed[name]["display_name"] for name in ("me", "you")] == ["小满", "你"]
+
+
 def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
     assert twin("persona", "new", "me", "--people", "1", config=bot_toml).returncode == 0
+    assert "me: me, no version yet" in twin("persona", "list", config=bot_toml).stdout
     broken = bot_toml.parent / "data" / "personas" / "me" / "persona.toml"
     broken.write_text("x = [", "utf-8")
     done = twin("persona", "list", config=bot_toml)
     assert done.returncode == 0
-    assert "xiaoman: " in done.stdout
-    assert "me: " in done.stdout
+    assert "xiaoman: 小满, version 2" in done.stdout
+    assert "me: refused: " in done.stdout
     assert "persona.toml is not readable as TOML" in done.stdout
 
 

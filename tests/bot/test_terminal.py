@@ -1,6 +1,10 @@
+import asyncio
 import math
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import AsyncGenerator
 from io import StringIO
 from pathlib import Path
@@ -197,3 +201,31 @@ async def test_what_would_not_leave_in_qq_is_said_so_and_not_stored(
     assert "想发 [图片]，没有可发的" in shown
     assert "阿满 好看吗" in shown
     assert [m.text for m in twin.archive.window(SCENE, 10) if m.origin is Origin.TWIN] == ["好看吗"]
+
+
+async def test_sigint_ends_the_answer_and_at_the_prompt_the_talk(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def written(_: Look) -> AsyncGenerator[str, None]:
+        yield "在"
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+        yield "后半句"
+
+    monkeypatch.setattr(twin.replier, "bubbles", written)
+    typed = iter(["在吗", "/clear"])
+
+    def read() -> str:
+        line = next(typed, None)
+        if line is None:  # as one that waits for a key
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return line or "/why"
+
+    choose(twin, None)
+    shown, before = StringIO(), signal.getsignal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        await Terminal(twin, Console(file=shown, width=200, color_system=None), read, rng=random.Random(1)).run()
+    await twin.close()
+    said = shown.getvalue()
+    assert said.index("阿满 在") < said.index("打断了") < said.index("不记得了")
+    assert "后半句" not in said
+    assert signal.getsignal(signal.SIGINT) is before

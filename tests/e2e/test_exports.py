@@ -48,7 +48,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Daemon:
 @pytest.fixture(scope="module", autouse=True)
 def _as_it_was() -> Iterator[None]:
     """Commands that train set these for their own process."""
-    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
+    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE")
     before = {name: os.environ.get(name) for name in names}
     yield
     logger.remove()

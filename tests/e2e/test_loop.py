@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -197,6 +197,27 @@ async def test_a_damaged_result_is_refused_and_the_first_version_stays(
     assert [p.name for p in (folder / "versions").iterdir()] == [first_version]
     assert outcome["version"] == run.name, "the killed night was gone on with"
     assert first_version in await client.ask("/twin status", user=lessons.FRIEND, group=201)
+
+
+def test_what_went_back_by_itself_is_refused_under_another_name(daemon: Daemon, first_version: str) -> None:
+    personas = Personas(daemon.data / "personas")
+    versions = personas.root / "xiaoman" / "versions"
+    bad = versions / f"{first_version}-1"
+    shutil.copytree(versions / first_version, bad)
+    manifest = manifest_of(daemon, bad.name).model_copy(update={"version": bad.name})
+    (bad / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    (personas.root / "xiaoman" / "current").write_text(f"{bad.name}\n", "utf-8")
+    assert personas.withdraw("xiaoman", "corrected", datetime.now(UTC)).name == first_version
+
+    run = killed_after_training(daemon)
+    shutil.copytree(versions / first_version / "peft", run / "peft", dirs_exist_ok=True)
+    ended = daemon.run("night", "--persona", "xiaoman", "--json", within_s=NIGHT_S)
+    outcome = json.loads(ended.stdout.splitlines()[-1])
+    assert (ended.returncode, outcome["outcome"]) == (0, "refused"), outcome
+    assert "它就是之前自动撤下来的那一版" in outcome["summary"]
+    assert personas.current("xiaoman") == first_version
+    shutil.rmtree(bad)
+    (personas.root / "xiaoman" / "withdrawn.json").unlink()
 
 
 async def test_a_broken_version_on_disk_is_refused_by_name(daemon: Daemon, client: NapCat, first_version: str) -> None:
