@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -80,13 +81,31 @@ def _has_amx() -> bool:
     return b"AMX_INT8 = 1" in lc.llama_print_system_info()
 
 
-def built_with() -> str:
-    """What this build of llama.cpp can use, in its own words: `CPU : AVX2 = 1 | …`, and whether GPUs are among it."""
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What this build of llama.cpp can use.
+
+    Args:
+        backends: what it was built for, by its libraries: `cpu`, `cuda`, `vulkan`, `metal`, …
+        features: what it uses of the processor and the GPUs, in its own words, such as `AVX2`.
+        gpu: whether it found a GPU to put layers on.
+    """
+
+    backends: tuple[str, ...]
+    features: tuple[str, ...]
+    gpu: bool
+
+
+def build() -> Build:
+    """What this build of llama.cpp can use."""
     _start_backend()
-    system = lc.llama_print_system_info().decode("utf-8", "replace").strip(" |")
-    used = [flag.split(" = ")[0].strip() for flag in system.split("|") if not flag.rstrip().endswith("= 0")]
-    gpu = "GPU offload" if lc.llama_supports_gpu_offload() else "no GPU offload (built for the CPU)"
-    return f"{gpu}; {' '.join(used)}"
+    files = (re.match(r"(?:lib)?ggml-(\w+)\.", path.name) for path in (Path(lc.__file__).parent / "lib").glob("*ggml-*"))
+    backends = sorted({found[1] for found in files if found} - {"base"})
+    # `CPU : AVX2 = 1 | … | CUDA : ARCHS = 890 | …`
+    told = lc.llama_print_system_info().decode("utf-8", "replace").split("|")
+    flags = (flag.rpartition(" : ")[2].strip().partition(" = ") for flag in told)
+    features = [name if value in ("", "1") else f"{name}={value}" for name, _, value in flags if name and value != "0"]
+    return Build(tuple(backends), tuple(features), bool(lc.llama_supports_gpu_offload()))
 
 
 class Model:
@@ -96,21 +115,31 @@ class Model:
         path: the GGUF.
         n_gpu_layers: layers on the GPU; -1 all.
         load_mode: how it is read, `LLAMA_LOAD_MODE_…`.
+        split_mode: how it is put on several GPUs, `LLAMA_SPLIT_MODE_…`.
+        main_gpu: the GPU it is put on where it is not split.
+        tensor_split: each GPU's part, in any unit; empty: by their free memory.
         vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
 
     Raises:
-        EngineError: missing, truncated, or of a kind no chat format renders.
+        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs.
     """
 
     def __init__(
-        self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", vocab_only: bool = False
-    ) -> None:
+        self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", split_mode: str = "layer",
+        main_gpu: int = 0, tensor_split: Sequence[float] = (), vocab_only: bool = False,
+    ) -> None:  # fmt: skip
         _start_backend()
         if not path.is_file():
             raise EngineError(f"model {str(path)!r} does not exist")
         params = lc.llama_model_default_params()
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
         params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
+        params.split_mode, params.main_gpu = getattr(lc, f"LLAMA_SPLIT_MODE_{split_mode.upper()}"), main_gpu
+        most = lc.llama_max_devices()
+        if len(tensor_split) > most:
+            raise EngineError(f"[engine] tensor_split names {len(tensor_split)} GPUs, this llama.cpp takes {most}")
+        if tensor_split:
+            params.tensor_split = (ctypes.c_float * most)(*tensor_split)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not _has_amx()
         _LOG.lines.clear()
@@ -269,6 +298,7 @@ class Context:
         n_seq_max: sequences at most.
         n_batch: tokens of one decode call.
         n_threads: CPU threads; None: the cores, half of them where there are more than four (hyper-threads).
+        n_threads_batch: those of prompts and of several chats at once; None: as many.
         n_outputs: rows of logits kept from one call; at 262,144 words each is 1 MB.
         flash_attn: auto, on or off.
         type_k: type of the cached keys, a ggml type's name.
@@ -280,7 +310,7 @@ class Context:
 
     def __init__(
         self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1,
-        *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16",
+        *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16", n_threads_batch: int | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.n_tokens, self.n_batch, self._n_seq_max = n_tokens, n_batch, n_seq_max
@@ -288,7 +318,7 @@ class Context:
         threads = self.n_threads = n_threads or (cores if cores <= 4 else cores // 2)
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
-        params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, threads
+        params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, n_threads_batch or threads
         params.kv_unified = True
         # The full-size cache of sliding-window layers lets any prefix be kept; the small one forgets what slid out.
         params.swa_full = True
