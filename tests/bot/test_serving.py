@@ -72,7 +72,7 @@ def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path
     return max(gaps, default=0.0)
 
 
-FORGETFUL = ["mamba", "lfm2", "swa"]
+FORGETFUL = ["mamba", "lfm2", "qwen35", "falcon-h1", "swa"]
 """Of conftest: models whose cache cannot be cut everywhere."""
 
 
