@@ -31,6 +31,8 @@ from bot.prompt import ChatFormat, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+_SAID_BASE = ("general.base_model.0.repo_url", "general.base_model.0.name")
+"""Where llama.cpp's own converter notes what a LoRA's model card says of its base: words, which quantizers change."""
 _PENALTY_LAST_N, _DRY_LAST_N = 64, 512
 """Tokens that the repetition penalty and DRY look back on."""
 _PIECES_REMEMBERED = 16_384
@@ -99,7 +101,9 @@ class Build:
 def build() -> Build:
     """What this build of llama.cpp can use."""
     _start_backend()
-    files = (re.match(r"(?:lib)?ggml-(\w+)\.", path.name) for path in (Path(lc.__file__).parent / "lib").glob("*ggml-*"))
+    files = (
+        re.match(r"(?:lib)?ggml-(\w+)\.", path.name) for path in (Path(lc.__file__).parent / "lib").glob("*ggml-*")
+    )
     backends = sorted({found[1] for found in files if found} - {"base"})
     # `CPU : AVX2 = 1 | … | CUDA : ARCHS = 890 | …`
     told = lc.llama_print_system_info().decode("utf-8", "replace").split("|")
@@ -259,9 +263,7 @@ class Model:
         lora = lc.llama_adapter_lora_init(self._model, str(path).encode())
         if not lora:
             raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
-        buffer = ctypes.create_string_buffer(256)
-        n = lc.llama_adapter_meta_val_str(lora, BASE_KEY.encode(), buffer, len(buffer))
-        named = buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+        named = _lora_metadata(lora, BASE_KEY)
         if base_sha256 is not None and named and named != base_sha256:
             lc.llama_adapter_lora_free(lora)
             raise EngineError(
@@ -269,16 +271,25 @@ class Model:
                 f"({base_sha256[:12]}…); retrain it or set that base"
             )
         if base_sha256 and not named:
+            says = next(filter(None, (_lora_metadata(lora, key) for key in _SAID_BASE)), "nothing")
             logger.warning(
-                "LoRA {} does not name the base it was trained on, so that cannot be checked: on another base than {} "
-                "its answers are wrong, and llama.cpp does not say so; `twin export lora` writes the name",
-                path.name, self.path.name,
+                "LoRA {} does not name the base it was trained on by its hash, so that cannot be checked: on another "
+                "base its answers are wrong, and llama.cpp does not say so. Of its base it says {!r}, and {} of itself "
+                "{!r}; `twin export lora` writes the hash", path.name, says, self.path.name,
+                self.metadata("general.name") or "nothing",
             )  # fmt: skip
         return lora
 
     def free_lora(self, lora: Any) -> None:
         """Free a LoRA no context uses (freed while set, the next decode gives NaN)."""
         lc.llama_adapter_lora_free(lora)
+
+
+def _lora_metadata(lora: Any, key: str) -> str:
+    """A metadata value of a LoRA as text, empty when absent."""
+    buffer = ctypes.create_string_buffer(1024)
+    n = lc.llama_adapter_meta_val_str(lora, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-Architecture = Literal["gemma2", "gemma3", "qwen2", "qwen3", "qwen3moe", "llama", "mamba", "lfm2", "qwen35", "falcon-h1"]
+Architecture = Literal[
+    "gemma2", "gemma3", "qwen2", "qwen3", "qwen3moe", "llama", "mamba", "lfm2", "qwen35", "falcon-h1"
+]
 
 _QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
