@@ -1,4 +1,4 @@
-"""llama.cpp through its low-level API: a model, its vocabulary, LoRAs, a context of many sequences, scoring.
+"""llama.cpp through its low-level API: a model, its vocabulary, LoRAs, a context of many sequences, samplers.
 
 The only file of the daemon that imports llama_cpp. The high-level `Llama` re-reads a chat's history whenever another
 chat spoke in between, copies a vocabulary-sized row to Python for every token and binds one LoRA for life.
@@ -7,7 +7,6 @@ One thread owns a model and its contexts; a vocabulary may be asked from any.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
@@ -305,7 +304,7 @@ class Context:
 
     Args:
         model: the model.
-        n_tokens: cells shared by all sequences (unified: one sequence may use all).
+        n_tokens: cells of all sequences together.
         n_seq_max: sequences at most.
         n_batch: tokens of one decode call.
         n_threads: CPU threads; None: the cores, half of them where there are more than four (hyper-threads).
@@ -314,6 +313,7 @@ class Context:
         flash_attn: auto, on or off.
         type_k: type of the cached keys, a ggml type's name.
         type_v: of the cached values.
+        kv_unified: any sequence may use all cells; else each has its part of them (bench/engine.py compares).
 
     Raises:
         EngineError: llama.cpp gave no context (too little memory).
@@ -322,6 +322,7 @@ class Context:
     def __init__(
         self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1,
         *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16", n_threads_batch: int | None = None,
+        kv_unified: bool = True,
     ) -> None:  # fmt: skip
         self.model = model
         self.n_tokens, self.n_batch, self._n_seq_max = n_tokens, n_batch, n_seq_max
@@ -330,7 +331,7 @@ class Context:
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
         params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, n_threads_batch or threads
-        params.kv_unified = True
+        params.kv_unified = kv_unified
         # The full-size cache of sliding-window layers lets any prefix be kept; the small one forgets what slid out.
         params.swa_full = True
         params.n_outputs_max = max(n_outputs, n_seq_max)  # less aborts the process
@@ -552,94 +553,6 @@ def log_probs(row: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDArray[n
     top = float(row.max())
     total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
     return row[list(ids)].astype(np.float64) - total
-
-
-class Scorer:
-    """Log-probabilities of given tokens, as evaluation, parity and gate need them; owns its model.
-
-    Args:
-        base: the base GGUF.
-        lora: a LoRA, or None for the bare base.
-        n_ctx: tokens of the longest window.
-        n_threads: CPU threads.
-
-    Raises:
-        EngineError: the base or the LoRA cannot be loaded.
-    """
-
-    def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
-        with contextlib.ExitStack() as undo:
-            self.model = Model(base)
-            undo.callback(self.model.close)
-            self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
-            undo.callback(self._context.close)
-            self._lora = self.model.load_lora(lora) if lora is not None else None
-            undo.pop_all()
-        self._context.use(self._lora)
-
-    def close(self) -> None:
-        """Free everything."""
-        self._context.use(None)
-        self._context.close()
-        if self._lora is not None:
-            self.model.free_lora(self._lora)
-        self.model.close()
-
-    def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:
-        """Gives log p(token | ids[:position]) in nats for each wanted (position, token); positions ≥ 1, ascending."""
-        context, out = self._context, np.full(len(wanted), np.nan)
-        context.keep(0, 0)
-        rows: dict[int, list[int]] = {}
-        for number, (position, _) in enumerate(wanted):
-            rows.setdefault(position - 1, []).append(number)
-        last = max(rows, default=-1)
-        for start in range(0, last + 1, context.n_batch):
-            end = min(start + context.n_batch, last + 1)
-            context.decode([(ids[i], 0, i, i in rows) for i in range(start, end)])
-            asked = [i for i in range(start, end) if i in rows]
-            logits = context.logits(len(asked)) if asked else None
-            for row, i in enumerate(asked):
-                assert logits is not None
-                out[rows[i]] = log_probs(logits[row], [wanted[n][1] for n in rows[i]])
-        return out
-
-    def continuations(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """Gives log p(answer | context) in nats for each answer, the context read once; 0 for an empty one."""
-        cache, found, shared = self._context, [], len(context) - 1
-        cache.keep(0, 0)
-        self._read(context[:shared], 0)
-        for answer in answers:
-            held = cache.keep(0, shared)  # none where the sequence cannot be cut
-            ids = [*context, *answer][held:-1]
-            rows = self._read(ids, held, from_=len(context) - 1)
-            found.append(sum(float(log_probs(row, [token])[0]) for row, token in zip(rows, answer, strict=True)))
-        return found
-
-    def _read(self, ids: Sequence[int], start: int, from_: int | None = None) -> list[npt.NDArray[np.float32]]:
-        """Evaluate tokens at `start` and on; the rows of logits behind those at `from_` and on."""
-        cache: Context = self._context
-        rows: list[npt.NDArray[np.float32]] = []
-        for begin in range(0, len(ids), cache.n_batch):
-            part = [(token, start + begin + i) for i, token in enumerate(ids[begin : begin + cache.n_batch])]
-            asked = [from_ is not None and position >= from_ for _, position in part]
-            cache.decode([(token, 0, position, wanted) for (token, position), wanted in zip(part, asked, strict=True)])
-            if any(asked):
-                rows += [row.copy() for row in cache.logits(sum(asked))]
-        return rows
-
-    def greedy(self, ids: Sequence[int], n: int, ends: frozenset[int]) -> list[int]:
-        """The likeliest token after `ids`, again and again: `n` at most, up to and with the first of `ends`."""
-        context = self._context
-        context.keep(0, 0)
-        said: list[int] = []
-        for start in range(0, len(ids), context.n_batch):
-            part = ids[start : start + context.n_batch]
-            context.decode([(t, 0, start + i, start + i == len(ids) - 1) for i, t in enumerate(part)])
-        while True:
-            said.append(int(context.logits(1)[0].argmax()))
-            if len(said) >= n or said[-1] in ends:
-                return said
-            context.decode([(said[-1], 0, len(ids) + len(said) - 1, True)])
 
 
 def _never() -> bool:

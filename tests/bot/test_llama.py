@@ -16,9 +16,10 @@ from nasty import TEXTS
 
 from bot.checksum import sha256
 from bot.errors import EngineError
-from bot.llama import Context, Model, Sampler, Scorer, log_probs
+from bot.llama import Context, Model, Sampler, log_probs
 from bot.persona import Sampling
 from bot.prompt import clean
+from bot.scorer import Scorer
 
 ARCHITECTURES = ["gemma3", "qwen3"]
 
