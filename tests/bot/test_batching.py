@@ -1,6 +1,7 @@
 """bot/batching.py: whatever goes wrong with one job, every job is told how it ended, and the thread lives on."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from bot import config
 from bot.batching import PASSED_MAX, TURN_STEPS, Batcher, Job, Lines, looping
 from bot.engine import Request, Voice
 from bot.errors import EngineError
-from bot.llama import CacheFull, Context, Model
+from bot.llama import CacheFull, Context, Model, log_probs
 from bot.loras import Loras
 from bot.models import Served
 from bot.persona import Sampling
@@ -358,6 +359,18 @@ class Asking(Context):
         return super().decode(tokens, None if stop is None else asked)
 
 
+_LONG = (("a", 300), ("b", 200))
+
+
+def alone(model: Model, ids: Sequence[int]) -> float:
+    """P(silent) behind a prompt in a fresh context."""
+    context = Context(model, 512, 1, 512, 1)
+    context.decode([(t, 0, i, i == len(ids) - 1) for i, t in enumerate(ids)])
+    found = math.exp(log_probs(context.logits()[0], [model.tokens(GEMMA.end, control=True)[0]])[0])
+    context.close()
+    return found
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "mamba", "lfm2", "falcon-h1"])
 @pytest.mark.parametrize("stopped", ["ab", "a"])
 def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
@@ -365,19 +378,23 @@ def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
 ) -> None:
     """And only then; what was broken off leaves nothing behind, in layers with a state neither."""
     model = Model({**tinies, **forgetful}[kind].gguf, 0)
+    prompts = {name: [2, *(300 + (of * 37 + i * 7) % 300 for i in range(n))] for of, (name, n) in enumerate(_LONG)}
+    expected = {name: alone(model, ids) for name, ids in prompts.items()}
     context = Asking(model, 1024, 4, 1024, 1)
     with batching(context, n_ctx=1024) as batcher:
         batcher._prompt_rate = 1e6  # all in one step
-        expected = []
-        for name, n in (("x", 300), ("y", 200)):
-            asked = Asked(name, n)
-            batcher.submit(asked.job)
-            expected.append(asked.result())
-        whole = context.asks // 2
-        both = [Asked("a", 300), Asked("b", 200)]
-        for each in both:  # unlike the first ones from the second token on: nothing is shared
-            each.job.ids = [2, *reversed(each.job.ids[1:])]
-        context.asks, context.after = 0, 5
+
+        def asked(name: str, n: int | None = None) -> Asked:
+            made = Asked(name, 2)
+            made.job.ids = prompts[name][:n]
+            return made
+
+        for name in prompts:
+            begun = asked(name, 60)
+            batcher.submit(begun.job)
+            begun.result()
+        whole, context.asks, context.after = context.asks // 2, 0, 5
+        both = [asked(name) for name in prompts]
         context.stops = lambda: [each.job.stop.set() for each in both if each.job.request.seat in stopped]  # type: ignore[assignment]
         together(batcher, *both)
         told = [each.result() for each in both]
@@ -386,13 +403,13 @@ def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
             assert context.asks < whole / 2
             assert [batcher._seats[name].tokens for name in "ab"] == [[], []]
         else:
-            assert 0 < float(told[1]) < 1  # type: ignore[arg-type]
+            assert told[1] == pytest.approx(expected["b"], rel=0.02)
             assert context.asks >= whole, "it went on for the other one"
         context.after = 10**9
-        for name, n, before in (("a", 300, expected[0]), ("b", 200, expected[1])):
-            again = Asked(name, n)
+        for name in prompts:
+            again = asked(name)
             batcher.submit(again.job)
-            assert again.result() == pytest.approx(float(before), rel=0.02)  # type: ignore[arg-type]
+            assert again.result() == pytest.approx(expected[name], rel=0.02)
     model.close()
 
 

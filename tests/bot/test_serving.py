@@ -115,6 +115,24 @@ async def test_taking_back_and_rewording_leaves_no_trace(engine: LlamaEngine, co
         assert await engine.p_silent(request("g", *turns)) == pytest.approx(expected, rel=1e-3)
 
 
+async def test_a_prompt_costs_the_tokens_that_are_not_held(engine: LlamaEngine) -> None:
+    held: list[int] = []
+    for asked in (
+        request("g", "早呀，今天吃什么？"),
+        request("g", "早呀，今天吃什么？"),
+        request("g", "早呀，今天吃什么？\n还有呢"),
+        request("g", "早呀，今天吃什么？\n还有呢", "吃面", "走不走"),
+        request("g", "早呀，今天吃饭没"),
+    ):
+        ids, before = encode(asked.pieces, engine.base.model)[0], engine.base.batcher.evaluated
+        pairs = zip(held, ids[:-1], strict=False)  # the last one is always evaluated: its logits are what is wanted
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(ids) - 1))
+        assert common >= 10 or not held
+        await engine.p_silent(asked)
+        assert engine.base.batcher.evaluated - before == len(ids) - common
+        held = ids
+
+
 async def test_the_same_seed_gives_the_same_text_and_another_one_another(engine: LlamaEngine) -> None:
     first = await said(engine, request("a", "在吗", seed=1))
     assert await said(engine, request("a", "在吗", seed=1)) == first
@@ -343,12 +361,13 @@ async def idle(engine: LlamaEngine) -> None:
 async def test_who_no_longer_listens_stops_the_work(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies, SETTINGS.model_copy(update={"n_ctx": 4096, "kv_tokens": 4096}))
     engine.base.batcher._prompt_rate = 1.0  # 16 tokens of prompt in a step
+    engine.base.model.ends = frozenset()  # nothing but the listener ends it
     endless = Sampling(max_tokens=3000, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     async with aclosing(engine.bubbles(request("a", "在吗", sampling=endless))) as bubbles:
         assert await anext(bubbles)
     await idle(engine)
     made = len(engine.base.seats["a"].tokens)
-    assert made < 1500, "as many more would have taken longer than the answer had"
+    assert made < 1500, "of 3,000"
     look = asyncio.create_task(engine.p_silent(request("b", "龘" * 1000)))
     async with asyncio.timeout(60):
         while not engine.base.batcher._active:  # noqa: ASYNC110 - of another thread

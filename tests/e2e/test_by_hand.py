@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from bot.terminal import ACCOUNT, ME, SCENE
 from export.lora import export
 
 ROOT = Path(__file__).parents[2]
-BEGAN = datetime.now(UTC) - timedelta(minutes=1)
+BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
+"""When the chat began. This stands in its prompt, and no later time: nothing is a new conversation here."""
 GREEDY = ("--seed", "1", "--temperature", "0", "--max-tokens", "6")
 
 
@@ -33,12 +34,15 @@ def bot_toml(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "persona.toml").write_text('display_name = "阿满"\n[reply]\nbias = 30.0\n', "utf-8")
     file = tmp_path / "bot.toml"
-    file.write_text('[engine]\nbase = "nowhere.gguf"\nn_ctx = 512\nn_threads = 1\n[chat]\npersona = "me"\n', "utf-8")
+    file.write_text(
+        '[engine]\nbase = "nowhere.gguf"\nn_ctx = 512\nn_threads = 1\n[chat]\npersona = "me"\n'
+        "[conversation]\nconversation_gap_s = 1000000000\n", "utf-8",
+    )  # fmt: skip
     return file
 
 
 def chat(bot_toml: Path, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """One line said in a chat that began a minute before the tests: the time it began at stands in the prompt."""
+    """One line said in a chat that is under way."""
     for left in bot_toml.parent.glob("data/terminal.db*"):
         left.unlink()
     archive = Archive(f"sqlite:///{bot_toml.parent / 'data' / 'terminal.db'}")
