@@ -22,6 +22,8 @@ from bot.twin import install_shipped
 
 _RUNS = 5
 _MADE = 48
+_SCENES, _HISTORY = (1, 4, 16, 64), 400
+"""Warm scenes that the layouts of the cache are compared with, and tokens each of them holds."""
 BURST = "今天下雨了，晚上一起去吃面吧，我请客，你把伞带上"
 """About 20 tokens."""
 
@@ -32,7 +34,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     Args:
         settings: bot.toml's; the engine's cache is made large enough for what is measured.
         root: its folder.
-        full: also histories of 2,000 tokens beside the library's high-level class (minutes).
+        full: also the library's high-level class and the layouts of the cache (minutes).
         as_json: for programs.
     """
     path = base.resolve(settings.engine.base, settings.data, root)
@@ -51,7 +53,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         daemon.without_model(settings),
     ]
     if full:
-        figures += stage.high_level(600)
+        figures += [*stage.high_level(600), *stage.layouts()]
     stage.close()
     show("engine", figures, as_json=as_json)
 
@@ -154,6 +156,46 @@ class Stage:
         for sampler in samplers:
             sampler.close()
         return chats * (_MADE - 1) / seconds
+
+    def layouts(self) -> list[Figure]:
+        """Tokens decoded in a second by warm scenes of 400 tokens, in cells of all and in cells of each one's own.
+
+        The scenes hold the same tokens, each in cells of its own: one was read, the others are restored from it.
+        """
+        figures = []
+        for scenes in _SCENES:
+            contexts = [self._warm(scenes, kv_unified=unified) for unified in (True, False)]
+            shared, apart, spread = in_turn(_RUNS, *(partial(self._warm_rate, c, scenes) for c in contexts))
+            figures.append(
+                Figure(f"decode, warm scenes: {scenes}, cells shared", shared, "tokens/s", "each its own", apart,
+                       n=_RUNS, spread=spread)
+            )  # fmt: skip
+            for context in contexts:
+                context.use(None)
+                context.close()
+        return figures
+
+    def _warm(self, scenes: int, *, kv_unified: bool) -> Context:
+        context = Context(
+            self.model, scenes * 2 * _HISTORY, scenes, self.settings.n_batch, self.settings.n_threads,
+            n_outputs=scenes, kv_unified=kv_unified,
+        )  # fmt: skip
+        context.use(self.handle)
+        context.decode([(300 + i, 0, i, False) for i in range(_HISTORY)])
+        state = context.save(0)
+        for scene in range(1, scenes):
+            assert context.restore(scene, state)
+        return context
+
+    def _warm_rate(self, context: Context, scenes: int) -> float:
+        steps = max(4, 64 // scenes)
+        for scene in range(scenes):
+            context.keep(scene, _HISTORY)
+        began = time.perf_counter()
+        for step in range(steps):
+            context.decode([(400 + step, scene, _HISTORY + step, True) for scene in range(scenes)])
+            context.logits(scenes)  # waits for them
+        return scenes * steps / (time.perf_counter() - began)
 
     # -- returning chats --------------------------------------------------------------------------
 

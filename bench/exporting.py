@@ -12,8 +12,9 @@ from bench.figures import Figure, medians, seconds, show
 from bot import base, config
 from bot.archive import Archive
 from bot.checksum import digest
-from bot.llama import Context, Model, Scorer
+from bot.llama import Context, Model
 from bot.persona import Base, Persona, Personas
+from bot.scorer import Scorer
 from bot.twin import SHIPPED, install_shipped
 from export import gguf, lora, merge, merged, parity, proof, quantize
 from training import choices, corpus, device, history, samples

@@ -21,10 +21,10 @@ from bot import checksum, config, doctor
 from bot.archive import Archive
 from bot.base import resolve
 from bot.errors import TrainingError, TwinError
-from bot.llama import Scorer
 from bot.message import Message, Scene
 from bot.persona import Manifest, Personas, new_persona
 from bot.prompt import clean, encode, render
+from bot.scorer import Scorer
 from training import answers, evaluate, history
 from training.answers import Question
 from training.likeness import leak, places

@@ -112,8 +112,14 @@ class Batcher:
         """Ask for a job, from any thread.
 
         Raises:
-            EngineError: the engine is closed, or the prompt can never fit.
+            EngineError: the engine is closed; the prompt can never fit, or holds what is no token, for which llama.cpp
+                would refuse a whole step, the others' tokens in it.
         """
+        if (wrong := next((t for t in job.ids if not 0 <= t < self._model.n_vocab), None)) is not None:
+            raise EngineError(
+                f"token {wrong} is outside the vocabulary of {self._model.path.name!r} ({self._model.n_vocab} tokens); "
+                "was the prompt encoded for another model?"
+            )
         if len(job.ids) >= self._n_ctx:
             raise EngineError(
                 f"a prompt of {len(job.ids)} tokens is longer than a window of {self._n_ctx} ([engine] n_ctx, or what "

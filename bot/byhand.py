@@ -52,10 +52,11 @@ class ByHand:
         if self.bare:
             version, refused = None, None
         if self.lora is not None:
-            version, refused = self._version(format_name, folder), None
+            version, refused = self._version(persona, format_name, folder), None
         return replace(persona, spec=spec, version=version, refused=refused, prompt=self.system_prompt)
 
-    def _version(self, format_name: str, folder: Path) -> Version:
+    def _version(self, persona: Persona, format_name: str, folder: Path) -> Version:
+        """The LoRA as a version; what prompt it was trained with it does not say, so it gets persona.toml's."""
         assert self.lora is not None
         if not self.lora.is_file():
             raise PersonaError(f"LoRA {str(self.lora)!r} is no file; give a LoRA GGUF, or a PEFT folder with "
@@ -64,6 +65,7 @@ class ByHand:
             shutil.copy2(self.lora, folder / LORA_FILE)
         manifest = Manifest(
             version=self.lora.stem, created=datetime.now(UTC).isoformat(timespec="seconds"),
-            base=Base(file="", sha256="", architecture=""), format=format_name, system_prompt="", files={},
+            base=Base(file="", sha256="", architecture=""), format=format_name,
+            system_prompt=persona.spec.system_prompt, files={},
         )  # fmt: skip
         return Version(folder, manifest)

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
@@ -147,8 +156,16 @@ class Engine(Section):
     """Tokens evaluated in one call, at least n_parallel; a request can be cancelled between calls (and within)."""
     n_threads: int | None = Field(None, ge=1)
     """CPU threads; unset: the physical cores."""
+    n_threads_batch: int | None = Field(None, ge=1)
+    """CPU threads for prompts and for several chats at once; unset: n_threads."""
     n_gpu_layers: int = Field(-1, ge=-1)
     """Layers put on a GPU where llama.cpp was built with one; -1 is all of them, 0 none."""
+    split_mode: Literal["none", "layer", "row", "tensor"] = "layer"
+    """How a model is put on several GPUs, in llama.cpp's words; none: all of it on main_gpu."""
+    main_gpu: int = Field(0, ge=0)
+    """The GPU used where the model is not split, counted from 0."""
+    tensor_split: tuple[NonNegativeFloat, ...] = ()
+    """Part of the model for each GPU, as [3, 1]; empty: by their free memory."""
     load_mode: Literal["auto", "none", "mmap", "mlock", "mmap_mlock"] = "auto"
     """How the base is loaded, in llama.cpp's words; mlock keeps it from being swapped out."""
     flash_attn: Literal["auto", "on", "off"] = "auto"

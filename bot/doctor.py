@@ -1,6 +1,7 @@
 """What a user is told in a terminal: the welcome, what works on this machine, how far long work is."""
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,13 +23,21 @@ from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
 from bot.engine import Request, Voice
 from bot.errors import TrainingError, TwinError
-from bot.llama import built_with
+from bot.llama import Build, build
 from bot.persona import Personas
 from bot.prompt import Exchange, Renderer
 from bot.twin import install_shipped, start_engine
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "gguf", "sklearn", "matplotlib")
-_REBUILD = "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+_GPU_BUILDS = {"an NVIDIA GPU (with the CUDA toolkit)": "CUDA", "an AMD GPU (with ROCm)": "HIP", "others": "VULKAN"}
+"""GPUs, and llama.cpp's name of what is built for them; on Macs Metal is always built."""
+_FEATURES = {
+    "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx_vnni": "AVX_VNNI", "avx512f": "AVX512",
+    "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "asimddp": "DOTPROD", "i8mm": "MATMUL_INT8",
+    "sve": "SVE",
+}  # fmt: skip
+"""What Linux calls a feature of the processor that llama.cpp gains by → llama.cpp's name. (AMX is left out on purpose.)
+"""
 TRAINING_MISSING = (
     "training is not installed here (missing: {missing}); nights need it: "
     "`make run TRAIN=1`, or `pip install '.[train]'`"
@@ -173,9 +182,37 @@ def _training() -> Check:
 
 
 def _built() -> str:
-    if "no GPU" not in (built := built_with()):
-        return built
-    return f"{built}. For a GPU: CMAKE_ARGS=-DGGML_CUDA=on (Vulkan: -DGGML_VULKAN=on) {_REBUILD}"
+    try:
+        processor = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:  # not Linux
+        processor = ""
+    version = importlib.metadata.version("llama-cpp-python")
+    return built(build(), processor, shutil.which("nvidia-smi") is not None, version)
+
+
+def built(found: Build, processor: str, nvidia: bool, version: str) -> str:
+    """What llama.cpp was built with, and what it would take to get more.
+
+    Args:
+        found: the build.
+        processor: /proc/cpuinfo, as far as there is one.
+        nvidia: whether an NVIDIA driver is installed.
+        version: of llama-cpp-python, which a rebuild keeps.
+    """
+    rebuild = f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python=={version}"
+    told = [f"{version}, built for {', '.join(found.backends)} ({' '.join(found.features)})"]
+    words = set(processor.split())
+    if unused := [name for word, name in _FEATURES.items() if word in words and name not in found.features]:
+        told.append(f"it was built for other processors, this one has {' '.join(unused)} as well: {rebuild}")
+    if found.gpu:
+        told.append("a GPU takes layers ([engine] n_gpu_layers)")
+    elif {"cuda", "hip", "vulkan", "metal", "sycl", "musa"}.intersection(found.backends):
+        told.append("it finds no GPU: are driver and device visible here?")
+    else:
+        ways = "; ".join(f"{gpu} CMAKE_ARGS=-DGGML_{name}=on" for gpu, name in _GPU_BUILDS.items())
+        here = "there is an NVIDIA GPU, which it cannot use" if nvidia else "it uses no GPU"
+        told.append(f"{here}. To build it for one, which takes minutes: {ways}, each followed by {rebuild}")
+    return ". ".join(told)
 
 
 def be_idle() -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp through its low-level API: a model, its vocabulary, LoRAs, a context of many sequences, scoring.
+"""llama.cpp through its low-level API: a model, its vocabulary, LoRAs, a context of many sequences, samplers.
 
 The only file of the daemon that imports llama_cpp. The high-level `Llama` re-reads a chat's history whenever another
 chat spoke in between, copies a vocabulary-sized row to Python for every token and binds one LoRA for life.
@@ -7,10 +7,10 @@ One thread owns a model and its contexts; a vocabulary may be asked from any.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,8 @@ from bot.prompt import ChatFormat, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+_SAID_BASE = ("general.base_model.0.repo_url", "general.base_model.0.name")
+"""Where llama.cpp's own converter notes what a LoRA's model card says of its base: words, which quantizers change."""
 _PENALTY_LAST_N, _DRY_LAST_N = 64, 512
 """Tokens that the repetition penalty and DRY look back on."""
 _PIECES_REMEMBERED = 16_384
@@ -80,13 +82,33 @@ def _has_amx() -> bool:
     return b"AMX_INT8 = 1" in lc.llama_print_system_info()
 
 
-def built_with() -> str:
-    """What this build of llama.cpp can use, in its own words: `CPU : AVX2 = 1 | …`, and whether GPUs are among it."""
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What this build of llama.cpp can use.
+
+    Args:
+        backends: what it was built for, by its libraries: `cpu`, `cuda`, `vulkan`, `metal`, …
+        features: what it uses of the processor and the GPUs, in its own words, such as `AVX2`.
+        gpu: whether it found a GPU to put layers on.
+    """
+
+    backends: tuple[str, ...]
+    features: tuple[str, ...]
+    gpu: bool
+
+
+def build() -> Build:
+    """What this build of llama.cpp can use."""
     _start_backend()
-    system = lc.llama_print_system_info().decode("utf-8", "replace").strip(" |")
-    used = [flag.split(" = ")[0].strip() for flag in system.split("|") if not flag.rstrip().endswith("= 0")]
-    gpu = "GPU offload" if lc.llama_supports_gpu_offload() else "no GPU offload (built for the CPU)"
-    return f"{gpu}; {' '.join(used)}"
+    files = (
+        re.match(r"(?:lib)?ggml-(\w+)\.", path.name) for path in (Path(lc.__file__).parent / "lib").glob("*ggml-*")
+    )
+    backends = sorted({found[1] for found in files if found} - {"base"})
+    # `CPU : AVX2 = 1 | … | CUDA : ARCHS = 890 | …`
+    told = lc.llama_print_system_info().decode("utf-8", "replace").split("|")
+    flags = (flag.rpartition(" : ")[2].strip().partition(" = ") for flag in told)
+    features = [name if value in ("", "1") else f"{name}={value}" for name, _, value in flags if name and value != "0"]
+    return Build(tuple(backends), tuple(features), bool(lc.llama_supports_gpu_offload()))
 
 
 class Model:
@@ -96,21 +118,31 @@ class Model:
         path: the GGUF.
         n_gpu_layers: layers on the GPU; -1 all.
         load_mode: how it is read, `LLAMA_LOAD_MODE_…`.
+        split_mode: how it is put on several GPUs, `LLAMA_SPLIT_MODE_…`.
+        main_gpu: the GPU it is put on where it is not split.
+        tensor_split: each GPU's part, in any unit; empty: by their free memory.
         vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
 
     Raises:
-        EngineError: missing, truncated, or of a kind no chat format renders.
+        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs.
     """
 
     def __init__(
-        self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", vocab_only: bool = False
-    ) -> None:
+        self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", split_mode: str = "layer",
+        main_gpu: int = 0, tensor_split: Sequence[float] = (), vocab_only: bool = False,
+    ) -> None:  # fmt: skip
         _start_backend()
         if not path.is_file():
             raise EngineError(f"model {str(path)!r} does not exist")
         params = lc.llama_model_default_params()
         params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
         params.load_mode = getattr(lc, f"LLAMA_LOAD_MODE_{load_mode.upper()}")
+        params.split_mode, params.main_gpu = getattr(lc, f"LLAMA_SPLIT_MODE_{split_mode.upper()}"), main_gpu
+        most = lc.llama_max_devices()
+        if len(tensor_split) > most:
+            raise EngineError(f"[engine] tensor_split names {len(tensor_split)} GPUs, this llama.cpp takes {most}")
+        if tensor_split:
+            params.tensor_split = (ctypes.c_float * most)(*tensor_split)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not _has_amx()
         _LOG.lines.clear()
@@ -230,9 +262,7 @@ class Model:
         lora = lc.llama_adapter_lora_init(self._model, str(path).encode())
         if not lora:
             raise EngineError(f"LoRA {str(path)!r} does not load on {self.path.name!r} ({_why()})")
-        buffer = ctypes.create_string_buffer(256)
-        n = lc.llama_adapter_meta_val_str(lora, BASE_KEY.encode(), buffer, len(buffer))
-        named = buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+        named = _lora_metadata(lora, BASE_KEY)
         if base_sha256 is not None and named and named != base_sha256:
             lc.llama_adapter_lora_free(lora)
             raise EngineError(
@@ -240,16 +270,25 @@ class Model:
                 f"({base_sha256[:12]}…); retrain it or set that base"
             )
         if base_sha256 and not named:
+            says = next(filter(None, (_lora_metadata(lora, key) for key in _SAID_BASE)), "nothing")
             logger.warning(
-                "LoRA {} does not name the base it was trained on, so that cannot be checked: on another base than {} "
-                "its answers are wrong, and llama.cpp does not say so; `twin export lora` writes the name",
-                path.name, self.path.name,
+                "LoRA {} does not name the base it was trained on by its hash, so that cannot be checked: on another "
+                "base its answers are wrong, and llama.cpp does not say so. Of its base it says {!r}, and {} of itself "
+                "{!r}; `twin export lora` writes the hash", path.name, says, self.path.name,
+                self.metadata("general.name") or "nothing",
             )  # fmt: skip
         return lora
 
     def free_lora(self, lora: Any) -> None:
         """Free a LoRA no context uses (freed while set, the next decode gives NaN)."""
         lc.llama_adapter_lora_free(lora)
+
+
+def _lora_metadata(lora: Any, key: str) -> str:
+    """A metadata value of a LoRA as text, empty when absent."""
+    buffer = ctypes.create_string_buffer(1024)
+    n = lc.llama_adapter_meta_val_str(lora, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,14 +304,16 @@ class Context:
 
     Args:
         model: the model.
-        n_tokens: cells shared by all sequences (unified: one sequence may use all).
+        n_tokens: cells of all sequences together.
         n_seq_max: sequences at most.
         n_batch: tokens of one decode call.
         n_threads: CPU threads; None: the cores, half of them where there are more than four (hyper-threads).
+        n_threads_batch: those of prompts and of several chats at once; None: as many.
         n_outputs: rows of logits kept from one call; at 262,144 words each is 1 MB.
         flash_attn: auto, on or off.
         type_k: type of the cached keys, a ggml type's name.
         type_v: of the cached values.
+        kv_unified: any sequence may use all cells; else each has its part of them (bench/engine.py compares).
 
     Raises:
         EngineError: llama.cpp gave no context (too little memory).
@@ -280,7 +321,8 @@ class Context:
 
     def __init__(
         self, model: Model, n_tokens: int, n_seq_max: int, n_batch: int, n_threads: int | None, n_outputs: int = 1,
-        *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16",
+        *, flash_attn: str = "auto", type_k: str = "f16", type_v: str = "f16", n_threads_batch: int | None = None,
+        kv_unified: bool = True,
     ) -> None:  # fmt: skip
         self.model = model
         self.n_tokens, self.n_batch, self._n_seq_max = n_tokens, n_batch, n_seq_max
@@ -288,8 +330,8 @@ class Context:
         threads = self.n_threads = n_threads or (cores if cores <= 4 else cores // 2)
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
-        params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, threads
-        params.kv_unified = True
+        params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, n_threads_batch or threads
+        params.kv_unified = kv_unified
         # The full-size cache of sliding-window layers lets any prefix be kept; the small one forgets what slid out.
         params.swa_full = True
         params.n_outputs_max = max(n_outputs, n_seq_max)  # less aborts the process
@@ -511,94 +553,6 @@ def log_probs(row: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDArray[n
     top = float(row.max())
     total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
     return row[list(ids)].astype(np.float64) - total
-
-
-class Scorer:
-    """Log-probabilities of given tokens, as evaluation, parity and gate need them; owns its model.
-
-    Args:
-        base: the base GGUF.
-        lora: a LoRA, or None for the bare base.
-        n_ctx: tokens of the longest window.
-        n_threads: CPU threads.
-
-    Raises:
-        EngineError: the base or the LoRA cannot be loaded.
-    """
-
-    def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
-        with contextlib.ExitStack() as undo:
-            self.model = Model(base)
-            undo.callback(self.model.close)
-            self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
-            undo.callback(self._context.close)
-            self._lora = self.model.load_lora(lora) if lora is not None else None
-            undo.pop_all()
-        self._context.use(self._lora)
-
-    def close(self) -> None:
-        """Free everything."""
-        self._context.use(None)
-        self._context.close()
-        if self._lora is not None:
-            self.model.free_lora(self._lora)
-        self.model.close()
-
-    def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:
-        """Gives log p(token | ids[:position]) in nats for each wanted (position, token); positions ≥ 1, ascending."""
-        context, out = self._context, np.full(len(wanted), np.nan)
-        context.keep(0, 0)
-        rows: dict[int, list[int]] = {}
-        for number, (position, _) in enumerate(wanted):
-            rows.setdefault(position - 1, []).append(number)
-        last = max(rows, default=-1)
-        for start in range(0, last + 1, context.n_batch):
-            end = min(start + context.n_batch, last + 1)
-            context.decode([(ids[i], 0, i, i in rows) for i in range(start, end)])
-            asked = [i for i in range(start, end) if i in rows]
-            logits = context.logits(len(asked)) if asked else None
-            for row, i in enumerate(asked):
-                assert logits is not None
-                out[rows[i]] = log_probs(logits[row], [wanted[n][1] for n in rows[i]])
-        return out
-
-    def continuations(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """Gives log p(answer | context) in nats for each answer, the context read once; 0 for an empty one."""
-        cache, found, shared = self._context, [], len(context) - 1
-        cache.keep(0, 0)
-        self._read(context[:shared], 0)
-        for answer in answers:
-            held = cache.keep(0, shared)  # none where the sequence cannot be cut
-            ids = [*context, *answer][held:-1]
-            rows = self._read(ids, held, from_=len(context) - 1)
-            found.append(sum(float(log_probs(row, [token])[0]) for row, token in zip(rows, answer, strict=True)))
-        return found
-
-    def _read(self, ids: Sequence[int], start: int, from_: int | None = None) -> list[npt.NDArray[np.float32]]:
-        """Evaluate tokens at `start` and on; the rows of logits behind those at `from_` and on."""
-        cache: Context = self._context
-        rows: list[npt.NDArray[np.float32]] = []
-        for begin in range(0, len(ids), cache.n_batch):
-            part = [(token, start + begin + i) for i, token in enumerate(ids[begin : begin + cache.n_batch])]
-            asked = [from_ is not None and position >= from_ for _, position in part]
-            cache.decode([(token, 0, position, wanted) for (token, position), wanted in zip(part, asked, strict=True)])
-            if any(asked):
-                rows += [row.copy() for row in cache.logits(sum(asked))]
-        return rows
-
-    def greedy(self, ids: Sequence[int], n: int, ends: frozenset[int]) -> list[int]:
-        """The likeliest token after `ids`, again and again: `n` at most, up to and with the first of `ends`."""
-        context = self._context
-        context.keep(0, 0)
-        said: list[int] = []
-        for start in range(0, len(ids), context.n_batch):
-            part = ids[start : start + context.n_batch]
-            context.decode([(t, 0, start + i, start + i == len(ids) - 1) for i, t in enumerate(part)])
-        while True:
-            said.append(int(context.logits(1)[0].argmax()))
-            if len(said) >= n or said[-1] in ends:
-                return said
-            context.decode([(said[-1], 0, len(ids) + len(said) - 1, True)])
 
 
 def _never() -> bool:

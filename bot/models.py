@@ -46,12 +46,15 @@ class Served:
         self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None, label: str = ""
     ) -> None:
         with contextlib.ExitStack() as undo:
-            self.model = Model(path, settings.n_gpu_layers, load_mode=settings.load_mode)
+            self.model = Model(
+                path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
+                main_gpu=settings.main_gpu, tensor_split=settings.tensor_split,
+            )  # fmt: skip
             undo.callback(self.model.close)
             self.context = Context(
                 self.model, settings.kv_tokens, settings.n_seq_max, settings.n_batch, settings.n_threads,
                 n_outputs=settings.n_parallel, flash_attn=settings.flash_attn, type_k=settings.type_k,
-                type_v=settings.type_v,
+                type_v=settings.type_v, n_threads_batch=settings.n_threads_batch,
             )  # fmt: skip
             undo.callback(self.context.close)
             self.n_bytes = path.stat().st_size + self.context.cache_bytes()

@@ -282,7 +282,7 @@ def scores(model: _Measure, passages: Sequence[Passage], end_id: int) -> Scores:
     """One side's scores.
 
     Args:
-        model: a `bot.llama.Scorer` with the LoRA or the merged model, or an `export.reference.Reference`.
+        model: a `bot.scorer.Scorer` with the LoRA or the merged model, or an `export.reference.Reference`.
         passages: held-out windows.
         end_id: end-of-turn.
     """

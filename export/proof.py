@@ -12,9 +12,10 @@ import llama_cpp as lc
 from tokenizers import Tokenizer as HFVocabulary
 
 from bot.errors import ExportError
-from bot.llama import Model, Scorer
+from bot.llama import Model
 from bot.persona import Base
 from bot.prompt import ChatFormat, Piece, Tokenizer
+from bot.scorer import Scorer
 from export import lora, parity, place, template
 from export.merge import bos_text
 from export.metadata import fields

@@ -36,7 +36,7 @@ _L2 = 1.0
 
 
 class Measure(Protocol):
-    """What scoring needs; `bot.llama.Scorer` is the real one."""
+    """What scoring needs; `bot.scorer.Scorer` is the real one."""
 
     def log_probs(self, ids: Sequence[int], wanted: Sequence[tuple[int, int]]) -> Array:
         """Log p(token | ids[:position]) in nats for each wanted (position, token)."""

@@ -23,9 +23,9 @@ from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.errors import TrainingError, TwinError
-from bot.llama import Scorer
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version
 from bot.prompt import FORMATS, Piece
+from bot.scorer import Scorer
 from export import lora, merge, parity, proof
 from training import (
     aligning,

@@ -21,7 +21,7 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tinymodel.Tiny
 def forgetful(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tinymodel.Tiny]:
     """Models whose cache cannot be cut everywhere: recurrent, in part recurrent, windows shorter than a prompt."""
     root: Path = tmp_path_factory.mktemp("forgetful")
-    made = {name: tinymodel.build(root / name, name) for name in ("mamba", "lfm2")}
+    made = {name: tinymodel.build(root / name, name) for name in ("mamba", "lfm2", "qwen35", "falcon-h1")}
     return {**made, "swa": tinymodel.build(root / "swa", "gemma3", layers=6, window=32)}
 
 

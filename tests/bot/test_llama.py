@@ -16,9 +16,10 @@ from nasty import TEXTS
 
 from bot.checksum import sha256
 from bot.errors import EngineError
-from bot.llama import Context, Model, Sampler, Scorer, log_probs
+from bot.llama import Context, Model, Sampler, log_probs
 from bot.persona import Sampling
 from bot.prompt import clean
+from bot.scorer import Scorer
 
 ARCHITECTURES = ["gemma3", "qwen3"]
 
@@ -86,19 +87,28 @@ def test_a_lora_of_another_base_is_refused_by_both_hashes(
     models["gemma3"].free_lora(models["gemma3"].load_lora(own, base))
 
 
-@pytest.mark.parametrize(("names", "checked", "warned"), [(None, True, 1), (None, False, 0), ("its own", True, 0)])
+@pytest.mark.parametrize(
+    ("names", "says", "checked", "warned"),
+    [(None, None, True, 1), (None, "https://example.org/other-base", True, 1), (None, None, False, 0),
+     ("its own", None, True, 0)],
+)  # fmt: skip
 def test_a_lora_that_names_no_base_is_warned_of(
-    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], tmp_path: Path, names: str | None, checked: bool,
-    warned: int,
+    models: dict[str, Model], tinies: dict[str, tinymodel.Tiny], tmp_path: Path, names: str | None, says: str | None,
+    checked: bool, warned: int,
 ) -> None:  # fmt: skip
+    """Its tensors fit, and nothing in it tells another base of that shape but the words of a model card."""
     base, told = sha256(tinies["gemma3"].gguf), list[str]()
-    lora = tinylora.write(tmp_path / "found.gguf", tinies["gemma3"].gguf, names_base=base if names else None)
+    lora = tinylora.write(
+        tmp_path / "found.gguf", tinies["gemma3"].gguf, names_base=base if names else None, says_base=says
+    )
     number = logger.add(told.append, level="WARNING", format="{message}")
     try:
         models["gemma3"].free_lora(models["gemma3"].load_lora(lora, base if checked else ""))
     finally:
         logger.remove(number)
     assert len([line for line in told if "found.gguf does not name the base" in line]) == warned
+    if warned:
+        assert f"Of its base it says {says or 'nothing'!r}, and model.gguf of itself 'Hf'" in told[0]
 
 
 def test_a_lora_of_another_architecture_is_refused_with_llamas_reason(
@@ -214,6 +224,32 @@ def test_looking_at_the_likeliest_words_first_changes_no_draw(
         for chain in chains:
             chain.close()
     assert changed > 10, "the penalties matter here"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "drawn"),
+    [("top_p", 1e-6, 1), ("min_p", 1.0, 1), ("top_k", 1, 1), ("temperature", 1e-4, 1), ("temperature", 2.0, 20),
+     ("top_k", 5, 5), ("top_k", 0, 20)],
+)  # fmt: skip
+def test_words_are_drawn_as_the_settings_say(models: dict[str, Model], setting: str, value: float, drawn: int) -> None:
+    model, rng = models["gemma3"], np.random.default_rng(3)
+    logits = rng.normal(2, 1, model.n_vocab).astype(np.float32)
+    free = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    found = set()
+    for seed in range(60):
+        chain = Sampler(model, free.model_copy(update={setting: value}), seed)
+        found.add(_drawn(chain.handle, logits, []))
+        chain.close()
+    best = int(np.argmax(np.where(np.isin(np.arange(model.n_vocab), model.control_ids), -np.inf, logits)))
+    assert len(found) == drawn if drawn < 20 else len(found) >= drawn
+    assert drawn > 1 or found <= {best, *model.ends}
+
+
+def test_threads_are_as_many_as_asked_for(models: dict[str, Model]) -> None:
+    for asked, expected in (((1, None), (1, 1)), ((2, 3), (2, 3)), ((3, None), (3, 3))):
+        context = Context(models["gemma3"], 64, 1, 32, asked[0], n_threads_batch=asked[1])
+        assert (lc.llama_n_threads(context._context), lc.llama_n_threads_batch(context._context)) == expected
+        context.close()
 
 
 def _whole_chain(model: Model, sampling: Sampling, seed: int) -> Any:

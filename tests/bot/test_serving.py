@@ -72,7 +72,7 @@ def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path
     return max(gaps, default=0.0)
 
 
-FORGETFUL = ["mamba", "lfm2", "swa"]
+FORGETFUL = ["mamba", "lfm2", "qwen35", "falcon-h1", "swa"]
 """Of conftest: models whose cache cannot be cut everywhere."""
 
 
@@ -113,6 +113,24 @@ async def test_taking_back_and_rewording_leaves_no_trace(engine: LlamaEngine, co
     for turns in (["一二三", "好", "走不走"], ["一二三"], ["一二三四五六"], ["早", "好", "走不走"]):
         expected = await cold.p_silent(request(str(turns), *turns))
         assert await engine.p_silent(request("g", *turns)) == pytest.approx(expected, rel=1e-3)
+
+
+async def test_a_prompt_costs_the_tokens_that_are_not_held(engine: LlamaEngine) -> None:
+    held: list[int] = []
+    for asked in (
+        request("g", "早呀，今天吃什么？"),
+        request("g", "早呀，今天吃什么？"),
+        request("g", "早呀，今天吃什么？\n还有呢"),
+        request("g", "早呀，今天吃什么？\n还有呢", "吃面", "走不走"),
+        request("g", "早呀，今天吃饭没"),
+    ):
+        ids, before = encode(asked.pieces, engine.base.model)[0], engine.base.batcher.evaluated
+        pairs = zip(held, ids[:-1], strict=False)  # the last one is always evaluated: its logits are what is wanted
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(ids) - 1))
+        assert common >= 10 or not held
+        await engine.p_silent(asked)
+        assert engine.base.batcher.evaluated - before == len(ids) - common
+        held = ids
 
 
 async def test_the_same_seed_gives_the_same_text_and_another_one_another(engine: LlamaEngine) -> None:
@@ -292,7 +310,7 @@ async def test_a_long_prompt_does_not_stall_the_chats_that_are_typing(tinies: di
             first.append(bubble)
 
     typing = asyncio.create_task(type_on())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not engine.base.batcher._active or not engine.base.batcher._active[0].made:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     before = len(engine.base.batcher._active[0].made)
@@ -331,6 +349,34 @@ async def test_a_cancelled_answer_leaves_the_engine_usable(engine: LlamaEngine, 
     await asyncio.gather(*waiting, return_exceptions=True)
     for seat in ("a", "b"):
         assert await said(engine, request(seat, "还在吗")) == await said(cold, request(seat, "还在吗"))
+
+
+async def idle(engine: LlamaEngine) -> None:
+    """Until nothing is under way."""
+    async with asyncio.timeout(60):
+        while engine.base.batcher._active or engine.base.batcher._waiting:  # noqa: ASYNC110 - of another thread
+            await asyncio.sleep(0.001)
+
+
+async def test_who_no_longer_listens_stops_the_work(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies, SETTINGS.model_copy(update={"n_ctx": 4096, "kv_tokens": 4096}))
+    engine.base.batcher._prompt_rate = 1.0  # 16 tokens of prompt in a step
+    engine.base.model.ends = frozenset()  # nothing but the listener ends it
+    endless = Sampling(max_tokens=3000, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    async with aclosing(engine.bubbles(request("a", "在吗", sampling=endless))) as bubbles:
+        assert await anext(bubbles)
+    await idle(engine)
+    made = len(engine.base.seats["a"].tokens)
+    assert made < 1500, "of 3,000"
+    look = asyncio.create_task(engine.p_silent(request("b", "龘" * 1000)))
+    async with asyncio.timeout(60):
+        while not engine.base.batcher._active:  # noqa: ASYNC110 - of another thread
+            await asyncio.sleep(0.001)
+    look.cancel()
+    await asyncio.gather(look, return_exceptions=True)
+    await idle(engine)
+    assert len(engine.base.seats["b"].tokens) < 1500, "of 3,000: a character is three bytes, each of them a token"
+    await engine.close()
 
 
 async def test_a_full_cache_drops_the_scene_used_least_recently(tinies: dict[str, tinymodel.Tiny]) -> None:
@@ -373,10 +419,12 @@ async def test_personas_share_the_base_and_nothing_else(
     assert list(reversed(again)) == pytest.approx(first, rel=1e-3)
 
 
+@pytest.mark.parametrize("lora_mb", [256, 0])
 async def test_an_answer_under_way_is_finished_by_the_version_it_began_with(
-    engine: LlamaEngine, cold: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+    cold: LlamaEngine, tinies: dict[str, tinymodel.Tiny], tmp_path: Path, lora_mb: int
 ) -> None:
-    base = tinies["gemma3"].gguf
+    """Also where there is no memory for two LoRAs: what is in use stays."""
+    base, engine = tinies["gemma3"].gguf, start(tinies, SETTINGS.model_copy(update={"lora_mb": lora_mb}))
     long = SAMPLING.model_copy(update={"max_tokens": 60})
     old, new = (
         Voice(n, tinylora.write(tmp_path / f"{n}.gguf", base, seed=i, names_base=engine.base_sha256), GEMMA)
@@ -386,6 +434,8 @@ async def test_an_answer_under_way_is_finished_by_the_version_it_began_with(
     both = await asyncio.gather(*(said(engine, r) for r in asked))
     assert both == [await said(cold, r) for r in asked]
     assert both[0] != both[1]
+    assert [v.lora in engine.base.loras for v in (old, new)].count(True) == (2 if lora_mb else 1)
+    await engine.close()
 
 
 async def test_a_lora_of_another_base_is_refused_and_the_base_still_serves(
@@ -417,6 +467,26 @@ async def test_the_cache_and_the_loading_are_as_the_settings_say(
     asked = request("a", "昨晚又熬夜了，困死我了哈哈哈")
     assert await other.p_silent(asked) == pytest.approx(await engine.p_silent(asked), rel=0.05)
     await other.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells what is mapped on Linux only")
+def test_the_base_is_mapped_or_read_as_the_settings_say(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    gguf = shutil.copy(tinies["gemma3"].gguf, tmp_path / "mine.gguf")
+    for load_mode, mapped in (("mmap", True), ("none", False)):
+        engine = LlamaEngine(gguf, SETTINGS.model_copy(update={"load_mode": load_mode}), "0" * 64)
+        assert (str(gguf) in Path("/proc/self/maps").read_text()) is mapped
+        asyncio.run(engine.close())
+
+
+async def test_a_base_is_split_as_the_settings_say(tinies: dict[str, tinymodel.Tiny]) -> None:
+    with pytest.raises(EngineError, match=r"'model\.gguf' cannot be loaded .*TENSOR needs >= 1 devices"):
+        start(tinies, SETTINGS.model_copy(update={"split_mode": "tensor"}))
+    with pytest.raises(EngineError, match=r"tensor_split names 99 GPUs, this llama.cpp takes \d+"):
+        start(tinies, SETTINGS.model_copy(update={"tensor_split": (1.0,) * 99}))
+    for changed in ({"split_mode": "none", "main_gpu": 0}, {"split_mode": "row", "tensor_split": (3.0, 1.0)}):
+        engine = start(tinies, SETTINGS.model_copy(update=changed))
+        assert 0 < await engine.p_silent(request("a", "在吗")) < 1, "without a GPU they mean nothing"
+        await engine.close()
 
 
 async def test_values_of_another_type_without_flash_attention_are_an_error(tinies: dict[str, tinymodel.Tiny]) -> None:

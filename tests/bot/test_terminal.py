@@ -19,11 +19,12 @@ from bot import config
 from bot.byhand import ByHand
 from bot.checksum import sha256
 from bot.errors import ConfigError, EngineError, PersonaError
-from bot.llama import Model, Scorer
+from bot.llama import Model
 from bot.message import Origin
 from bot.persona import Base, Calibration, Manifest
 from bot.prompt import Piece, encode
 from bot.reply import Look
+from bot.scorer import Scorer
 from bot.terminal import SCENE, NoTransport, Terminal, choose
 from bot.twin import Twin
 
@@ -135,6 +136,7 @@ async def test_a_lora_a_prompt_and_settings_can_be_given_by_hand(
     assert made.version is not None
     assert made.version.lora.read_bytes() == lora.read_bytes()
     assert twin.replier.voice(made).lora == made.version.lora
+    assert ByHand(lora).persona(persona, "gemma", tmp_path).system_prompt == persona.spec.system_prompt != ""
     assert ByHand(bare=True).persona(made, "gemma", tmp_path).version is None
     with pytest.raises(ConfigError, match="--temperature"):
         ByHand(temperature=9.0).persona(persona, "gemma", tmp_path)

@@ -9,9 +9,10 @@ import pytest
 from bot import base, config
 from bot.archive import Archive
 from bot.decision import Moment, decide, moment_of
-from bot.llama import Model, Scorer
+from bot.llama import Model
 from bot.persona import Persona, Personas
 from bot.prompt import FORMATS, spoken_by
+from bot.scorer import Scorer
 from bot.twin import SHIPPED
 from training import answers, corpus, evaluate, history, samples
 from training.likeness import use

@@ -65,7 +65,7 @@ def test_a_zip_from_a_notebook_becomes_the_current_version(tiny: tinymodel.Tiny,
     ours = load_file(version.folder / "peft" / "adapter_model.safetensors")
     assert all((ours[n] == t).all() for n, t in theirs.items())
     assert version.lora is not None
-    from bot.llama import Scorer
+    from bot.scorer import Scorer
 
     scores = []
     for lora in (version.lora, None):

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from bot.checksum import sha256
 from bot.errors import EngineError, ExportError
-from bot.llama import BASE_KEY, Model, Scorer
+from bot.llama import BASE_KEY, Model
 from bot.persona import Base
+from bot.scorer import Scorer
 from export.lora import export
 from export.place import remove, written
 

@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from bot.checksum import sha256
 from bot.errors import ExportError
-from bot.llama import Model, Scorer
+from bot.llama import Model
 from bot.persona import Base
 from bot.prompt import Piece, clean
+from bot.scorer import Scorer
 from export.lora import export
 from export.parity import (
     LOSS_GAP_MAX,

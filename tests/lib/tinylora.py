@@ -10,7 +10,10 @@ import numpy as np
 from bot.llama import BASE_KEY
 
 
-def write(path: Path, base: Path, *, seed: int = 0, names_base: str | None = None, strength: float = 4.0) -> Path:
+def write(
+    path: Path, base: Path, *, seed: int = 0, names_base: str | None = None, strength: float = 4.0,
+    says_base: str | None = None,
+) -> Path:  # fmt: skip
     """Adapt one or two projections of every layer.
 
     Args:
@@ -19,6 +22,7 @@ def write(path: Path, base: Path, *, seed: int = 0, names_base: str | None = Non
         seed: of the weights.
         names_base: sha256 put into our metadata key; None leaves it out.
         strength: alpha / r.
+        says_base: what llama.cpp's converter would have noted of the base.
     """
     reader, rng, rank = gguf.GGUFReader(base), np.random.default_rng(seed), 4
     architecture = str(reader.fields["general.architecture"].contents())
@@ -28,6 +32,9 @@ def write(path: Path, base: Path, *, seed: int = 0, names_base: str | None = Non
     writer.add_float32("adapter.lora.alpha", strength * rank)
     if names_base is not None:
         writer.add_string(BASE_KEY, names_base)
+    if says_base is not None:
+        writer.add_base_model_count(1)
+        writer.add_base_model_repo_url(0, says_base)
     for tensor in reader.tensors:
         if tensor.name.endswith(("attn_q.weight", "ffn_down.weight", "ssm_out.weight")):
             rows_in, rows_out = (int(n) for n in tensor.shape)

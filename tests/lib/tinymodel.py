@@ -31,6 +31,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -44,6 +46,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -51,7 +55,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-Architecture = Literal["gemma2", "gemma3", "qwen2", "qwen3", "qwen3moe", "llama", "mamba", "lfm2"]
+Architecture = Literal[
+    "gemma2", "gemma3", "qwen2", "qwen3", "qwen3moe", "llama", "mamba", "lfm2", "qwen35", "falcon-h1"
+]
 
 _QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -223,6 +229,17 @@ def _model(
         return Qwen2ForCausalLM(Qwen2Config(**shape))
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape))
+    if architecture == "qwen35":
+        kinds = ["full_attention" if layer % 2 else "linear_attention" for layer in range(layers)]
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+        linear = {f"linear_{k}": 32 for k in ("key_head_dim", "value_head_dim")}
+        linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        return Qwen3_5ForCausalLM(
+            Qwen3_5TextConfig(layer_types=kinds, full_attention_interval=2, rope_parameters=rope, **linear, **shape)
+        )
+    if architecture == "falcon-h1":
+        mixer = {"mamba_d_ssm": 2 * hidden, "mamba_n_heads": 4, "mamba_d_head": hidden // 2, "mamba_d_state": 16}
+        return FalconH1ForCausalLM(FalconH1Config(**mixer, **shape))
     if architecture == "lfm2":
         kinds = ["full_attention" if layer % 2 else "conv" for layer in range(layers)]
         return Lfm2ForCausalLM(Lfm2Config(block_auto_adjust_ff_dim=False, layer_types=kinds, **shape))
@@ -233,10 +250,13 @@ def _draw(model: Any, seed: int, architecture: Architecture) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "A_log" in name or name.endswith((".D", "dt_proj.bias")):
-                continue  # of mamba: how it forgets is not random
+            if "A_log" in name or name.endswith((".D", "dt_proj.bias", "dt_bias")):
+                continue  # of recurrent layers: how they forget is not random
             if "norm" in name:
-                weight.normal_(0.0 if architecture.startswith("gemma") else 1.0, 0.1, generator=generator)
+                adds_one = architecture.startswith("gemma") or (
+                    architecture == "qwen35" and not name.endswith("linear_attn.norm.weight")
+                )
+                weight.normal_(0.0 if adds_one else 1.0, 0.1, generator=generator)
             else:
                 weight.normal_(0.0, 0.08, generator=generator)
     round_weights(model)
@@ -259,6 +279,7 @@ def write_gguf(hf: Path, out: Path, f32: bool) -> Path:
 
     class WithOurVocabulary(converter):  # type: ignore[misc, valid-type]
         model_arch = converter.model_arch
+        no_mtp = True  # of Qwen's newer models: the layers that guess ahead are no part of a checkpoint of ours
 
         def set_vocab(self) -> None:
             _write_vocabulary(self.gguf_writer, hf)

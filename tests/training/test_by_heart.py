@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 
 from bot.checksum import sha256
 from bot.config import Conversation, Training
-from bot.llama import Scorer
 from bot.message import Message, Scene
 from bot.persona import Base
 from bot.prompt import FORMATS, ChatFormat, exchanges
+from bot.scorer import Scorer
 from export.lora import export
 from training.batches import IGNORED, rows_of
 from training.corpus import Corpus, SceneCorpus

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from bot.config import Conversation
 from bot.decision import FEATURES, Moment, decide, sigmoid
-from bot.llama import Scorer
 from bot.message import Message, Origin, Scene
 from bot.prompt import exchanges
+from bot.scorer import Scorer
 from training.corpus import Corpus, SceneCorpus
 from training.evaluate import (
     Scored,

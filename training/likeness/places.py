@@ -10,10 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from bot.config import Engine
-from bot.llama import Model, Scorer
+from bot.llama import Model
 from bot.message import Scene
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, Exchange, Piece, clean, encode, render, scene_line
+from bot.scorer import Scorer
 from training.answers import Question, answer
 from training.corpus import Corpus
 from training.likeness import retrieval, sense

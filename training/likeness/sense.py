@@ -16,7 +16,7 @@ OTHERS = 2
 
 
 class Judge(Protocol):
-    """What judges; `bot.llama.Scorer` is the real one."""
+    """What judges; `bot.scorer.Scorer` is the real one."""
 
     def continuations(self, context: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """Gives log p of each answer behind one context (nats)."""
