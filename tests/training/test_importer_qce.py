@@ -9,10 +9,12 @@ import exports
 import pytest
 
 from bot.archive import Archive
+from bot.config import Conversation
 from bot.errors import ImportFault
 from bot.message import Message, Scene
 from bot.stickers import named
 from training import history
+from training.corpus import build
 from training.importers import qce, qcetxt
 from training.importers.qcemessage import RECENT, Chat
 from training.importers.source import Reading
@@ -132,6 +134,27 @@ def test_a_sticker_is_named_by_its_hash(tmp_path: Path, data: dict[str, Any], te
     assert [m.text for m in found] == ["看[图片][动画表情]", "看[图片][动画表情]", "[动画表情][动画表情]"]
     shown = [named(m, {MD5: "开心"}).text for m in found]
     assert shown == [f"看[图片]{text}", f"看[图片]{text}", "[动画表情][动画表情]"], "typed and sent are not told apart"
+
+
+STICKER_FILES = {
+    "qce": exports.QCE_HEAD
+    | {"messages": [exports.qce_row(1, ("image", {"subType": "sticker", "md5": MD5}), who="u_me")]},
+    "weq": {"meta": exports.WEQ_META, "members": []}
+    | {"messages": [exports.weq_row(1, ("pic", {"subType": 1, "md5": MD5}), uin="1001")]},
+}
+
+
+@pytest.mark.parametrize("content", STICKER_FILES.values(), ids=STICKER_FILES)
+def test_a_corpus_of_what_was_imported_names_the_librarys_stickers(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "h.json").write_bytes(exports.document(content))
+    archive = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    history.load(tmp_path / "h.json", archive)
+    texts = []
+    for library in ({MD5: "开心"}, {}):
+        (part,) = build(archive, ["1001"], ["小满"], Conversation(), stickers=library).scenes
+        texts.append(part.exchanges[0].said[0].text)
+    archive.close()
+    assert texts == ["[动画表情:开心]", "[动画表情]"]
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["c000001.jsonl", "chunk_0001.jsonl"])

@@ -145,8 +145,7 @@ class Chat:
             case "image":
                 # By its MD5 the library knows a sticker; a picture is never looked for.
                 file = named(data.get("md5")) or named(data.get("filename"))
-                told = {"sub_type": 1, "file": file} if _is_sticker(element) else {"sub_type": 0}
-                return {"type": "image", "data": told}
+                return {"type": "image", "data": {"sub_type": 1, "file": file} if _is_sticker(element) else {}}
             case "audio":
                 return {"type": "record", "data": {}}
             case "file":
