@@ -496,7 +496,8 @@ class Cleaning(Section):
     merge_interleaved: int = Field(2, ge=0)
     """Others' messages that may stand between two bubbles to be merged; more is another turn."""
     merge_gap_s: int = Field(60, ge=0)
-    """Seconds between two bubbles to be merged at most; the merged ones stand at their mean time."""
+    """Seconds between two bubbles to be merged at most; the merged ones stand at their mean time. After a minute of
+    others' words somebody answers anew."""
     drop_repeats: bool = True
     """Do not train an answer that only repeats the message before it (复读): a small model learns to parrot from it.
     Up to 4 characters (好, 晚安) it is manners, and trained."""
@@ -509,7 +510,8 @@ class Cleaning(Section):
     max_chars: int = Field(400, ge=1)
     """Characters of an answer to be trained at most: longer ones are pasted, not typed."""
     blocked_words: tuple[str, ...] = ()
-    """An answer with one of these is not trained; upper and lower case are the same."""
+    """An answer with one of these is not trained; upper and lower case are the same. Empty: which words a twin must not
+    learn is yours to say."""
     duplicate_cap: int = Field(3, ge=1)
     """Answers that read nearly alike are trained so often and no more, the first ones."""
     duplicate_min_chars: int = Field(16, ge=1)

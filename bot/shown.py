@@ -50,7 +50,7 @@ def as_shown(message: Message, rules: Cleaning) -> Message:
     """One message as the model sees it; its text may be empty then."""
     text = message.text if len(message.text) <= TEXT_MAX else message.text[:TEXT_MAX]
     if rules.strip_mentions or rules.strip_placeholders:
-        text = _stripped(text, rules)
+        text = stripped(text, rules)
     if not rules.redact:
         return message if text == message.text else replace(message, text=text)
     text, name, scene = redact(text), _name(message.sender_name), _name(message.scene_name)
@@ -59,7 +59,8 @@ def as_shown(message: Message, rules: Cleaning) -> Message:
     return replace(message, text=text, sender_name=name, scene_name=scene)
 
 
-def _stripped(text: str, rules: Cleaning) -> str:
+def stripped(text: str, rules: Cleaning) -> str:
+    """A text without what `strip_mentions` and `strip_placeholders` take out of it."""
     if rules.strip_mentions:
         text = _MENTION.sub("", text)
     if rules.strip_placeholders:

@@ -23,7 +23,7 @@ from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
 from bot.prompt import Exchange, exchanges, opens, spoken_by
 from bot.segments import STICKER
-from bot.shown import shown
+from bot.shown import shown, stripped
 from bot.stickers import named
 from training import clean
 from training.garbage import uncollected
@@ -48,7 +48,8 @@ class SceneCorpus:
         masked: exchanges whose answer stands in the context and is not trained, by place, and why.
         written: questions a language model wrote, by place: for answers to nothing, and for those of which no message
             was found that they answer. They are no exchange's: nothing is decided, measured or timed on them.
-        hidden: messages that were said and are not shown: by a system sender, or nothing is left of them.
+        altered: what `[corpus]` did to its messages, in numbers: not shown are `hidden_system` (by a system sender) and
+            `hidden_empty` (nothing is left); `stripped_mentions` and `stripped_placeholders` lost some; `merged` moved.
         of_set: whether it is a dialogue of a training set: its times are no times.
         system: a system prompt in place of the persona's and the scene's line; None: those.
     """
@@ -62,7 +63,7 @@ class SceneCorpus:
     conversation: list[str]
     quotes: dict[str, Message]
     masked: Mapping[int, clean.Reason] = field(default_factory=dict)
-    hidden: int = 0
+    altered: Mapping[str, int] = field(default_factory=dict)
     written: Mapping[int, Message] = field(default_factory=dict)
     of_set: bool = False
     system: str | None = None
@@ -215,7 +216,8 @@ def _scene(
     known_until: datetime,
     cleaning: Cleaning,
 ) -> SceneCorpus:
-    visible = list(shown((m for m in stored if _worded(m)), cleaning))
+    said = [m for m in stored if _worded(m)]
+    visible = list(shown(said, cleaning))
     messages, moved = clean.merged(visible, cleaning)
     cut = exchanges(messages, people, rules)
     by_id = {m.id: m for m in messages}
@@ -249,7 +251,6 @@ def _scene(
         )
     quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
     last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
-    hidden = sum(map(_worded, stored)) - len(visible)
     return SceneCorpus(
         scene,
         _name(scene, messages),
@@ -260,8 +261,29 @@ def _scene(
         conversation,
         quotes,
         _masked(cut, cleaning),
-        hidden,
+        _altered(said, visible, messages, moved, cleaning),
     )
+
+
+def _altered(
+    said: Sequence[Message],
+    visible: Sequence[Message],
+    messages: Sequence[Message],
+    moved: set[str],
+    cleaning: Cleaning,
+) -> dict[str, int]:
+    """`SceneCorpus.altered`, from what was said, what is shown of it, and what merging made of that."""
+    system = sum(m.sender_id in cleaning.system_senders for m in said)
+    found = {"hidden_system": system, "hidden_empty": len(said) - system - len(visible)}
+    for option in ("strip_mentions", "strip_placeholders"):
+        if getattr(cleaning, option):
+            alone = cleaning.model_copy(update={"strip_mentions": False, "strip_placeholders": False, option: True})
+            lost = sum(stripped(m.text, alone) != m.text.strip() for m in said)
+            found[option.replace("strip_", "stripped_")] = lost
+    if cleaning.merge != "off":
+        # As one text, bubbles with nothing between them are joined, too.
+        found["merged"] = len(moved) if cleaning.merge == "bubbles" else len(visible) - len(messages)
+    return found
 
 
 def _masked(cut: Sequence[Exchange], cleaning: Cleaning) -> dict[int, clean.Reason]:
@@ -337,7 +359,7 @@ def _assembled(
         counts["silences"] += sum(part.counted_silence)
         counts["silences_unlabelled"] += sum(not e.said for e in part.exchanges) - sum(part.counted_silence)
         counts.update(f"masked_{reason}" for reason in part.masked.values())
-        counts["hidden"] += part.hidden
+        counts.update(part.altered)
         for exchange in part.exchanges:
             human = [m for m in exchange.said if m.origin is Origin.HUMAN]
             contributors |= {m.sender_id for m in human}

@@ -1,5 +1,6 @@
 """A history file → the archive: recognised by its content, read once, stored in batches, nothing twice."""
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,8 +118,17 @@ def recognised(path: Path, wanted: str = "auto") -> Source:
         raise ImportFault(
             f"{str(path)!r} is a training set ({title}), not a chat log: say who learns from it with --persona NAME"
         )
-    known = "; ".join(s.title for s in SOURCES)
-    raise ImportFault(f"{str(path)!r} is of no format known here ({known}); name it with --format if it is one of them")
+    if not beginning and path.is_file():
+        raise ImportFault(f"{str(path)!r} is empty: export it again")
+    if beginning.startswith(ntqq.DATABASE_MAGIC):
+        raise ImportFault(
+            f"{str(path)!r} is a database with neither c2c_msg_table nor group_msg_table: of QQ's files nt_msg.db has "
+            "them; if it is that one, copy it again with QQ closed, together with its -wal"
+        )
+    known = "; ".join(f"{s.title}: {s.name}" for s in SOURCES)
+    raise ImportFault(
+        f"{str(path)!r} is of no format known here; if it is one of these and damaged, say --format NAME ({known})"
+    )
 
 
 def load(
@@ -182,7 +192,9 @@ def _load(
             progress(reading.done, reading.size)
     _count(result, batch)
     if not result.messages and not recalls:
-        raise ImportFault(f"{path.name!r} holds no message of {source.title} that could be read{_reasons(reading)}")
+        raise ImportFault(
+            f"{path.name!r} holds no message of {source.title} that could be read{_reasons(reading)}; export it again"
+        )
     result.recalls = len(recalls)
     if store is not None:
         store.messages(batch, places)
@@ -342,7 +354,9 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         f"{name}: {shown['format']}; {shown['messages']} messages {verb}; {shown['recalls']} recalls",
         f"  {len(shown['scenes'])} scenes; {' – '.join(shown['span'])}",
         f"  people: {_people(shown['people'])}",
-        f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)",
+        f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)"
+        if shown["me"]
+        else "  which of these people you are is not told: say it with --me NUMBER",
     ]
     if named := shown["scenes_by_name"]:
         some = ", ".join(named[:_PEOPLE_TOLD]) + (", …" if named[_PEOPLE_TOLD:] else "")
@@ -353,7 +367,11 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
     for why, left in shown["skipped"].items():
         lines.append(f"  left out {left['count']}: {why} ({', '.join(left['places'])})")
     if not dry_run:
-        lines.append(f"  next: twin persona new NAME --people {shown['me']}, then twin night --persona NAME")
+        called = shown["people"].get(shown["me"], {}).get("name")
+        display = f" --display-name {shlex.quote(called)}" if called else ""
+        lines.append(
+            f"  next: twin persona new NAME --people {shown['me'] or 'NUMBER'}{display}, then twin night --persona NAME"
+        )
     return "\n".join(lines)
 
 

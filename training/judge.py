@@ -171,7 +171,7 @@ class Judge:
             TrainingError: the server failed for good; what it answered is kept.
         """
         different = {s.key: s for s in samples}
-        todo = deque(s for s in different.values() if self.verdicts.of(s.key) is None)
+        todo = deque(s for s in different.values() if not fits(self.verdicts.of(s.key), s.wanted))
         tally = Tally(samples=len(different), known=len(different) - len(todo))
         self._limit = None  # One task's answers are longer than another's.
         began = time.monotonic()
@@ -302,7 +302,7 @@ def _read(text: str, batch: Sequence[Sample]) -> dict[str, Any]:
     numbers = {str(number): s for number, s in enumerate(batch, 1)}
     for found in _objects(text.rpartition("</think>")[2]):
         if found.keys() == numbers.keys():
-            return {numbers[n].key: value for n, value in found.items() if _fits(value, numbers[n].wanted)}
+            return {numbers[n].key: value for n, value in found.items() if fits(value, numbers[n].wanted)}
     return {}
 
 
@@ -318,11 +318,13 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _fits(value: Any, wanted: dict[str, Any]) -> bool:
+def fits(value: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a value is what a sample asks for."""
     match wanted["type"]:
         case "integer":
             return type(value) is int and value in wanted["enum"]
         case "array":
-            return isinstance(value, list) and all(_fits(v, wanted["items"]) for v in value)
+            return isinstance(value, list) and all(fits(v, wanted["items"]) for v in value)
         case _:
-            return isinstance(value, str) and 0 < len(value.strip()) <= TEXT_MAX
+            # A lone digit or mark is the answer to another question than was asked.
+            return isinstance(value, str) and any(map(str.isalpha, value)) and len(value.strip()) <= TEXT_MAX

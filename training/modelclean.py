@@ -19,7 +19,7 @@ from bot.prompt import FORMATS, Exchange, Piece, Renderer
 from bot.shown import as_shown
 from training import clean, pairing
 from training.corpus import Corpus, SceneCorpus
-from training.judge import Sample
+from training.judge import Sample, fits
 from training.samples import renderer_for
 from training.taskwords import TASKS, Task, Words
 from training.verdicts import FILE, Verdicts
@@ -92,7 +92,7 @@ def applied(corpus: Corpus, settings: Settings, verdicts: Verdicts) -> Corpus:
     for task in settings.cleaning.tasks:
         for asked in samples(task, corpus, words, verdicts, settings):
             said, part = verdicts.of(asked.sample.key), corpus.scenes[asked.part]
-            if said is None:
+            if not fits(said, asked.sample.wanted):
                 continue
             if task == "score" and said < settings.cleaning.threshold:
                 masked[asked.part][asked.place] = clean.Reason.LOW_SCORE

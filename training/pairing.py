@@ -232,10 +232,9 @@ class Scene:
 
     def _overlap(self, one: frozenset[str], other: frozenset[str]) -> float:
         """Shared words, each by its rarity in the scene, as a cosine."""
-        common = one & other
-        if not common:
-            return 0.0
-        return sum(map(self._rarity, common)) / math.sqrt(sum(map(self._rarity, one)) * sum(map(self._rarity, other)))
+        shared, own, others = (sum(map(self._rarity, words)) for words in (one & other, one, other))
+        # Words that all messages of a scene have weigh nothing.
+        return shared / math.sqrt(own * others) if shared else 0.0
 
     def _rarity(self, word: str) -> float:
         return math.log((1 + len(self._messages)) / (1 + self._spread[word])) ** 2

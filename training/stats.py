@@ -15,9 +15,15 @@ from bot.message import Message, Origin
 from bot.prompt import Exchange
 from bot.redact import placeholders
 from bot.segments import face_ids
+from training.clean import Reason
 from training.corpus import Corpus, SceneCorpus
 from training.pairing import Link, links, talk
 
+CLEANED = (
+    "hidden_system", "hidden_empty", "stripped_mentions", "stripped_placeholders", "merged",
+    *(f"masked_{reason}" for reason in Reason),
+)  # fmt: skip
+"""Counts of what the options of `[corpus]` and `[cleaning]` left out or changed: messages, then answers by reason."""
 _STICKER = re.compile(r"\[动画表情(?::[^\[\]]*)?\]")
 _BRACKETED = re.compile(r"\[([^\[\]\s]{1,12})\]")
 _QUANTILES = (10, 50, 90, 99)
@@ -57,6 +63,7 @@ def figures(corpus: Corpus, linked: Callable[[SceneCorpus], Sequence[Link]] | No
     bubbles = list(own(corpus))
     return {
         "people": sorted(corpus.people),
+        **dict.fromkeys(CLEANED, 0),
         **corpus.counts,
         "span": [t.astimezone(corpus.zone).isoformat() for t in corpus.span or ()],
         "fingerprint": corpus.fingerprint,

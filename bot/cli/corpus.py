@@ -86,7 +86,7 @@ def corpus_clean(
 ) -> None:
     """Count the answers that [corpus] and [cleaning] keep from being trained, by reason; the archive stays as it is."""
     from bot import doctor
-    from training import clean, judging, stats
+    from training import judging, stats
 
     settings = config.load(config_path)
     told: dict[str, Any] = {}
@@ -96,8 +96,7 @@ def corpus_clean(
                 _corpus(settings, persona, as_judged=False), settings, lambda _, *done: progress(*done)
             )
     built = _corpus(settings, persona)
-    names = ("turns", "hidden", *(f"masked_{reason}" for reason in clean.Reason))
-    found: dict[str, Any] = {name: built.counts.get(name, 0) for name in names}
+    found: dict[str, Any] = {name: built.counts.get(name, 0) for name in ("turns", *stats.CLEANED)}
     found |= {"model": told} if told else {}
     show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
 

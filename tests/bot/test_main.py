@@ -11,6 +11,8 @@ from chats import ME, say
 from bot import config as settings
 from bot.archive import Archive
 
+from training.stats import CLEANED
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,5 +100,7 @@ def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
 def test_what_would_be_learned_is_told_as_json(bot_toml: Path) -> None:
     told = json.loads(twin("corpus", "stats", "--json", config=bot_toml).stdout)
     assert (told["turns"], told["redaction_on_test_table"]["marked"]) == (0, 217)
+    assert {told[name] for name in CLEANED} == {0}
     masks = json.loads(twin("corpus", "clean", "--json", "--show", "1", config=bot_toml).stdout)
     assert (masks["masked_repeat"], masks["examples"]) == (0, {})
+    assert masks.keys() == {"turns", "examples", *CLEANED}

@@ -30,11 +30,13 @@ LONG = "今天晚上七点老地方集合记得带上身份证和门票"
     (["好吧（"], "看看", {}, None),
     (["他说：“"], "看看", {}, Reason.CUT_OFF),
     (["看这个[动画表"], "看看", {}, Reason.CUT_OFF),
+    (["好" * 59 + "，"], "看看", {}, Reason.CUT_OFF), (["好" * 58 + "，"], "看看", {}, None),
     (["好" * 70 + "，"], "看看", {}, Reason.CUT_OFF),
     (["等我一下，"], "看看", {}, None),
     (["他说：“"], "看看", {"drop_broken": False}, None),
-    (["嗯"], "看看", {"min_chars": 2}, Reason.SHORT),
-    (["好" * 401], "看看", {}, Reason.LONG),
+    (["嗯"], "看看", {"min_chars": 2}, Reason.SHORT), (["嗯嗯"], "看看", {"min_chars": 2}, None),
+    (["好" * 401], "看看", {}, Reason.LONG), (["好" * 400], "看看", {}, None),
+    (["哈哈哈哈哈"], "哈哈哈哈哈", {}, Reason.REPEAT), (["哈哈哈哈"], "哈哈哈哈", {}, None),
     (["买 vpn 找我"], "看看", {"blocked_words": ("VPN",)}, Reason.BLOCKED),
     (["我先说"], None, {}, None),
 ])  # fmt: skip
@@ -49,6 +51,9 @@ def test_near_duplicates_are_capped_and_the_first_ones_stay() -> None:
     assert over == {4, 5, 6}
     assert duplicates(texts, Cleaning(duplicate_cap=100)) == set()
     assert duplicates(["哈哈哈"] * 50, Cleaning(duplicate_min_chars=2, duplicate_cap=10)) == set(range(10, 50))
+    assert duplicates(["嗯"] * 50, Cleaning(duplicate_min_chars=1, duplicate_cap=10)) == set(), (
+        "of one there is no pair"
+    )
 
 
 @given(
@@ -73,6 +78,20 @@ def test_merging_brings_a_speakers_bubbles_together_at_their_mean_time() -> None
 def test_merging_as_one_text_joins_with_a_comma() -> None:
     found, _ = merged(TALK, Cleaning(merge="，"))
     assert [m.text for m in found] == ["在哪", "快点", "我到，楼下了", "人呢"]
+
+
+def test_one_text_quotes_and_mentions_whom_its_parts_did() -> None:
+    said = [
+        say(0, ME, "好", mentions=(OTHER,)), say(5, FRIEND, "嗯"),
+        say(9, ME, "来", mentions=(OTHER, FRIEND), reply_to=f"{FRIEND}-5"),
+    ]  # fmt: skip
+    found, _ = merged(said, Cleaning(merge="，"))
+    assert [(m.text, m.mentions, m.reply_to) for m in found[:1]] == [("好，来", (OTHER, FRIEND), f"{FRIEND}-5")]
+
+
+def test_bubbles_that_follow_each_other_have_not_moved() -> None:
+    said = [say(0, ME, "我到"), say(4, ME, "楼下"), say(8, FRIEND, "在哪"), say(12, ME, "了")]
+    assert merged(said, Cleaning(merge="bubbles"))[1] == {said[3].id}
 
 
 @pytest.mark.parametrize("rules", [{"merge_interleaved": 1}, {"merge_gap_s": 19}])

@@ -262,6 +262,51 @@ def test_the_same_notice_in_many_scenes_is_trained_so_often_and_no_more(archive:
     assert {str(p.scene) for p in found.scenes if p.masked} == {str(groups[3]), str(groups[4])}
 
 
+NOTICE = "各位好，明天晚上八点在老地方集合，收到请回复"
+
+
+def test_the_oldest_of_alike_answers_stay_whatever_the_scenes_sizes(archive: Archive) -> None:
+    small, large = Scene("group", "910"), Scene("group", "911")
+    said = [say(4000 * i, ME, NOTICE, small) for i in range(3)]
+    said += [say(20000 + i, FRIEND, f"话{i}", large) for i in range(9)] + [say(20100, ME, NOTICE, large)]
+    found = corpus(archive, [*said, LATER])
+    assert {str(p.scene): list(p.masked.values()) for p in found.scenes} == {str(large): ["duplicate"], str(small): []}
+
+
+def test_an_answer_that_is_not_trained_uses_up_no_place_of_alike_ones(archive: Archive) -> None:
+    repeats = [m for i in range(3) for m in (say(60 * i, FRIEND, NOTICE), say(60 * i + 30, ME, NOTICE))]
+    found = corpus(archive, [*repeats, *(say(9000 + 4000 * i, ME, NOTICE) for i in range(3)), LATER])
+    assert (found.counts["masked_repeat"], found.counts.get("masked_duplicate", 0)) == (3, 0)
+
+
+def test_the_twins_bubbles_are_no_reason_to_mask_the_persons(archive: Archive) -> None:
+    said = [say(0, FRIEND, "在吗"), say(5, TWIN, "好" * 500), say(6, ME, "在"), LATER]
+    assert "masked_long" not in corpus(archive, said).counts
+
+
+def test_the_bubble_right_before_is_what_a_repeat_repeats(archive: Archive) -> None:
+    said = [say(0, FRIEND, "先说一句"), say(5, OTHER, "大家都来投票"), say(9, ME, "大家都来投票"), LATER]
+    assert corpus(archive, said).counts["masked_repeat"] == 1
+
+
+@pytest.mark.parametrize(("quiet_s", "counts"), [(RULES.presence_s, True), (RULES.presence_s + 1, False)])
+def test_the_last_moment_of_presence_counts(archive: Archive, quiet_s: int, counts: bool) -> None:
+    assert silences(corpus(archive, [say(0, ME, "在"), say(quiet_s, FRIEND, "有人吗"), LATER])) == [counts]
+
+
+@pytest.mark.parametrize(
+    ("after_s", "counts"), [(RULES.conversation_gap_s, False), (RULES.conversation_gap_s + 1, True)]
+)
+def test_while_an_answer_may_still_come_there_is_no_silence(archive: Archive, after_s: int, counts: bool) -> None:
+    until = START + timedelta(seconds=60 + after_s)
+    assert silences(corpus(archive, [say(0, ME, "在"), say(60, FRIEND, "那个"), LATER], until)) == [counts]
+
+
+def test_who_spoke_in_the_very_second_of_a_decision_had_not_spoken_before_it(archive: Archive) -> None:
+    (part,) = corpus(archive, [say(0, ME, "在"), say(60, FRIEND, "问"), say(60, ME, "答", id="z"), LATER]).scenes
+    assert part.last_spoke[1] == START
+
+
 @pytest.mark.parametrize("rules", [{"strip_placeholders": True}, {"merge": "bubbles"}], ids=["stripped", "merged"])
 def test_an_answer_that_is_not_shown_where_it_was_given_is_no_silence(
     archive: Archive, rules: dict[str, object]

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import exports
 import ntqq
 import pytest
 
 from bench import ntqq as qq
 from bot.archive import Archive
+from bot.errors import ImportFault
 from bot.message import Message, Origin, Scene
 from training import history
 from training.importers.source import Told
@@ -119,6 +121,25 @@ def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
     assert "  people: 0 (20), 1 人1 (19), " in words
     assert "7 人7 (13), …\n" in words
     assert "人8" not in words
+    assert "persona new NAME --people 0, then" in words
+    words = history.in_words({**shown, "me": "2"}, "x", dry_run=False)
+    assert "persona new NAME --people 2 --display-name '人2', then" in words, "else its prompt calls it NAME"
+
+
+def test_who_is_not_told_to_be_me_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_bytes(exports.FIVE_CSV)
+    words = history.in_words(history.summary(history.load(path, None), UTC), path.name, dry_run=False)
+    assert "which of these people you are is not told: say it with --me NUMBER" in words
+    assert "twin persona new NAME --people NUMBER, then" in words
+    assert "None" not in words
+
+
+def test_a_file_that_ends_before_its_first_message_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "h.json"
+    path.write_bytes(exports.QCE[:120])
+    with pytest.raises(ImportFault, match=r"1 × the file ends in the middle \(h\.json\); export it again$"):
+        history.load(path, None)
 
 
 def test_what_the_twin_said_stays_the_twins_when_its_accounts_history_comes(tmp_path: Path, archive: Archive) -> None:

@@ -1,6 +1,7 @@
 """Absurd values in every format that can hold them: counted or taken, and the good messages beside them go in."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,27 @@ def test_halves_of_surrogate_pairs_and_control_characters_are_taken(tmp_path: Pa
     assert not reading.skipped
 
 
+def peak_bytes(path: Path) -> int:
+    """The most memory that reading a file took."""
+    source = history.recognised(path)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in source.read(path, Reading())) > 100
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@each
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+    peaks = []
+    for rows in (400, 2400):
+        read(tmp_path / "h.json", name, *[("好" * 1000, {"id": n, "time": exports.BASE_S + n}) for n in range(2, rows)])
+        assert (tmp_path / "h.json").stat().st_size > rows * 3000
+        peaks.append(peak_bytes(tmp_path / "h.json"))
+    assert peaks[1] < peaks[0] * 1.5
+
+
 CSVS = {
     "five-csv": "900100,{time},阿泽,100200,\"['{text}']\"\n",
     "wechat-csv": '1,{id},文本,0,wxid_aze,wxid_aze,"{text}",,{time}\n',
@@ -176,6 +198,20 @@ def test_a_field_of_a_megabyte_is_read(tmp_path: Path, name: str) -> None:
     texts, reading = table(tmp_path / "h.csv", name, "一", MEGABYTE, "末")
     assert [len(t) for t in texts] == [1, len(MEGABYTE), 1]
     assert not reading.skipped
+
+
+@pytest.mark.parametrize("name", CSVS)
+def test_memory_does_not_grow_with_a_table(tmp_path: Path, name: str) -> None:
+    peaks = []
+    for rows in (400, 2400):
+        path = tmp_path / "h.csv"
+        table(path, name, "好" * 1000)
+        with path.open("ab") as more:
+            head, line = (HEADS[name].encode(), path.read_bytes().removeprefix(HEADS[name].encode()))
+            more.write(line * rows)
+        assert path.stat().st_size > len(head) + rows * 3000
+        peaks.append(peak_bytes(path))
+    assert peaks[1] < peaks[0] * 1.5
 
 
 @pytest.mark.parametrize("name", CSVS)

@@ -438,10 +438,20 @@ def test_a_locked_database_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def test_another_database_is_not_taken_for_one(tmp_path: Path) -> None:
     ntqq.profile_info(tmp_path / "other.db", {1: "x"})
-    with pytest.raises(ImportFault, match="no format known here"):
+    with pytest.raises(ImportFault, match=r"neither c2c_msg_table nor group_msg_table: of QQ's files nt_msg\.db"):
         history.recognised(tmp_path / "other.db")
+    short = qq.write(tmp_path / "nt_msg.db", PEOPLE)
+    short.write_bytes(short.read_bytes()[:3000])
+    with pytest.raises(ImportFault, match=r"nt_msg\.db' .*copy it again with QQ closed"):
+        history.recognised(short)
     with pytest.raises(ImportFault, match="neither c2c_msg_table nor group_msg_table"):
         read(tmp_path / "other.db")
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "h.json").touch()
+    with pytest.raises(ImportFault, match=r"h\.json' is empty"):
+        history.recognised(tmp_path / "h.json")
 
 
 def test_a_dump_takes_nothing_but_its_own_tables(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bot.errors import ImportFault
 from bot.message import Scene
 from training import history
 from training.importers import onebot
+from training.importers.source import Reading
 
 GROUP = Scene("group", "900")
 BROKEN = {
@@ -203,7 +204,17 @@ def test_a_scene_that_is_none_or_of_no_file_is_refused(tmp_path: Path, scene: st
     assert told in str(done.exception)
 
 
-@pytest.mark.parametrize("when", [0, 1, 1_700_000_000_000, 9_999_999_999])
+@pytest.mark.parametrize("factor", [1, 1000, 1_000_000])
+def test_times_in_milliseconds_are_those_in_seconds(tmp_path: Path, factor: int) -> None:
+    events = [event(1), event(2), recall(1)]
+    times = [e["time"] for e in events]
+    reading = Reading()
+    path = written(tmp_path / "h.jsonl", *({**e, "time": e["time"] * factor} for e in events))
+    assert [item.time.timestamp() for item in onebot.items(path, reading)] == times
+    assert not reading.skipped
+
+
+@pytest.mark.parametrize("when", [0, 1, 9_999_999_999, "明天", None])
 def test_a_time_that_is_none_of_qqs_is_counted(tmp_path: Path, archive: Archive, when: int) -> None:
     events = [event(n) for n in range(1, 4)]
     events[1]["time"] = when

@@ -7,8 +7,10 @@ from typing import Any
 import exports
 import pytest
 
+from bot.archive import Archive
 from bot.message import Message, Origin, Scene
 from training import history
+from training.chatlab import export
 from training.importers import chatlab
 from training.importers.source import HEAD_BYTES, Reading, Told
 
@@ -144,6 +146,26 @@ def test_what_we_exported_ourselves_comes_back_as_it_was(tmp_path: Path) -> None
         (who.removeprefix("twin:"), text.replace("\n", "↵"), origin) for _, who, text, origin in said
     ]
     assert reading.owners == {"1001": 1}
+
+
+@pytest.mark.parametrize("twin", ["1001", "30001"], ids=["my account", "an account of its own"])
+def test_a_private_chat_we_exported_is_the_others_and_the_twin_is_nobodys_peer(tmp_path: Path, twin: str) -> None:
+    scene, when = Scene("private", "1002"), datetime.fromtimestamp(exports.BASE_S, UTC)
+    said = [
+        Message("1", scene, twin, "小满", when, "分身先说", Origin.TWIN),
+        Message("2", scene, "1001", "小满", when, "我来"),
+        Message("3", scene, "1002", "阿泽", when, "好", reply_to="2"),
+    ]
+    stored = Archive(f"sqlite:///{tmp_path / 'one.db'}")
+    stored.append(said)
+    ((file, count),) = export(stored, ["1001"], tmp_path, when)
+    stored.close()
+    assert count == 3
+    found, reading = read(file, file.read_bytes())
+    assert [(m.id, m.scene, m.sender_id, m.sender_name, m.text, m.origin, m.reply_to) for m in found] == [
+        (m.id, m.scene, m.sender_id, m.sender_name, m.text, m.origin, m.reply_to) for m in said
+    ]
+    assert (reading.owners, dict(reading.skipped)) == ({"1001": 1}, {})
 
 
 @pytest.mark.parametrize(

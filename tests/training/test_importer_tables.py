@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import exports
 import pytest
 
 from bot.errors import ImportFault
 from bot.message import Message, Scene
+from bot.stickers import named
 from training import history
 from training.importers.fivecsv import pieces
 from training.importers.source import Reading
@@ -207,3 +209,26 @@ def test_a_private_weq_chat_with_several_others_keeps_the_first(tmp_path: Path) 
     members = [{"platformId": n} for n in ("1002", "1001", "1003")]
     content = exports.document({"meta": exports.WEQ_META, "members": members, "messages": exports.WEQ_ROWS})
     assert {m.scene for m in read(tmp_path / "h.json", content)[0]} == {Scene("private", "1002")}
+
+
+MD5 = "2fba99613c5656a48d0cb2801b20af1d"
+
+
+@pytest.mark.parametrize(("data", "text"), [
+    ({"subType": 1, "md5": MD5, "fileName": "x.gif"}, "[动画表情:开心]"),
+    ({"subType": 7, "fileName": f"{MD5.upper()}.gif"}, "[动画表情:开心]"),
+    ({"summary": ["", "[动画表情]"], "md5": MD5}, "[动画表情:开心]"),
+    ({"subType": 1}, "[动画表情]"), ({"subType": 0, "md5": MD5, "summary": []}, "[图片]"),
+    ({"summary": "x", "md5": MD5}, "[图片]"),
+])  # fmt: skip
+def test_a_picture_of_weq_reads_as_the_databases_and_a_sticker_is_named_by_its_hash(
+    tmp_path: Path, data: dict[str, Any], text: str
+) -> None:
+    found, _ = read(tmp_path / "weq.json", exports.document([exports.weq_row(1, ("pic", data))]))
+    assert [named(m, {MD5: "开心"}).text for m in found] == [text]
+
+
+def test_a_market_face_of_weq_has_its_name(tmp_path: Path) -> None:
+    rows = [exports.weq_row(1, ("mface", {"emojiDesc": "[贴贴]"})), exports.weq_row(2, ("mface", {}))]
+    found, _ = read(tmp_path / "weq.json", exports.document(rows))
+    assert [m.text for m in found] == ["[贴贴]", "[动画表情]"]

@@ -27,6 +27,7 @@ from training.corpus import Corpus, build
 from training.judging import judged
 from training.samples import Split, windows
 from training.taskwords import TASKS, Words
+from training.verdicts import FILE, Verdicts
 
 MODEL = "judge-7b"
 ALONE = Scene("private", FRIEND)
@@ -188,6 +189,29 @@ def test_a_written_question_is_heard_and_never_trained_decided_or_timed(archive:
     ]
     assert of[0] == of[1]
     assert stats.delays(found, private=True) == stats.delays(built, private=True)
+
+
+@pytest.mark.parametrize("line", ["3", " 5\n", "？？", "1.", "......"])
+def test_a_lone_digit_or_mark_is_no_question(archive: Archive, tmp_path: Path, line: str) -> None:
+    with serving(model({"question": lambda _: line})) as server:
+        wanted = settings(tmp_path, server.url, "question")
+        built = learned(archive, wanted, TALK)
+        told = judged(built, wanted)["question"]
+    assert (told["answered"], told["asked_again"], told["unreadable"]) == (0, 1, 1)
+    assert modelclean.cleaned(built, wanted) is built
+
+
+def test_a_lone_digit_that_was_kept_before_is_not_used_and_asked_anew(archive: Archive, tmp_path: Path) -> None:
+    with serving(model({"question": lambda _: "到家没"})) as server:
+        wanted = settings(tmp_path, server.url, "question")
+        built = learned(archive, wanted, TALK)
+        words, verdicts = Words(wanted.data, wanted.cleaning), Verdicts(wanted.data / FILE)
+        (asked,) = modelclean.samples("question", built, words, verdicts, wanted)
+        verdicts.keep({asked.sample.key: "3"})
+        assert modelclean.applied(built, wanted, verdicts) is built
+        verdicts.close()
+        assert judged(built, wanted)["question"]["answered"] == 1
+    assert modelclean.cleaned(built, wanted).counts["questions_written"] == 1
 
 
 def test_fragments_are_joined_by_number_and_no_word_is_the_models(archive: Archive, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from chats import FRIEND, ME, OTHER, say
 
 from bot.message import Message
-from training.pairing import FEATURES, WEIGHTS, Mode, links
+from training.pairing import FEATURES, WEIGHTS, Mode, calls, links
 
 TALK = [
     say(20, FRIEND, "小满 明天几点的火车？"),
@@ -38,10 +38,53 @@ def test_the_simple_rules_are_there(mode: Mode, want: str | None) -> None:
     assert answered(asked, "mentioned")[0] == ("@小满 在吗", "mentioned")
 
 
+def test_a_quote_of_what_comes_later_is_none() -> None:
+    quote = say(40, ME, "明天早上八点的火车", reply_to=f"{OTHER}-50")
+    assert answered([*TALK[:3], quote, say(50, OTHER, "算了")]) == [("小满 明天几点的火车？", "scored")]
+
+
+def test_the_persons_own_words_are_nothing_they_answer() -> None:
+    said = [say(0, FRIEND, "几点的火车"), say(200, ME, "我看看火车"), say(300, OTHER, "哦"), say(301, ME, "火车八点")]
+    assert answered(said)[1][0] != "我看看火车"
+
+
+def test_a_bubble_that_follows_goes_on_unless_it_says_otherwise() -> None:
+    quoting = say(42, ME, "打的", reply_to=TALK[1].id)
+    assert answered([*TALK[:4], quoting, say(43, ME, "下午")]) == [
+        ("小满 明天几点的火车？", "scored"), ("阿强 打球吗", "quote"), ("阿强 打球吗", "quote"),
+    ]  # fmt: skip
+
+
+def test_a_bubble_of_somebody_else_does_not_go_on_with_it() -> None:
+    said = [*TALK[:4], say(9000, OTHER, "起床了")]
+    mine, others = links(said, {said[3].id, said[4].id})
+    assert (mine.to, others.to) == (said[0], None)
+
+
+def test_what_a_model_chose_goes_before_the_rule_and_not_before_a_quote() -> None:
+    picks = {TALK[3].id: TALK[1], "q": TALK[1]}
+    quote = say(50, ME, "好", id="q", reply_to=TALK[2].id)
+    found = links([*TALK[:4], say(45, OTHER, "嗯"), quote], {TALK[3].id, "q"}, picks=picks)
+    assert [(link.to, link.by) for link in found] == [(TALK[1], "model"), (TALK[2], "quote")]
+
+
+@pytest.mark.parametrize(("text", "name", "found"), [
+    ("阿强去哪", "阿强", True), ("好的", "好", False), ("ann: hi", "Ann", True), ("Annabel hi", "Ann", False),
+    ("my_ann", "Ann", False), ("问ann吧", "Ann", True), ("谁啊", "阿强", False),
+])  # fmt: skip
+def test_a_name_is_called_as_a_word_of_its_own(text: str, name: str, found: bool) -> None:
+    assert calls(text, name) is found
+
+
 def test_words_long_after_everything_answer_nothing() -> None:
     (link,) = links([*TALK, say(9000, ME, "起床了")], {f"{ME}-9000"})
     assert (link.to, link.by) == (None, "scored")
     assert 0 < link.score <= 1
+
+
+def test_words_that_everybody_says_all_the_time_weigh_nothing() -> None:
+    same = [say(0, FRIEND, "接龙报名"), say(5, ME, "接龙报名")]
+    assert answered(same) == [("接龙报名", "scored")]
 
 
 def test_every_feature_has_a_weight() -> None:

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, say
 
 from bot.archive import Archive
-from bot.config import Conversation, Training
+from bot.config import Cleaning, Conversation, Settings, Training
 from bot.message import Message, Scene
 from bot.prompt import FORMATS
-from training import preview, stats
+from training import modelclean, preview, stats
 from training.corpus import Corpus, build
 from training.samples import Split, windows
 
@@ -58,6 +59,90 @@ def test_examples_are_told_only_when_asked_for(archive: Archive) -> None:
     built = corpus(archive)
     assert stats.examples(built, 1) == {"repeat": [["我发个公告请大家看一下"] * 2]}
     assert stats.examples(built, 0) == {"repeat": []}
+
+
+def answered(words: str, heard: str = "看看") -> list[Message]:
+    return [say(0, FRIEND, heard), say(7, ME, words)]
+
+
+NOTICE = "各位好，明天晚上八点在老地方集合，收到请回复"
+NOTICES = [say(4000 * n, ME, NOTICE + "！" * n) for n in range(4)]
+APART = [say(0, ME, "我到"), say(5, FRIEND, "在哪"), say(9, OTHER, "快点"), say(20, ME, "楼下了")]
+NOTES = [say(0, "10000", "你们是好友"), say(3, OTHER, "卖号"), *answered("早")]
+MERGE = {"merge": "bubbles"}
+OPTIONS: dict[str, list[tuple[dict[str, Any], list[Message], str, Any]]] = {
+    "redact": [
+        ({}, answered("打13800001111"), "redacted_own", {"[手机号]": 1}),
+        ({"redact": False}, answered("打13800001111"), "redacted_own", {}),
+    ],
+    "strip_mentions": [
+        ({}, answered("@阿强 好"), "stripped_mentions", 0),
+        ({"strip_mentions": True}, answered("@阿强 好[图片]"), "stripped_mentions", 1),
+        ({"strip_mentions": True}, answered("@阿强 好[图片]"), "stripped_placeholders", 0),
+    ],
+    "strip_placeholders": [
+        ({}, answered("@阿强 好[图片]"), "stripped_placeholders", 0),
+        ({"strip_placeholders": True}, answered("@阿强 好[图片]"), "stripped_placeholders", 1),
+        ({"strip_placeholders": True}, answered("[图片]"), "hidden_empty", 1),
+        ({}, answered("[图片]"), "hidden_empty", 0),
+    ],
+    "system_senders": [
+        ({}, NOTES, "hidden_system", 1), ({"system_senders": ("10000", OTHER)}, NOTES, "hidden_system", 2),
+        ({"system_senders": ()}, NOTES, "hidden_system", 0), ({}, NOTES, "hidden_empty", 0),
+    ],
+    "merge": [({}, APART, "merged", 0), (MERGE, APART, "merged", 1), ({"merge": "，"}, APART, "merged", 1)],
+    "merge_interleaved": [
+        (MERGE | {"merge_interleaved": 2}, APART, "merged", 1), (MERGE | {"merge_interleaved": 1}, APART, "merged", 0),
+    ],
+    "merge_gap_s": [
+        (MERGE | {"merge_gap_s": 20}, APART, "merged", 1), (MERGE | {"merge_gap_s": 19}, APART, "merged", 0),
+    ],
+    "drop_repeats": [
+        ({}, answered(NOTICE, NOTICE), "masked_repeat", 1),
+        ({"drop_repeats": False}, answered(NOTICE, NOTICE), "masked_repeat", 0),
+    ],
+    "drop_media": [
+        ({}, answered("[图片]"), "masked_media", 1), ({"drop_media": False}, answered("[图片]"), "masked_media", 0),
+    ],
+    "drop_broken": [
+        ({}, answered("锟斤拷锟斤拷"), "masked_mojibake", 1), ({}, answered("他说：“"), "masked_cut_off", 1),
+        ({"drop_broken": False}, answered("锟斤拷锟斤拷"), "masked_mojibake", 0),
+        ({"drop_broken": False}, answered("他说：“"), "masked_cut_off", 0),
+    ],
+    "min_chars": [({}, answered("嗯"), "masked_short", 0), ({"min_chars": 2}, answered("嗯"), "masked_short", 1)],
+    "max_chars": [
+        ({"max_chars": 3}, answered("好好好"), "masked_long", 0),
+        ({"max_chars": 2}, answered("好好好"), "masked_long", 1),
+    ],
+    "blocked_words": [
+        ({}, answered("买vpn"), "masked_blocked", 0),
+        ({"blocked_words": ("VPN",)}, answered("买vpn"), "masked_blocked", 1),
+    ],
+    "duplicate_cap": [({}, NOTICES, "masked_duplicate", 1), ({"duplicate_cap": 4}, NOTICES, "masked_duplicate", 0)],
+    "duplicate_min_chars": [({"duplicate_min_chars": 99}, NOTICES, "masked_duplicate", 0)],
+    "pairing": [
+        ({}, answered("好"), "answers_in_groups", {"scored": 1}),
+        ({"pairing": "previous"}, answered("好"), "answers_in_groups", {"previous": 1}),
+        ({"pairing": "empty"}, answered("好"), "answers_in_groups", {"none": 1}),
+        ({"pairing": "mentioned"}, answered("好"), "answers_in_groups", {"none": 1}),
+    ],
+}  # fmt: skip
+CASES = [(option, *case) for option, cases in OPTIONS.items() for case in cases]
+
+
+@pytest.mark.parametrize(("option", "rules", "said", "name", "want"), CASES)
+def test_what_every_option_did_stands_in_the_figures(
+    archive: Archive, option: str, rules: dict[str, Any], said: list[Message], name: str, want: Any
+) -> None:
+    archive.append([*said, LATER])
+    settings = Settings(corpus=Cleaning(**rules))
+    built = build(archive, [ME], ["小满"], Conversation(), cleaning=settings.corpus)
+    assert stats.figures(built, lambda part: modelclean.chosen(part, settings))[name] == want, option
+
+
+def test_every_option_of_the_corpus_is_shown_in_the_figures() -> None:
+    assert set(OPTIONS) == set(Cleaning.model_fields)
+    assert len(CASES) == 41
 
 
 class Characters:

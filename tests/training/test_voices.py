@@ -15,6 +15,7 @@ import tinymodel
 from bot.archive import Archive
 from bot.checksum import sha256
 from bot.config import Conversation, Engine, Gate
+from bot.errors import EngineError
 from bot.message import Message, Scene
 from bot.persona import Sampling
 from bot.prompt import FORMATS
@@ -128,20 +129,25 @@ def test_prods_ask_training_moments_and_for_secrets(ready: Ready) -> None:
     assert places.prods([]) == []
 
 
-@pytest.mark.parametrize(("text", "score"), [("8", 8.0), (" 10 分", 10.0), ("11", None), ("好", None), ("", None)])
+@pytest.mark.parametrize(("text", "score"), [
+    ("8", 8.0), (" 10 分", 10.0), ("11", None), ("好", None), ("", None), ("<think>3 吗，不</think>\n7", 7.0),
+])  # fmt: skip
 def test_a_judges_score_is_a_number_from_one_to_ten(text: str, score: float | None) -> None:
     assert judge.score(text) == score
 
 
 class Judge(BaseHTTPRequestHandler):
-    """A completion endpoint that gives seven of ten."""
+    """A server of chats alone, which drops system messages as Gemma's format does, and gives seven of ten."""
 
-    asked: ClassVar[list[dict[str, str]]] = []
+    asked: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
-        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        answer = json.dumps({"choices": [{"text": " 7", "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        there = self.path == "/v1/chat/completions"
+        self.asked.append("".join(m["content"] for m in body.get("messages", ()) if m["role"] != "system"))
+        message = {"role": "assistant", "content": " 7"}
+        answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]} if there else {}).encode()
+        self.send_response(200 if there else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -151,7 +157,8 @@ class Judge(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_judge_is_asked_each_question_of_each_case() -> None:
+def test_a_judge_is_asked_each_question_of_each_case_in_the_users_message() -> None:
+    Judge.asked.clear()
     cases = [judge.Case("你是小满。", f"在吗{i}", "在的") for i in range(10)]
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -159,9 +166,23 @@ def test_a_judge_is_asked_each_question_of_each_case() -> None:
         server.shutdown()
     assert scores == {"character": [7.0] * 10, "knowledge": [7.0] * 10}
     assert len(Judge.asked) == 20
-    assert "在吗3" in Judge.asked[3]["prompt"]
+    questions = list(judge.QUESTIONS.values())
+    for n, asked in enumerate(Judge.asked):
+        assert all(part in asked for part in ("你是小满。", f"在吗{n % 10}", "在的", questions[n // 10], "1 到 10"))
     figures = judge.figures(scores, range(10))
     assert (figures["character"].value, figures["character"].n) == (7.0, 10)
+
+
+def test_what_is_wrong_with_a_judge_names_its_settings() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(
+            EngineError, match=r"knows no model 'qwen'.*mend \[gate\] judge_model or \[gate\] judge_url"
+        ):
+            judge.scores(
+                f"http://127.0.0.1:{server.server_port}", None, "qwen", [judge.Case("你是小满。", "在吗", "在")]
+            )
+        server.shutdown()
 
 
 def test_a_judge_that_is_not_there_stops_no_night(ready: Ready, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from training.importers.ntqq_wire import Element, elements
 from training.importers.source import HEAD_BYTES, Item, Reading, Skipped, Source, head
 
 DATABASE = "nt_msg.db"
+DATABASE_MAGIC = ntqq_database.MAGIC
 _PRIVATE_CHATS, _GROUP_CHATS = (0, 1, 99, 100), (0, 2)
 _SYSTEM = {"10000", "2854196310"}
 """QQ's own voice, and Q群管家."""

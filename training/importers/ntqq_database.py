@@ -247,5 +247,5 @@ def _rows(connection: sqlite3.Connection, table: str, reading: Reading) -> Itera
                 raise _fault(Path(table), e) from e
             why = str(e)
         if stride == 1:
-            reading.skip(f"damaged pages ({why})", f"{table} behind row {last}")
+            reading.skip(f"damaged pages ({why}): copy it again with QQ closed", f"{table} behind row {last}")
         last, stride = min(last + stride, _ROWIDS[-1]), stride * 2

@@ -11,7 +11,7 @@ from typing import Any
 from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from training.importers.jsonscan import members, shapes
-from training.importers.record import EARLIEST, LATEST
+from training.importers.record import moment
 from training.importers.source import Item, Reading, Skipped, Source, head, unreadable
 from training.importers.text import chunks
 
@@ -114,6 +114,8 @@ def _item(event: Any, reading: Reading) -> Item:
         raise Skipped("not an event")
     if "post_type" not in event and "message_id" in event:
         event["post_type"] = "message"
+    if "time" in event:  # Clients send seconds; programs that keep their events may have made milliseconds of them.
+        event["time"] = moment(event["time"], reading.told.zone).timestamp()
     try:
         item = read(event, reading.names.get)
     except MalformedEvent as e:
@@ -124,8 +126,6 @@ def _item(event: Any, reading: Reading) -> Item:
         raise Skipped(f"{event.get('post_type')} event")
     if not _storable(item):
         raise Skipped("an id that is not text")
-    if not EARLIEST <= item.time < LATEST:
-        raise Skipped("a time before 1999 or after 2100")
     if isinstance(item, Message) and (owner := str(event.get("self_id") or "")):
         reading.owners[owner] += 1
     return item

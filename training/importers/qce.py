@@ -1,18 +1,18 @@
 """QQChatExporter JSON (V3–V6), its chunked folder and JSONL → messages.
 
-Where `chatInfo` has no number, the scene's id is the chat's name; a JSONL file without its manifest is taken for a
-group named as the file.
+Where `chatInfo` has no number, a private chat has that of its other side's messages, else the scene's id is the peer's
+inner id or the chat's name; a JSONL file without its manifest is taken for a group named as the file.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bot.errors import ImportFault
 from bot.message import Message
 from training.importers.jsonscan import members, objects, shapes
-from training.importers.qcemessage import Chat
+from training.importers.qcemessage import Chat, peer
 from training.importers.record import each
 from training.importers.source import Item, Reading, Source, head, unreadable
 from training.importers.text import chunks
@@ -48,7 +48,8 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     if path.is_dir() or _is_manifest(shapes(head(path))):
         yield from _chunked(path if path.is_dir() else path.parent, reading)
     elif any(map(_is_line, shapes(head(path)))):
-        chat = Chat(_manifest_info(path), path.stem, reading)
+        info, beside = _manifest_info(path)
+        chat = _chat(info, path.stem, reading, _rows([*beside, path]))
         yield from each(objects(path, reading), reading, chat.message)
     else:
         yield from _document(path, reading)
@@ -62,7 +63,7 @@ def _document(path: Path, reading: Reading) -> Iterator[Message]:
         nonlocal chat, number
         route, value = member
         if route == "chatInfo" and isinstance(value, Mapping):
-            chat = Chat(value, path.stem, reading)
+            chat = _chat(value, path.stem, reading, _messages(path))
         if route != "messages.*":
             return None
         number += 1
@@ -74,13 +75,13 @@ def _document(path: Path, reading: Reading) -> Iterator[Message]:
 
 def _chunked(folder: Path, reading: Reading) -> Iterator[Message]:
     manifest = _manifest(folder / MANIFEST)
-    chat = Chat(_info(manifest), folder.name.removesuffix("_chunked_jsonl"), reading)
     found = []
     for named, path in _named(folder, manifest):
         if path is None:
             reading.skip("a chunk that is missing", f"{MANIFEST}: {named[:80]}")
         else:
             found.append(path)
+    chat = _chat(_info(manifest), folder.name.removesuffix("_chunked_jsonl"), reading, _rows(found))
     size, done = sum(path.stat().st_size for path in found), 0
     for path in found:
         for made in each(objects(path, reading), reading, chat.message):
@@ -135,15 +136,32 @@ def _manifest(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _manifest_info(chunk: Path) -> Mapping[str, Any]:
-    """`chatInfo` of the manifest a chunk belongs to, where it lies beside the chunks folder."""
+def _manifest_info(chunk: Path) -> tuple[Mapping[str, Any], list[Path]]:
+    """`chatInfo` and chunks of the manifest a chunk belongs to, where it lies beside the chunks folder."""
     for folder in (chunk.parent, chunk.parent.parent):
         if (folder / MANIFEST).is_file():
             try:
-                return _info(_manifest(folder / MANIFEST))
+                return _info(_manifest(folder / MANIFEST)), chunk_files(folder)
             except ImportFault:
                 continue
-    return {}
+    return {}, []
+
+
+def _chat(info: Mapping[str, Any], fallback: str, reading: Reading, rows: Iterator[Any]) -> Chat:
+    """The chat of a file, with its number where only its messages tell that: a second reading up to the first."""
+    found = peer(info, rows)
+    return Chat({**info, "peerUin": found} if found else info, fallback, reading)
+
+
+def _messages(path: Path) -> Iterator[Any]:
+    """The messages of a document as they stand there."""
+    parts = members(chunks(path, Reading()), ("", "messages"), lambda _: None)
+    return (value for route, value in parts if route == "messages.*")
+
+
+def _rows(files: Iterable[Path]) -> Iterator[Any]:
+    """The messages of chunks as they stand there."""
+    return (row for file in files for row in objects(file, Reading()))
 
 
 def _info(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@ element; V3 has the rendered text and lists of what is in it. Known from the pro
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from bot.message import Message, Scene, Segment
@@ -20,6 +21,43 @@ RECENT = 20_000
 _WHOLE = {"forward", "json", "location", "file", "video", "audio", "market_face", "wallet", "markdown"}
 _QUOTE = re.compile(r"\A\[回复(?:消息\]| [^\n]*\]\n)\s*")
 _NOBODY = "未知"
+
+
+def peer(info: Mapping[str, Any], rows: Iterable[Any]) -> str:
+    """The number of who a private chat is with, where `chatInfo` does not tell it; empty if the rows do not either.
+
+    By the peer's inner id; without one it is who is not the owner, if that can be told: the chat has two sides.
+
+    Args:
+        info: `chatInfo`.
+        rows: the chat's messages as they stand in the file; read up to the first one that tells it.
+    """
+    uid, own_uid, own_uin = named(info.get("peerUid")), named(info.get("selfUid")), number(info.get("selfUin"))
+    if info.get("type", "group") == "group" or number(info.get("peerUin")) or uid.isdecimal():
+        return ""
+    if not (uid or own_uid or own_uin):
+        return ""
+    for row in rows:
+        with suppress(AttributeError):  # a record of another shape; it is counted when it is read
+            theirs, uin = _sender(row)
+            other = theirs != own_uid and uin != own_uin and bool(own_uin or theirs)
+            if uin and not _by_the_system(row) and (theirs == uid if uid else other):
+                return uin
+    return ""
+
+
+def _sender(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Inner id and number of a sender; either may be empty."""
+    sender, raw = row.get("sender") or {}, row.get("rawMessage") or {}
+    return named(sender.get("uid")), number(sender.get("uin")) or number(raw.get("senderUin"))
+
+
+def _by_the_system(row: Mapping[str, Any]) -> bool:
+    return (
+        bool(row.get("system") or row.get("isSystemMessage"))
+        or row.get("type") == "system"
+        or (_sender(row) == (_NOBODY, ""))
+    )
 
 
 class Chat:
@@ -48,13 +86,8 @@ class Chat:
         raw = row.get("rawMessage") or {}
         if row.get("recalled") or row.get("isRecalled"):
             raise Skipped(RECALLED)
-        uid, uin = named(sender.get("uid")), number(sender.get("uin")) or number(raw.get("senderUin"))
-        if (
-            row.get("system")
-            or row.get("isSystemMessage")
-            or row.get("type") == "system"
-            or (uid == _NOBODY and not uin)
-        ):
+        uid, uin = _sender(row)
+        if _by_the_system(row):
             raise Skipped(SYSTEM)
         if uid and uin:
             self._uins[uid] = uin
@@ -89,7 +122,10 @@ class Chat:
         elif others[1:] and all(e.get("type") in _WHOLE for e in others[1:]):
             made = [s for e in others[1:] if (s := self._segment(e)) is not None]
         else:
-            return [], _plain(content, rendered, elements[1:])
+            text = _plain(content, rendered, elements[1:])
+            stickers = [self._segment(e) for e in elements[1:] if _is_sticker(e)]
+            # Where somebody typed `[动画表情]`, which of them is which cannot be told.
+            return [s for s in stickers if s and text.count(STICKER) == len(stickers)], text
         return made, to_text(made, self._reading.names.get).text
 
     def _segment(self, element: Mapping[str, Any]) -> Segment | None:
@@ -107,7 +143,9 @@ class Chat:
                 known = {k: data[theirs] for k, theirs in keys.items() if data.get(theirs)}
                 return {"type": "mface", "data": {"summary": f"[{named(data.get('name')).strip('[]')}]"} | known}
             case "image":
-                return {"type": "image", "data": {"sub_type": 1 if data.get("subType") == "sticker" else 0}}
+                # By its MD5 the library knows a sticker; a picture is never looked for.
+                file = named(data.get("md5")) or named(data.get("filename"))
+                return {"type": "image", "data": {"sub_type": 1, "file": file} if _is_sticker(element) else {}}
             case "audio":
                 return {"type": "record", "data": {}}
             case "file":
@@ -161,6 +199,10 @@ def _repeated(elements: list[Mapping[str, Any]], rendered: str) -> bool:
     return len(elements) > 1 and first.get("type") == "text" and (first.get("data") or {}).get("text") == rendered
 
 
+def _is_sticker(element: Mapping[str, Any]) -> bool:
+    return element.get("type") == "image" and (element.get("data") or {}).get("subType") == "sticker"
+
+
 def _plain(content: Mapping[str, Any], rendered: str, elements: list[Mapping[str, Any]]) -> str:
     """Canonical text where there is only the rendered one."""
     if content.get("multiForward"):
@@ -174,8 +216,7 @@ def _plain(content: Mapping[str, Any], rendered: str, elements: list[Mapping[str
     text = canonical(rendered)
     for element in elements:
         if element.get("type") == "image":
-            sticker = (element.get("data") or {}).get("subType") == "sticker"
-            text = text.replace(PICTURE, STICKER if sticker else "\0", 1)
+            text = text.replace(PICTURE, STICKER if _is_sticker(element) else "\0", 1)
     text = text.replace("\0", PICTURE)
     if not text:
         kinds = [str(r.get("type")) for r in content.get("resources") or () if isinstance(r, Mapping)]

@@ -50,8 +50,7 @@ def chunks(path: Path, reading: Reading) -> Iterator[str]:
         ImportFault: the file cannot be read.
     """
     try:
-        reading.size = path.stat().st_size
-        reading.done = 0
+        reading.place, reading.size, reading.done = path.name, path.stat().st_size, 0
         with path.open("rb") as f:
             decoder = codecs.getincrementaldecoder(_encoding(path))("replace")
             while piece := f.read(CHUNK_BYTES):

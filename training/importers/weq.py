@@ -1,8 +1,9 @@
 """WeQ exports → messages: JSON (bare array, or meta + members + messages), JSONL, TXT and CSV.
 
-Elements bear the names of WeQ's decoder: `text` and `at` have `textContent`, `face` a `faceText`, `pic` a `subType` of
-1 for stickers. A bare array, TXT and CSV do not say which chat they are: the scene is then a group named as the file.
-A private chat is the member who is not its owner.
+Elements bear the names of WeQ's decoder (H3CoF6/WeQ, packages/codec/src/element/spec.ts): `text` and `at` have
+`textContent`, `face` a `faceText`, `mface` an `emojiDesc`, `pic` a `subType` (not 0 for stickers) and an `md5`. A bare
+array, TXT and CSV do not say which chat they are: the scene is then a group named as the file. A private chat is the
+member who is not its owner.
 """
 
 import re
@@ -115,13 +116,13 @@ def _segment(kind: str, data: Mapping[str, Any]) -> Segment | None:
                 "data": {"id": named(data.get("faceId")), "raw": {"faceText": data.get("faceText")}},
             }
         case "pic":
-            return {"type": "image", "data": {"sub_type": 1 if data.get("subType") == 1 else 0}}
+            return {"type": "image", "data": _picture(data)}
         case "ptt":
             return _text(VOICE)
         case "video":
             return _text(VIDEO)
         case "mface":
-            return {"type": "mface", "data": {}}
+            return {"type": "mface", "data": {"summary": named(data.get("emojiDesc"))}}
         case "file" | "onlineFile" | "onlineFolder":
             return _text(file(data.get("fileName")))
         case "ark":
@@ -138,6 +139,19 @@ def _segment(kind: str, data: Mapping[str, Any]) -> Segment | None:
             return _text("[卡片:红包]")
         case _:
             return None if kind.startswith("grayTip") else _text(POKE if kind == "poke" else "[未知]")
+
+
+def _picture(data: Mapping[str, Any]) -> dict[str, Any]:
+    """As `ntqq_body` reads the same element; `md5` is what the sticker library knows a sticker by."""
+    summaries = data.get("summary")
+    summary = next((s for s in summaries if isinstance(s, str) and s), "") if isinstance(summaries, list) else ""
+    file = named(data.get("md5")) or named(data.get("fileName"))
+    told = {"sub_type": data.get("subType") or 0, "summary": summary}
+    return told | {"file": file} if to_text([{"type": "image", "data": told}], _nobody).text == STICKER else told
+
+
+def _nobody(_: str) -> None:
+    return None
 
 
 def _text(words: str) -> Segment:
