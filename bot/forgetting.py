@@ -228,7 +228,7 @@ class _Removal:
         """Their messages without words and without them; pokes, whose ids say who poked whom, not at all."""
         c = messages_table.c
         self._connection.execute(sa.delete(messages_table).where(self._poked(c.message_id)))
-        blank = {
+        blank: dict[str, Any] = {
             "sender_id": "", "sender_name": "", "text": "", "reply_to": None, "mentions": [], "segments": [],
             "recalled": True,
         }  # fmt: skip

@@ -23,7 +23,7 @@ from bot.optouts import Why
 from bot.stickers import Stickers
 
 POSTGRES = os.environ.get("TWIN_TEST_POSTGRES")
-WHO, NAME, CARD = "987654321", "林小夏", "夏夏"
+WHO, NAME, CARD, SHARED = "987654321", "林小夏", "夏夏", "小夏的名片"
 WORDS = "只有她说过的暗号蓝鲸"
 CHAT = Scene("private", WHO)
 
@@ -60,7 +60,7 @@ def mine(seconds: float, words: str, scene: Scene = GROUP, **more: Any) -> Messa
 
 
 def fill(archive: Archive) -> None:
-    """A group and a private chat with her in every table, and a namesake elsewhere."""
+    """A group and a private chat with her in every table, and namesakes there and elsewhere."""
     at_her = {"type": "at", "data": {"qq": WHO, "name": NAME}}
     quote = {"type": "reply", "data": {"id": "tg1", "text": WORDS}}
     elsewhere = Scene("group", "20002")
@@ -73,6 +73,8 @@ def fill(archive: Archive) -> None:
         say(10, ME, f"[戳一戳]@{NAME}", id=f"{POKE_ID}1-{ME}-{WHO}", mentions=(WHO,)),
         theirs(11, scene=CHAT), mine(12, "只对她说的", CHAT),
         mine(13, f"{NAME}今天来吗"),
+        theirs(2.5, "第三句", sender_name=SHARED), say(16, FRIEND, "我也叫小夏", id="n16", sender_name=SHARED),
+        mine(17, f"@{SHARED} 说的是谁"),
         say(14, FRIEND, "我也叫夏夏", elsewhere, id="n14", sender_name=CARD),
         mine(15, f"@{CARD} 你是另一个", elsewhere),
     ])  # fmt: skip
@@ -121,7 +123,7 @@ def test_no_byte_of_somebody_forgotten_is_left_in_the_database(file: Path) -> No
     assert left == {NAME}, "in what others typed about her"
     assert bytes_of(file).count(NAME.encode()) == 1
     assert (file.with_name(f"{file.name}-wal")).stat().st_size == 0
-    assert found.messages == 204
+    assert found.messages == 205
     archive.close()
 
 
@@ -139,7 +141,7 @@ def test_everybody_elses_words_stay_without_the_mentions(archive: Archive) -> No
     kept = [(m.id, m.text) for m in archive.history(GROUP)]
     assert kept == [
         ("mg3", "收到"), ("mg4", "@某人 你好"), ("mg5", "@某人 看这里"), ("mg6", "嗯"), ("b8", "好的"),
-        ("mg13", f"{NAME}今天来吗"),
+        ("mg13", f"{NAME}今天来吗"), ("n16", "我也叫小夏"), ("mg17", f"@{SHARED} 说的是谁"),
     ]  # fmt: skip
     mentioned, quoting = archive.get(GROUP, "mg4"), archive.get(GROUP, "mg6")
     assert mentioned is not None
@@ -147,7 +149,7 @@ def test_everybody_elses_words_stay_without_the_mentions(archive: Archive) -> No
     assert (mentioned.mentions, list(mentioned.segments)) == ((), [text("@某人"), text(" 你好")])
     assert list(quoting.segments) == [{"type": "reply", "data": {"id": "tg1"}}, text("嗯")]
     assert [m.text for m in archive.history(Scene("group", "20002"))] == ["我也叫夏夏", f"@{CARD} 你是另一个"]
-    assert (found.messages, found.private, found.mentions, found.corrections) == (4, 2, 3, 1)
+    assert (found.messages, found.private, found.mentions, found.corrections) == (5, 2, 3, 1)
     assert set(found.scenes) == {str(GROUP), str(CHAT)}
 
 
@@ -182,6 +184,7 @@ def test_forgetting_twice_is_the_same(archive: Archive) -> None:
     before = archive.history(GROUP, recalled=True)
     again = forgetting.from_archive(archive, WHO, at(501))
     assert (again.messages, again.private, again.mentions, again.scenes) == (0, 0, 0, ())
+    archive.compact()
     assert archive.history(GROUP, recalled=True) == before
 
 
@@ -224,6 +227,24 @@ def test_the_account_s_own_person_is_forgotten_and_the_twin_s_words_are_not(arch
     assert archive.get(GROUP, "a") is not None
 
 
+def test_what_waits_in_memory_is_forgotten_too(file: Path) -> None:
+    archive = Archive(f"sqlite:///{file}")
+    forgetting.from_archive(archive, WHO, at(500))
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    archive.append([theirs(1), theirs(2, scene=CHAT), mine(3, "回", CHAT), mine(4, "好")])
+    archive.note(CHAT, "state", "on", at(5))
+    archive.note(GROUP, "state", "on", at(5))
+    archive.reconsider()
+    other.execute("ROLLBACK")
+    other.close()
+    assert archive.flush() == 2
+    assert [(m.sender_id, m.text) for m in archive.history(GROUP, recalled=True)] == [("", ""), (ME, "好")]
+    assert [s.scene for s in archive.scenes()] == [GROUP]
+    assert (archive.timeline(CHAT, "state"), len(archive.timeline(GROUP, "state"))) == ([], 1)
+    archive.close()
+
+
 def test_a_held_archive_says_busy_and_loses_nothing(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
     fill(archive)
@@ -238,7 +259,7 @@ def test_a_held_archive_says_busy_and_loses_nothing(file: Path) -> None:
     other.close()
     assert archive.optouts.why(WHO) is None
     assert archive.name_of(WHO) is not None
-    assert forgetting.from_archive(archive, WHO, at(500)).messages == 4
+    assert forgetting.from_archive(archive, WHO, at(500)).messages == 5
     archive.close()
 
 

@@ -5,12 +5,15 @@ import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chats import FRIEND, GROUP, ME, PRIVATE
 
-from bot import config
+from bot import config, forgetting
+from bot.archive import Archive
 from bot.errors import ArchiveBusy
+from bot.forgetting import Forgotten
 from bot.message import Message, Scene
 from bot.optouts import Why
 from bot.privacy import Privacy
@@ -102,6 +105,31 @@ async def test_what_comes_while_somebody_is_being_forgotten_does_not_say_who(twi
         rows = connection.exec_driver_sql("SELECT scene, sender_id, text FROM messages").all()
     assert {tuple(row) for row in rows} == {(str(GROUP), "", "")}
     assert len(rows) == 1 + (number - 10) // 2
+
+
+async def test_what_waits_in_memory_meanwhile_does_not_say_who_either(
+    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear(twin, 1, WORDS)
+    remove, held = forgetting.from_archive, [True]
+
+    def while_it_is_held(archive: Archive, *rest: Any) -> Forgotten:
+        if held:
+            other = sqlite3.connect(tmp_path / "data" / "archive.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            hear(twin, 2, "在被删的时候")
+            other.execute("ROLLBACK")
+            other.close()
+            assert archive.waiting == 1
+            held.clear()
+        return remove(archive, *rest)
+
+    monkeypatch.setattr(forgetting, "from_archive", while_it_is_held)
+    await Privacy(twin).forget(FRIEND, "self", NOW)
+    twin.archive.flush()
+    with twin.archive.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT sender_id, text FROM messages").all()
+    assert [tuple(row) for row in rows] == [("", ""), ("", "")]
 
 
 async def test_a_held_archive_is_said_and_nothing_is_lost(twin: Twin, tmp_path: Path) -> None:

@@ -1,20 +1,22 @@
 """/optout, /optin and /forgetme over a real websocket: not answered, not recorded, and gone from the files."""
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import napcat
 import pytest
-from daemon import OWNER, Daemon
+from daemon import OWNER, Daemon, persona, settings
 from napcat import ACCOUNT, NapCat
 
 from bot.message import Scene
 from bot.optouts import Why
 
-ON, OFF = 203, 301
-"""A group in which the twin answers, and one in which it only listens."""
+ON, SILENT, OFF = 203, 204, 301
+"""Groups in which the twin answers, in which it never wants to, and in which it is off."""
 SHE, HE = 880011223, 880044556
 SECRET, NAME = "蓝鲸暗号只有我知道", "林小夏"
 
@@ -59,9 +61,10 @@ async def decided(daemon: Daemon, n: int) -> None:
 
 
 async def ignored(daemon: Daemon, client: NapCat, for_s: float = 1.5) -> None:
-    before, decisions = len(client.bubbles), len(daemon.outcomes(f"group:{ON}"))
+    """AssertionError if anything is said or decided in this time."""
+    before = len(client.bubbles), daemon.outcomes(f"group:{ON}"), daemon.outcomes(f"group:{SILENT}")
     await asyncio.sleep(for_s)
-    assert (len(client.bubbles), len(daemon.outcomes(f"group:{ON}"))) == (before, decisions)
+    assert (len(client.bubbles), daemon.outcomes(f"group:{ON}"), daemon.outcomes(f"group:{SILENT}")) == before
 
 
 async def test_whoever_opts_out_is_neither_answered_nor_recorded_until_they_opt_in(
@@ -96,9 +99,13 @@ async def test_whoever_opts_out_is_neither_answered_nor_recorded_until_they_opt_
 
 async def test_the_owner_may_for_a_number_and_nobody_against_somebody(daemon: Daemon, client: NapCat) -> None:
     await told(client, f"/optout {HE}", "只能替自己决定")
+    await told(client, "/persona switch 石头", "石头", OWNER, SILENT)
+    await say(client, "早", group=SILENT)
+    await asyncio.to_thread(daemon.wait, lambda: daemon.outcomes(f"group:{SILENT}") == ["silent"], 20.0)
     await told(client, f"/optout {HE}", "这个号在任何群和私聊里", OWNER)
     await say(client, "早", HE)
-    await ignored(daemon, client)
+    await say(client, "早", HE, SILENT)
+    await ignored(daemon, client)  # nor are older words of others decided on anew
     await told(client, f"/optin {HE}", "这个号说的话又会被记下", OWNER)
     await told(client, "/optout", "你在任何群和私聊里", HE)
     await told(client, f"/optin {HE}", "只有本人能", OWNER)
@@ -165,3 +172,37 @@ async def test_whoever_asks_to_be_forgotten_is(daemon: Daemon, client: NapCat) -
     assert shown["messages"] >= 2
     assert shown["left"]["versions"] == []
     assert lies_in(daemon, SECRET, str(HE)) == []
+
+
+GIF = b"GIF89a" + b"x" * 500
+MD5 = hashlib.md5(GIF, usedforsecurity=False).hexdigest().upper()
+VOICE = [{"type": "record", "data": {"file": "a.amr", "path": "/tmp/a.amr", "file_size": "9"}}]
+
+
+async def test_what_somebody_out_sends_is_neither_fetched_nor_put_into_words(tmp_path: Path) -> None:
+    (tmp_path / "twin").mkdir()
+    found = Daemon(tmp_path / "twin", settings(tmp_path / "none.gguf", stickers={"enabled": True}))
+    persona(found.data / "personas" / "xiaoman", "小满", [ACCOUNT])
+    (tmp_path / "cache.gif").write_bytes(GIF)
+    plain = napcat.image(sub_type=1)
+    sticker = {**plain, "data": plain["data"] | {"file": f"{MD5}.gif"}}
+    with found as daemon:
+        async with NapCat(daemon.url, daemon.token) as client:
+            client.images[f"{MD5}.gif"] = str(tmp_path / "cache.gif")
+
+            def asked() -> set[str]:
+                return {c["action"] for c in client.calls} & {"get_image", "fetch_ptt_text"}
+
+            await told(client, "/optout", "不记、不看", group=OFF)
+            await told(client, f"/optout {ACCOUNT}", "不记、不看", OWNER, OFF)
+            await client.say(VOICE, user=SHE, group=OFF)
+            await client.say_myself([sticker], group=OFF)
+            await asyncio.sleep(1.5)
+            assert asked() == set()
+            await told(client, "/optin", "又会被记下", group=OFF)
+            await told(client, f"/optin {ACCOUNT}", "又会被记下", OWNER, OFF)
+            await client.say(VOICE, user=SHE, group=OFF)
+            await client.say_myself([sticker], group=OFF)
+            await asyncio.to_thread(daemon.wait, lambda: (daemon.data / "stickers" / "index.json").exists())
+            assert asked() == {"get_image", "fetch_ptt_text"}
+        daemon.end()
