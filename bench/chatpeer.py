@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Silent:
         nothing: tuple[str, ...] = ()
         for line in nothing:
             yield line
+
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Nothing is held."""
 
     async def close(self) -> None:
         """Nothing to free."""

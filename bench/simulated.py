@@ -10,7 +10,7 @@ import math
 import random
 import selectors
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -101,6 +101,9 @@ class _Words:
     async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         for line in random.Random(request.seed).choice(self._turns):
             yield line
+
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Nothing is held."""
 
     async def close(self) -> None: ...
 

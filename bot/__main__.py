@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bot.cli import compare, corpus, export, importing, machine, persona, serving, training
+from bot.cli import compare, corpus, export, importing, machine, persona, privacy, serving, training
 from bot.errors import TwinError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -34,6 +34,7 @@ def _root(
 app.command()(serving.run)
 app.command()(serving.chat)
 app.command(name="import")(importing.import_)
+app.command()(privacy.forget)
 app.command()(training.train)
 app.command(name="eval")(training.evaluate)
 app.command()(training.night)

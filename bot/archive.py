@@ -24,8 +24,9 @@ from loguru import logger
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
 
-from bot.errors import ArchiveError
+from bot.errors import ArchiveBusy, ArchiveError
 from bot.message import Message, Origin, Scene
+from bot.optouts import OptOuts, Why, without_words
 
 WAITING_MAX = 20_000
 """Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
@@ -63,6 +64,8 @@ scene_log_table = sa.Table(
 )
 _SEGMENTS_DEPTH = 100
 """Raw segments nested deeper are not kept: `json` recurses, on the stack of whoever reads them, too (OneBot has 10)."""
+_TABLES = ("messages", "decisions", "scene_log", "imports", "same_messages", "optouts")
+"""Every table of the schema."""
 SAME_ID_MS = 60_000
 """Messages of one id are one message when their times differ by less."""
 SAID = ("spoke", "cut short")
@@ -83,8 +86,8 @@ class Decision:
         persona: who decided.
         version: its version, None for the bare base.
         outcome: `spoke`, `silent`, `empty`, `cut short`; what stopped it: `cancelled` (by newer words), `held`, `off`,
-            `recalled`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`, `stale`, and to
-            speak first also `off`, `held`, `busy`; or `failed: …`.
+            `recalled`, `optout`, `stopped`; what forbade it: `offline`, `muted`, `paused`, `budget`, `quiet`, `stale`,
+            and to speak first also `off`, `held`, `busy`; or `failed: …`.
         why: numbers behind it (never message text).
     """
 
@@ -132,6 +135,8 @@ class Archive:
             self._migrate()
         except (SQLAlchemyError, OSError) as e:
             raise ArchiveError(f"the archive {self.shown} cannot be opened: {short(e)}") from e
+        self.optouts = OptOuts(self._engine)
+        """Who is not to be learned from: their stored words read as if they were taken back."""
 
     def _connect_args(self) -> dict[str, Any]:
         return {"check_same_thread": False, "timeout": 0.25} if self._url.get_backend_name() == "sqlite" else {}
@@ -244,8 +249,11 @@ class Archive:
         """Mark a message as taken back and forget its words; True if it was stored.
 
         An unknown id leaves a tombstone, so that a later backfill does not bring the words back. Like a message, a
-        recall waits in memory while the store cannot be written.
+        recall waits in memory while the store cannot be written. Of a private chat with somebody who was forgotten
+        nothing is stored.
         """
+        if scene.private and self.optouts.why(scene.id, time) is Why.FORGOTTEN:
+            return False
         scene = self.scene_of_recall(scene, message_id)
         self._recalls.append((scene, message_id, time))
         try:
@@ -283,10 +291,19 @@ class Archive:
         if found is None:
             c = messages_table.c
             rows = self._read(sa.select(messages_table).where(c.scene == str(scene), c.message_id == message_id))
-            found = _message(rows[0]) if rows else None
+            found = message_of(rows[0]) if rows else None
         if found is not None and message_id in self._taken_back(scene):
             return replace(found, recalled=True, text="", segments=(), mentions=())
-        return found
+        return without_words(found, named=True) if found is not None and self._is_hidden(found) else found
+
+    def _is_hidden(self, message: Message) -> bool:
+        """Whether a message is of somebody who opted out; what the twin says from their account is not."""
+        return message.origin is Origin.HUMAN and message.sender_id in self.optouts.hidden()
+
+    def _not_hidden(self) -> sa.ColumnElement[bool]:
+        """The same of rows, turned round."""
+        c, hidden = messages_table.c, self.optouts.hidden()
+        return sa.or_(c.origin != Origin.HUMAN.value, c.sender_id.not_in(hidden)) if hidden else sa.true()
 
     def _taken_back(self, scene: Scene) -> set[str]:
         """Ids of a scene whose recall waits in memory."""
@@ -296,13 +313,14 @@ class Archive:
         """The newest `limit` messages the model may see (not recalled, not system), oldest first."""
         c = messages_table.c
         query = sa.select(messages_table).where(
-            c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value
+            c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value, self._not_hidden()
         )
         if after is not None:
             query = query.where(c.time_ms > milliseconds(after))
         rows = self._read(query.order_by(*(column.desc() for column in _ORDER)).limit(limit))
-        found = [_message(row) for row in reversed(rows)]
+        found = [message_of(row) for row in reversed(rows)]
         pending = [m for m, _ in self._waiting if m.scene == scene and m.origin is not Origin.SYSTEM]
+        pending = [m for m in pending if not m.recalled and not self._is_hidden(m)]
         if pending:
             known = {m.id for m in found}
             found += [m for m in pending if m.id not in known and (after is None or m.time > after)]
@@ -325,10 +343,10 @@ class Archive:
         )  # fmt: skip
         query = sa.select(*columns).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
         if not recalled:
-            query = query.where(c.recalled.is_(False))
+            query = query.where(c.recalled.is_(False), self._not_hidden())
         if until is not None:
             query = query.where(c.time_ms <= milliseconds(until))
-        return [
+        found = [
             Message(
                 key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
                 () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq,
@@ -338,6 +356,12 @@ class Archive:
                 tuple, self._read(query.order_by(*_ORDER))
             )
         ]  # fmt: skip
+        hidden = self.optouts.hidden()
+        if not hidden:
+            return found
+        return [
+            without_words(m, named=True) if m.sender_id in hidden and m.origin is Origin.HUMAN else m for m in found
+        ]
 
     def times(self, scene: Scene, since: datetime) -> list[Message]:
         """Who spoke when in a scene after a moment (not system, not recalled), oldest first; without words."""
@@ -385,9 +409,10 @@ class Archive:
         """The newest messages of these people that contain a text, newest first."""
         c = messages_table.c
         query = sa.select(messages_table).where(
-            c.sender_id.in_(sender_ids), c.text.contains(text, autoescape=True), c.origin == Origin.HUMAN.value
-        )
-        return [_message(row) for row in self._read(query.order_by(c.time_ms.desc()).limit(limit))]
+            c.sender_id.in_(sender_ids), c.text.contains(text, autoescape=True), c.origin == Origin.HUMAN.value,
+            self._not_hidden(),
+        )  # fmt: skip
+        return [message_of(row) for row in self._read(query.order_by(c.time_ms.desc()).limit(limit))]
 
     def speakers(self, scene: Scene, limit: int = 200) -> dict[str, set[str]]:
         """Names used among the newest `limit` messages of a scene, each with the ids that bear it."""
@@ -410,7 +435,7 @@ class Archive:
         """Human messages of these people, optionally since a moment."""
         c = messages_table.c
         query = sa.select(sa.func.count()).where(
-            c.sender_id.in_(sender_ids), c.origin == Origin.HUMAN.value, c.recalled.is_(False)
+            c.sender_id.in_(sender_ids), c.origin == Origin.HUMAN.value, c.recalled.is_(False), self._not_hidden()
         )
         if after is not None:
             query = query.where(c.time_ms > milliseconds(after))
@@ -426,7 +451,7 @@ class Archive:
             c.scene == str(bubble.scene), c.time_ms == milliseconds(bubble.time),
             c.seq.is_not_distinct_from(bubble.seq), c.origin == Origin.TWIN.value,
         )  # fmt: skip
-        found = [_message(row) for row in self._read(query.order_by(c.pk))]
+        found = [message_of(row) for row in self._read(query.order_by(c.pk))]
         known, gone = {m.id for m in found}, self._taken_back(bubble.scene)
         for m, _ in self._waiting:
             if (m.scene, m.time, m.seq, m.origin) == (bubble.scene, bubble.time, bubble.seq, Origin.TWIN):
@@ -593,6 +618,42 @@ class Archive:
             raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
         return gone
 
+    # -- what must not be here any more -----------------------------------------------------------
+
+    def reconsider(self) -> None:
+        """Treat what waits in memory as it is to be treated since somebody asked to be forgotten."""
+        gone = self.optouts.why
+        waiting = [(self.optouts.kept(m)[0], source) for m, source in self._waiting]
+        self._waiting = deque((m, source) for m, source in waiting if m is not None)
+        self._recalls = [r for r in self._recalls if not (r[0].private and gone(r[0].id, r[2]) is Why.FORGOTTEN)]
+        rows = [(t, row) for t, row in self._log if not self._of_forgotten(Scene.parse(row["scene"]))]
+        self._log = deque(rows, maxlen=WAITING_MAX)
+
+    def _of_forgotten(self, scene: Scene) -> bool:
+        return scene.private and self.optouts.why(scene.id) is Why.FORGOTTEN
+
+    def compact(self) -> None:
+        """Write the whole store anew, so that nothing deleted is left in a page or in SQLite's write-ahead log.
+
+        Takes a second for some 100 MB, in which nobody else can write; to be called in a thread.
+
+        Raises:
+            ArchiveBusy: somebody else reads or writes; the same call may work later. What was deleted reads as zeros in
+                SQLite all the same, once its log is written back.
+        """
+        try:
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                if connection.dialect.name == "postgresql":
+                    connection.exec_driver_sql(f"VACUUM (FULL) {', '.join(_TABLES)}")
+                    return
+                connection.exec_driver_sql("VACUUM")
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+        except SQLAlchemyError as e:
+            raise ArchiveBusy(f"the archive {self.shown} cannot be written anew: {short(e)}") from e
+        if busy:
+            raise ArchiveBusy(f"the archive {self.shown} cannot be written anew: its write-ahead log is being read")
+
     # -- below ------------------------------------------------------------------------------------
 
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
@@ -605,7 +666,8 @@ class Archive:
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
     # NORMAL under WAL survives kill -9 (only a power cut may lose the last transactions) and does not fsync each one.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    # What is deleted or taken back is overwritten with zeros.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -709,7 +771,8 @@ def _plain(segments: Sequence[Any]) -> Any:
     return []
 
 
-def _message(row: sa.Row[Any]) -> Message:
+def message_of(row: sa.Row[Any]) -> Message:
+    """A row of `messages_table` as a message."""
     return Message(
         id=row.message_id, scene=Scene.parse(row.scene), sender_id=row.sender_id, sender_name=row.sender_name,
         time=_time(row.time_ms), text=row.text, origin=Origin(row.origin), reply_to=row.reply_to,

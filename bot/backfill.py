@@ -19,6 +19,7 @@ from bot.errors import ArchiveBusy, ImportFault
 from bot.events import MalformedEvent, message
 from bot.intake import Intake
 from bot.message import Message, Origin, Scene
+from bot.optouts import Why
 from bot.scenes import STATE_KIND
 
 KIND = "backfill"
@@ -119,6 +120,8 @@ class Backfill:
         Raises:
             ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
         """
+        if scene.private and self._archive.optouts.why(scene.id) is Why.FORGOTTEN:
+            return Filled(done=True)  # not even where its history ends is noted
         client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
         account = str((await self._told("get_login_info")).get("user_id", ""))
         walk = _Walk(self._mark(scene))

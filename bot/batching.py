@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,14 @@ class Job:
         return self.made[-1:] if self.made else self.ids[len(self.seat.tokens) :]
 
 
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """Which sequences are to be dropped, and who waits for it."""
+
+    wanted: Callable[[str], bool]
+    done: Future[None] = field(default_factory=Future)
+
+
 class Batcher:
     """Evaluates jobs; one thread of its own.
 
@@ -93,7 +102,7 @@ class Batcher:
     ) -> None:  # fmt: skip
         self._model, self._context, self._seats, self._loras = model, context, seats, loras
         self._n_ctx, self._n_parallel, self._deadline_s = n_ctx, n_parallel, deadline_s
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | _Forget | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._turn: Path | None = None
@@ -130,6 +139,19 @@ class Batcher:
                 raise EngineError(_CLOSED)
             self._inbox.put(job)
 
+    def forget(self, wanted: Callable[[str], bool]) -> Future[None]:
+        """Drop the sequences whose seat is wanted gone, from any thread; done when they are.
+
+        One that is being used goes when its request ends.
+        """
+        forget = _Forget(wanted)
+        with self._submitting:
+            if self._closing.is_set():
+                forget.done.set_result(None)
+            else:
+                self._inbox.put(forget)
+        return forget.done
+
     def close(self) -> None:
         """Stop everything and wait for the thread; who still waits is told."""
         with self._submitting:
@@ -160,7 +182,10 @@ class Batcher:
             except queue.Empty:
                 return
             wait = False
-            if job is not None:
+            if isinstance(job, _Forget):
+                self._seats.forget(job.wanted)
+                job.done.set_result(None)
+            elif job is not None:
                 self._waiting.append(job)
 
     def _admit(self) -> None:
@@ -325,9 +350,9 @@ class Batcher:
             job.sampler.close()
             job.sampler = None
         if job.seat is not None:
-            job.seat.busy = False
             if drop:
                 self._seats.clear(job.seat)
+            self._seats.leave(job.seat)
         job.done(result)
 
 

@@ -58,6 +58,7 @@ class _Command:
     who: Who
     handler: Handler
     private_for_everyone: bool
+    always: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class _Question:
     choices: frozenset[str]
     until: datetime
     handler: Handler
+    always: bool
 
 
 class Commands:
@@ -84,7 +86,9 @@ class Commands:
         self._questions: dict[tuple[Scene, str], _Question] = {}
         self._mention = re.compile(rf"@[^↵]{{1,40}}?\s*(?={re.escape(prefix)})")
 
-    def add(self, name: str, who: Who, handler: Handler, *, private_for_everyone: bool = False) -> None:
+    def add(
+        self, name: str, who: Who, handler: Handler, *, private_for_everyone: bool = False, always: bool = False
+    ) -> None:
         """Register a command.
 
         Args:
@@ -92,19 +96,22 @@ class Commands:
             who: who may run it.
             handler: gives the answer; an empty answer sends nothing.
             private_for_everyone: in private chats everyone may.
+            always: also where commands are switched off, and however late it comes: what somebody wants of what is
+                kept of them is not the owner's to switch off.
         """
-        self._commands[name] = _Command(who, handler, private_for_everyone)
+        self._commands[name] = _Command(who, handler, private_for_everyone, always)
 
-    def ask(self, call: Call, choices: Collection[str], handler: Handler) -> None:
+    def ask(self, call: Call, choices: Collection[str], handler: Handler, *, always: bool = False) -> None:
         """Let the next message of whoever typed a command be its answer, if it is one of the choices.
 
         Args:
             call: the command; the answer is given there, and handed on with the choice as `rest`.
             choices: whole messages that are answers; anything else is talk, and the question stands.
             handler: takes the answer.
+            always: as of the command that asks.
         """
         until = call.time + timedelta(seconds=ANSWER_WITHIN_S)
-        self._questions[call.scene, call.sender_id] = _Question(frozenset(choices), until, handler)
+        self._questions[call.scene, call.sender_id] = _Question(frozenset(choices), until, handler, always)
 
     def names(self) -> list[str]:
         """The commands' names, sorted."""
@@ -113,6 +120,13 @@ class Commands:
     def is_command(self, message: Message) -> bool:
         """Whether a message is for us: a command (known name; other bots may share the prefix), or an answer."""
         return self._question(message) is not None or self._split(message) is not None
+
+    def is_always(self, message: Message) -> bool:
+        """Whether it is to be obeyed wherever and whenever it comes, as its command or question says."""
+        question, found = self._question(message), self._split(message)
+        if question is not None:
+            return question.always
+        return found is not None and self._commands[found[0]].always
 
     def who_is(self, sender_id: str, role: str) -> Who:
         """What somebody is, from their number and their role in the group (`owner`, `admin`, `member`)."""

@@ -17,7 +17,7 @@ from bot.message import Origin, Scene
 from bot.onebot import OneBotTransport, Outbox, TwinAdapter
 from bot.twin import Twin
 
-PLUGINS = ("recorder", "chat", "persona", "retrain", "api")
+PLUGINS = ("recorder", "chat", "persona", "retrain", "privacy", "api")
 _WEBSOCKET_PING_S = 5
 """A half-open peer is noticed after two of these; without, after 39 s."""
 

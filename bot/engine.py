@@ -87,6 +87,10 @@ class ReplyEngine(Protocol):
         """
         ...
 
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Drop everything held of some seats, chosen by name: evaluated prompts, in memory and in files."""
+        ...
+
     async def close(self) -> None:
         """Free the model."""
         ...
@@ -118,6 +122,9 @@ class AbsentEngine:
         """Raise EngineError with the reason."""
         raise EngineError(self.reason)
         yield ""
+
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Nothing is held."""
 
     async def close(self) -> None:
         """Nothing to free."""

@@ -10,7 +10,7 @@ batch on another core (docs/decisions.md).
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,7 @@ from bot.archive import Archive, messages_table
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import Recall
 from bot.message import Message, Origin, Scene
+from bot.optouts import Why
 from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored
 
 _schema = sa.MetaData()
@@ -59,11 +60,12 @@ _IDS = 500
 
 @dataclass(slots=True)
 class Taken:
-    """What became of a batch: how many were new, were another source's, and what the archive can never hold."""
+    """What became of a batch: how many were new, were another source's; what can never be held, or may not be."""
 
     added: int = 0
     same: int = 0
     refused: list[Message] = field(default_factory=list)
+    withheld: list[tuple[Message, Why]] = field(default_factory=list)
 
 
 class Intake:
@@ -82,6 +84,8 @@ class Intake:
         self._spans: dict[str, tuple[int, int]] | None = None
         self._all_new = True
         self._quotes_as_they_are: bool | None = None
+        self._called: dict[Scene, dict[str, set[str]]] = defaultdict(dict)
+        """What people who were forgotten are called in a scene."""
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -93,8 +97,30 @@ class Intake:
                 nothing twice.
             ArchiveError: it cannot be written.
         """
-        with self._busy():
-            return self._take_or_halve(batch)
+        self._archive.optouts.reload()  # the daemon may have written there since
+        taken, said_as = Taken(), dict[int, Message]()
+        kept = list(self._kept(batch, taken.withheld, said_as)) if self._archive.optouts.any else batch
+        if kept:
+            with self._busy():
+                stored = self._take_or_halve(kept)
+            taken.added, taken.same = stored.added, stored.same
+            taken.refused = [said_as.get(id(m), m) for m in stored.refused]
+        return taken
+
+    def _kept(
+        self, batch: Sequence[Message], withheld: list[tuple[Message, Why]], said_as: dict[int, Message]
+    ) -> Iterator[Message]:
+        """The batch as people who opted out or were forgotten let it be stored."""
+        for message in batch:
+            called = self._called[message.scene]
+            kept, why = self._archive.optouts.kept(message, called)
+            if why is not None:
+                withheld.append((message, why))
+                if why is Why.FORGOTTEN and message.sender_name:  # others may mention them by it
+                    called.setdefault(message.sender_id, set()).add(message.sender_name)
+            if kept is not None:
+                said_as[id(kept)] = message
+                yield kept
 
     def _take_or_halve(self, batch: Sequence[Message]) -> Taken:
         """One bad message must not hold up the others: it is found by halving."""
@@ -242,6 +268,11 @@ class Intake:
         try:
             with self._busy(), self._engine.begin() as connection:
                 for recall in recalls:
+                    if (
+                        recall.scene.private
+                        and self._archive.optouts.why(recall.scene.id, recall.time) is Why.FORGOTTEN
+                    ):
+                        continue
                     # `friend_recall` names the sender for the scene; a history that names nobody knows the scene.
                     named = recall.operator_id and recall.scene.private
                     scene = self._archive.scene_of_recall(recall.scene, recall.message_id) if named else recall.scene
@@ -283,6 +314,21 @@ class Intake:
 
     def _busy(self) -> "_Faults":
         return _Faults(self._archive)
+
+
+def without_people(summary: dict[str, Any], gone: Callable[[str], bool]) -> dict[str, Any]:
+    """What is noted of an imported history, without some people and private chats with them.
+
+    Args:
+        summary: of `Intake.finished`; its `senders`, `owners` and `names` are by QQ number, its `scenes` by scene.
+        gone: whether to leave somebody out, by number.
+    """
+    left = {
+        key: {who: value for who, value in summary[key].items() if not gone(who.removeprefix("private:"))}
+        for key in ("senders", "owners", "names", "scenes")
+        if isinstance(summary.get(key), dict)
+    }
+    return {**summary, **left}
 
 
 class _Faults:

@@ -118,6 +118,11 @@ class Memory:
         """Forget what was said in a scene until now (the archive keeps it)."""
         self._archive.note(scene, MEMORY_KIND, "clear", now)
 
+    def forget(self, scene: Scene) -> None:
+        """Keep nothing of a scene in memory; what the archive still has is read anew."""
+        for place in [place for place in self._starts if place[0] == scene]:
+            del self._starts[place]
+
     def _sticker(self, name: str, people: frozenset[str]) -> dict[str, Any] | None:
         """The sticker of that name, else the market face as the person sent it last; None if they did not."""
         if (kept := self._stickers.segment(name, people)) is not None:

@@ -115,6 +115,11 @@ class Models:
     def __contains__(self, path: Path) -> bool:
         return path in self._merged
 
+    @property
+    def loaded(self) -> list[Served]:
+        """Every model that answers now."""
+        return [self.base, *(m.served for m in self._merged.values() if m.served is not None)]
+
     @contextlib.asynccontextmanager
     async def using(self, voice: Voice) -> AsyncIterator[Served]:
         """The model a voice speaks with, loaded first if need be; it stays loaded until this is left.

@@ -181,10 +181,15 @@ class Presence:
         turn.fresh.clear()
         self.scenes.hold(message.scene)
 
-    def recalled(self, scene: Scene, message_id: str) -> None:
+    def recalled(self, scene: Scene, message_id: str, why: str = "recalled") -> None:
         """A message was taken back: an answer being prepared, perhaps on its ground, is dropped and decided anew.
 
         Where nothing else is undecided there is nothing to decide: older words were left alone for good.
+
+        Args:
+            scene: where.
+            message_id: of what is no longer there.
+            why: how the decision ends that is dropped.
         """
         turn = self._turns.get(scene)
         if turn is None:
@@ -196,7 +201,26 @@ class Presence:
             if turn.fresh:
                 self._start(scene, turn)
             else:
-                self._stop(turn, "recalled")
+                self._stop(turn, why)
+
+    def ignore(self, person: str) -> None:
+        """Somebody opted out: nothing prepared is said to them any more, and none of their words is kept at hand."""
+        for scene, turn in self._turns.items():
+            turn.rhythms.pop(person, None)
+            theirs = turn.latest is not None and turn.latest.sender_id == person
+            if turn.speaking and theirs:
+                self.withdrawn(scene)
+            for message_id in [i for i in turn.fresh if self._is_by(person, scene, i)]:
+                self.recalled(scene, message_id, "optout")
+            if theirs:
+                turn.latest = None
+
+    def _is_by(self, person: str, scene: Scene, message_id: str) -> bool:
+        """Whether they said it; also where it is not known: it is then better not answered."""
+        with contextlib.suppress(ArchiveError):
+            found = self._archive.get(scene, message_id)
+            return found is None or found.sender_id == person
+        return True
 
     def withdrawn(self, scene: Scene) -> None:
         """A bubble of ours was taken back while the answer goes on: say nothing more of it."""
@@ -224,10 +248,11 @@ class Presence:
             ended: is given the outcome (as in `Decision`) of what is under way.
 
         Returns:
-            What forbids it, written down as a decision; None when it is under way.
+            What forbids it, written down as a decision unless it is an opt-out; None when it is under way.
         """
         if hindrance := self.forbids(scene, account):
-            self._unlooked(scene, hindrance, why={"opening": kind})
+            if hindrance != "optout":  # it would be a row about them
+                self._unlooked(scene, hindrance, why={"opening": kind})
             return hindrance
         turn = self._turns.setdefault(scene, _Turn())
         turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
@@ -242,8 +267,11 @@ class Presence:
         """What forbids an account to speak first in a scene now, or nothing.
 
         Returns:
-            `off`, `held`, `busy` (it is answering there), `offline`, `quiet`, `muted`, `paused`, `budget` or None.
+            `optout`, `off`, `held`, `busy` (it is answering there), `offline`, `quiet`, `muted`, `paused`, `budget` or
+            None.
         """
+        if scene.private and self._archive.optouts.is_out(scene.id):
+            return "optout"
         if not self.scenes.is_on(scene):
             return "off"
         if self.scenes.is_held(scene):
@@ -252,6 +280,13 @@ class Presence:
         if turn is not None and turn.task is not None and not turn.task.done():
             return "busy"
         return self._hindrance(scene, account)
+
+    def forget(self, scene: Scene) -> None:
+        """Keep nothing of what was set for a scene, or goes on there."""
+        turn = self._turns.pop(scene, None)
+        if turn is not None:
+            self._stop(turn, "optout")
+        self.scenes.forget(scene)
 
     def muted(self, account: str, scene: Scene, seconds: float) -> None:
         """An account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""

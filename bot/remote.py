@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,9 @@ class RemoteEngine:
                 f"{self._server.url} answered with nothing twice; set [engine] base to the GGUF of its model, so that "
                 "its end of turn can be banned from the first word"
             ) from None
+
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Nothing is held here; what the server keeps of prompts is the server's, and falls out of its cache."""
 
     async def close(self) -> None:
         """Close the connections and the vocabulary."""

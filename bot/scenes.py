@@ -74,6 +74,10 @@ class Scenes:
         log = self._archive.timeline(scene, STATE_KIND)
         return next((value for since, value in reversed(log) if since <= time), "off")
 
+    def forget(self, scene: Scene) -> None:
+        """Ask the archive anew what the twin does there."""
+        self._states.pop(scene, None)
+
     def _state(self, scene: Scene) -> tuple[str, datetime] | None:
         """What the twin does there, and since when; asked of the archive once, for it is needed at every message."""
         if scene not in self._states:

@@ -14,7 +14,7 @@ be cut later is spilled up to there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class Seat:
     sure: int = 0
     """Tokens that the next prompt begins with as well."""
     mark: Mark | None = None
+    unwanted: bool = False
+    """Whether it is to be dropped."""
 
 
 class Seats:
@@ -109,6 +111,22 @@ class Seats:
             del seat.tokens[n:]
         if seat.mark is not None and seat.mark.n > n:
             seat.mark = None
+
+    def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Drop some sequences, chosen by name, and what was spilled of them; one being used as soon as it is not."""
+        for seat in [s for s in self._warm.values() if wanted(s.name)]:
+            seat.unwanted = True
+            if not seat.busy:
+                self.leave(seat)
+        self._spill.forget(wanted)
+
+    def leave(self, seat: Seat) -> None:
+        """A sequence is no longer used: it stays for the next prompt, unless it was to be dropped."""
+        seat.busy = False
+        if seat.unwanted:
+            del self._warm[seat.name]
+            self._context.keep(seat.number, 0)
+            self._free.append(seat.number)
 
     def evict(self) -> bool:
         """Spill the idle sequence used least recently; False when all are busy."""

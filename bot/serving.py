@@ -91,6 +91,10 @@ class LlamaEngine:
             finally:
                 job.stop.set()
 
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Drop the sequences of some seats, and what was spilled of them, in every loaded model."""
+        await asyncio.gather(*(asyncio.wrap_future(s.batcher.forget(wanted)) for s in self.models.loaded))
+
     async def close(self) -> None:
         """Stop what runs and free everything."""
         await self.models.close()

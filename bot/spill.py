@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class Spill:
         finally:
             self._delete(name)
         return Held(filed.lora, filed.tokens, state)
+
+    def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Drop what is kept of some sequences, chosen by name."""
+        for name in [name for name in self._kept if wanted(name)]:
+            self.kept_bytes -= len(self._kept.pop(name).state)
+        for name in [name for name in self._filed if wanted(name)]:
+            self._delete(name)
 
     def close(self) -> None:
         """Forget everything."""

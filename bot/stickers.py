@@ -134,6 +134,21 @@ class Stickers:
         data = {"file": f"base64://{base64.b64encode(content).decode()}", "summary": STICKER, "sub_type": 1}
         return {"type": "image", "data": data | {"name": f"{found.keys[0].upper()}.{found.suffix}"}}
 
+    def forget(self, person: str) -> int:
+        """Drop what somebody sent, but for what another of the imitated people sent, too; gives how many files went."""
+        library = self._all if self.enabled else {s.sha256: s for s in _stored(self._folder)}
+        theirs = [s for s in library.values() if person in s.senders]
+        for sticker in theirs:
+            left = tuple(sender for sender in sticker.senders if sender != person)
+            if left:
+                library[sticker.sha256] = replace(sticker, senders=left)
+            else:
+                del library[sticker.sha256]
+                (self._folder / sticker.file).unlink(missing_ok=True)
+        if theirs:
+            self._write_index(library)
+        return sum(s.sha256 not in library for s in theirs)
+
     @property
     def _max_bytes(self) -> int:
         return self._rules.max_mb * 1024 * 1024
@@ -144,7 +159,10 @@ class Stickers:
             oldest = min(self._all.values(), key=lambda s: s.used_ms)
             del self._all[oldest.sha256]
             (self._folder / oldest.file).unlink(missing_ok=True)
-        index = json.dumps([asdict(s) for s in self._all.values()], ensure_ascii=False, indent=1)
+        self._write_index(self._all)
+
+    def _write_index(self, library: Mapping[str, Sticker]) -> None:
+        index = json.dumps([asdict(s) for s in library.values()], ensure_ascii=False, indent=1)
         _write(self._folder / INDEX, index.encode())
         self._index()
 

@@ -22,6 +22,7 @@ from bot.engine import AbsentEngine, ReplyEngine
 from bot.errors import ArchiveError, EngineError, PersonaError, TwinError
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
+from bot.optouts import Why
 from bot.persona import Persona, Personas
 from bot.presence import Presence, Transport
 from bot.remote import RemoteEngine
@@ -132,9 +133,11 @@ class Twin:
     def record(self, message: Message) -> bool:
         """Store a message; False when it was stored before (a replay: not to be answered).
 
-        While the archive cannot be read or written, the message waits in memory; a replay may then pass for new, and
+        Of somebody who opted out or was forgotten only that somebody spoke is kept (bot/optouts.py). While the archive
+        cannot be read or written, the message waits in memory; a replay may then pass for new, and
         is stored once all the same.
         """
+        heard = message.origin is Origin.HUMAN  # else it is the echo of what we sent
         if self.commands.is_command(message):
             message = replace(message, origin=Origin.SYSTEM)
         if (message.time - now()).total_seconds() > self.settings.chat.stale_after_s:
@@ -149,8 +152,9 @@ class Twin:
             known = None
         if known is not None and abs((known.time - message.time).total_seconds()) < 60:
             return False
+        kept, _ = self.archive.optouts.kept(message) if heard else (message, None)
         try:
-            self.archive.append([message])
+            self.archive.append([kept] if kept is not None else [])
         except ArchiveError as e:
             logger.warning("a message waits in memory: {}", e)
         self._watch()
@@ -159,8 +163,11 @@ class Twin:
     def record_own(self, message_id: str, scene: Scene, account: str, text: str) -> None:
         """Store what the program itself said in an account's name: a command's answer, a line to the owners.
 
-        The model never sees it, and no later import of the account's history takes it for the person's words.
+        The model never sees it, and no later import of the account's history takes it for the person's words. In a
+        private chat with somebody who was forgotten nothing is stored.
         """
+        if scene.private and self.archive.optouts.why(scene.id) is Why.FORGOTTEN:
+            return
         segments = ({"type": "text", "data": {"text": text}},)
         said = Message(message_id, scene, account, "", now(), text, Origin.SYSTEM, segments=segments)
         try:

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     LOW_SCORE = "low_score"
     """By a language model (`training.modelclean`)."""
+    WITHHELD = "withheld"
+    """It answers somebody whose words are not kept (`bot.optouts`), and would be learned as an answer to others."""
 
 
 def masked(said: Sequence[str], heard: str | None, rules: Cleaning) -> Reason | None:

@@ -227,7 +227,12 @@ def _scene(
     # What an exchange is a label of decides: the answer, else the burst's end.
     conversation = [conversations[(e.said[0] if e.said else e.heard[-1]).id] for e in cut]
     place = {m.id: number for number, m in enumerate(stored)}
-    unseen = [n for n, m in enumerate(stored) if spoken_by(m, people) and (m.id not in by_id or m.id in moved)]
+    unseen = [
+        n
+        for n, m in enumerate(stored)
+        # Of somebody who was forgotten a row does not say who: it may have been the person.
+        if (spoken_by(m, people) or not m.sender_id) and (m.id not in by_id or m.id in moved)
+    ]
     wait = timedelta(seconds=max(rules.conversation_gap_s, rules.answer_within_s if scene.private else 0))
     counted: list[bool] = []
     off: list[bool] = []
@@ -251,6 +256,11 @@ def _scene(
         )
     quotes = {m.reply_to: by_id[m.reply_to] for m in messages if m.reply_to is not None and m.reply_to in by_id}
     last_spoke = [_latest(spoke, exchange.decided_at) for exchange in cut]
+    withheld = {
+        n: clean.Reason.WITHHELD
+        for n, e in enumerate(cut)
+        if e.said and _to_withheld(stored, place[e.said[0].id], people)
+    }
     return SceneCorpus(
         scene,
         _name(scene, messages),
@@ -260,7 +270,7 @@ def _scene(
         last_spoke,
         conversation,
         quotes,
-        _masked(cut, cleaning),
+        _masked(cut, cleaning) | withheld,
         _altered(said, visible, messages, moved, cleaning),
     )
 
@@ -284,6 +294,13 @@ def _altered(
         # As one text, bubbles with nothing between them are joined, too.
         found["merged"] = len(moved) if cleaning.merge == "bubbles" else len(visible) - len(messages)
     return found
+
+
+def _to_withheld(stored: Sequence[Message], place: int, people: frozenset[str]) -> bool:
+    """Whether what was said last before an answer was by somebody whose words are not kept: a row without a name."""
+    before = (stored[n] for n in range(place - 1, -1, -1))
+    last = next((m for m in before if not spoken_by(m, people)), None)
+    return last is not None and last.recalled and not last.sender_name
 
 
 def _masked(cut: Sequence[Exchange], cleaning: Cleaning) -> dict[int, clean.Reason]:

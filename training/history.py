@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bot.archive import Archive
 from bot.errors import ArchiveBusy, ImportFault
 from bot.events import Recall
-from bot.intake import Intake, Taken
+from bot.intake import Intake, Taken, without_people
 from bot.message import Message, Scene
 from training import ledger
 from training.garbage import uncollected
@@ -262,11 +262,14 @@ class _Store:
         taken, self._written = self._written.result(), None
         self._result.added += taken.added
         self._result.same += taken.same
-        if taken.refused:
-            place_of = {id(m): place for m, place in zip(*self._batch, strict=True)}
-            for message in taken.refused:
-                self._archive.lost += 1
-                self._result.reading.skip("refused by the archive", place_of[id(message)])
+        if not taken.refused and not taken.withheld:
+            return
+        place_of = {id(m): place for m, place in zip(*self._batch, strict=True)}
+        for message in taken.refused:
+            self._archive.lost += 1
+            self._result.reading.skip("refused by the archive", place_of[id(message)])
+        for message, why in taken.withheld:
+            self._result.reading.skip(why, place_of[id(message)])
 
     def recalls(self, recalls: Sequence[Recall]) -> None:
         """Take back what was taken back."""
@@ -277,7 +280,8 @@ class _Store:
     def finished(self) -> None:
         """Note that the history was imported whole; one of which the archive refused something was not."""
         if not self._archive.lost:
-            self._patiently(lambda: self._intake.finished(self._digest, ledger.counts(self._result)))
+            counted = without_people(ledger.counts(self._result), self._archive.optouts.was_forgotten)
+            self._patiently(lambda: self._intake.finished(self._digest, counted))
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         """Do it when the archive can be had.

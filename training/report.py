@@ -36,7 +36,7 @@ _NAMES = {
 }  # fmt: skip
 _MASKED = {
     "repeat": "复读", "media": "只有图片文件", "mojibake": "乱码", "cut_off": "没说完", "short": "太短", "long": "太长",
-    "blocked": "有屏蔽词", "duplicate": "重复太多",
+    "blocked": "有屏蔽词", "duplicate": "重复太多", "withheld": "答的人退出了",
 }  # fmt: skip
 _VOICES = {
     "person": "本人", "new": "新版本", "serving": "原版本", "retrieval": "底座＋人设＋最像的旧对话",

@@ -6,7 +6,7 @@ a time, its key-value cache kept from one answer to the next.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ class TransformersEngine:
         finally:
             stop.set()
             await asyncio.gather(job, return_exceptions=True)
+
+    async def forget(self, wanted: Callable[[str], bool]) -> None:
+        """Drop what is held: there is one conversation."""
+        self._held, self._cache = [], None
 
     async def close(self) -> None:
         """Free the model."""

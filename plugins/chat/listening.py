@@ -31,15 +31,18 @@ class Listener:
         message = read(raw)
         if not isinstance(message, Message):
             return
-        stored = self._twin.archive.get(message.scene, message.id)
+        # Of somebody who opted out no words are stored: commands are read off the event, and nothing else is heard.
+        out = self._twin.archive.optouts.is_out(message.sender_id)
+        stored = message if out else self._twin.archive.get(message.scene, message.id)
         if stored is None or stored.recalled or stored.origin is Origin.TWIN:
             return
         sender = raw.get("sender")
         role = str(sender.get("role") or "") if isinstance(sender, Mapping) else ""
-        if self._twin.commands.is_command(stored) and self._twin.presence.stale(stored):
+        always = self._twin.commands.is_always(stored)
+        if self._twin.commands.is_command(stored) and not always and self._twin.presence.stale(stored):
             logger.info("a command of long ago is not obeyed any more")
             return
-        if self._twin.commands.is_command(stored) and not self._commands_here(stored, account):
+        if self._twin.commands.is_command(stored) and not always and not self._commands_here(stored, account):
             return
         answer = await self._twin.commands.run(stored, role, account)
         if answer is not None:
@@ -47,7 +50,7 @@ class Listener:
         elif stored.origin is Origin.HUMAN:
             if stored.sender_id == account:
                 self._twin.presence.own_words(stored)
-            else:
+            elif not out:
                 self._twin.presence.heard(stored, account)
 
     def _commands_here(self, message: Message, account: str) -> bool:

@@ -64,5 +64,7 @@ async def record(event: Event) -> None:
         account = str(raw.get("self_id", ""))
         if not await recorder.message(item, account):
             raise IgnoredException("replayed")
+        if recorder.is_out(item.sender_id):
+            return
         collector.look(item, account)
         await describer.describe(item, account)

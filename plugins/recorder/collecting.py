@@ -61,6 +61,8 @@ class Collector:
                 if content is None:
                     logger.info("a sticker could not be fetched")
                     return
+                if self._twin.archive.optouts.is_out(message.sender_id):  # since it was asked for
+                    return
                 summary = str(data.get("summary") or "")
                 self._twin.stickers.add(content, key, summary, message.sender_id, message.time)
         except Exception as e:  # noqa: BLE001 - the worker's edge

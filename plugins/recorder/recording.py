@@ -10,6 +10,7 @@ from bot.errors import ArchiveError
 from bot.events import Mute, Online, Recall
 from bot.message import Message, Origin
 from bot.onebot import Outbox
+from bot.optouts import Why
 from bot.segments import UNKNOWN
 from bot.twin import Twin
 
@@ -31,7 +32,10 @@ class Recorder:
         self._names: dict[str, str] = {}
 
     def name_of(self, sender_id: str) -> str | None:
-        """Newest nickname seen for a QQ number."""
+        """Newest nickname seen for a QQ number; none of somebody who asked to be forgotten."""
+        if self._twin.archive.optouts.why(sender_id) is Why.FORGOTTEN:
+            self._names.pop(sender_id, None)
+            return None
         if sender_id not in self._names:
             name = self._twin.archive.name_of(sender_id)
             if name is None:
@@ -43,6 +47,10 @@ class Recorder:
         """Count what was not as it should be."""
         self._twin.odd[kind] += 1
 
+    def is_out(self, sender_id: str) -> bool:
+        """Whether somebody opted out: nothing of what they send is looked at further."""
+        return self._twin.archive.optouts.is_out(sender_id)
+
     async def message(self, message: Message, account: str) -> bool:
         """Store a message; False for a replay, which nobody answers.
 
@@ -52,7 +60,7 @@ class Recorder:
         """
         if UNKNOWN in message.text:
             self.odd("unknown")
-        if message.sender_name:
+        if message.sender_name and not self.is_out(message.sender_id):
             self._names[message.sender_id] = message.sender_name
         if message.sender_id == account:
             echo = await self._outbox.echo_of(message.scene, message.id, message.segments)

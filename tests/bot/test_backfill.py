@@ -11,6 +11,7 @@ import pytest
 from daemon import free_port
 from napcat import ACCOUNT, NapCat
 
+from bot import forgetting
 from bot.archive import Archive
 from bot.backfill import CATCH_UP_PAGES, COUNT, Backfill, Filled
 from bot.errors import ImportFault
@@ -195,6 +196,14 @@ async def test_a_wrong_address_is_refused_with_the_form_it_has(archive: Archive,
 def test_an_address_survives_being_a_path() -> None:
     assert onebotlive.url_of(Path("onebot://127.0.0.1:3001/group/1")) == "onebot://127.0.0.1:3001/group/1"
     assert onebotlive.url_of(Path("onebot.jsonl")) is None
+
+
+async def test_the_history_of_a_private_chat_with_somebody_forgotten_is_not_even_asked_for(archive: Archive) -> None:
+    forgetting.from_archive(archive, FRIEND.id, datetime.now(UTC))
+    client = Phone("", history={str(FRIEND): [told(n, FRIEND, 10001) for n in range(9)]})
+    assert (await client.fill(archive, "/private/10001"))[str(FRIEND)]["messages"] == 0
+    assert client.pages == 0
+    assert archive.latest(FRIEND, "backfill") is None
 
 
 # -- after an outage ------------------------------------------------------------------------------

@@ -124,3 +124,23 @@ async def test_a_question_takes_the_next_choice_of_whom_it_was_put_to_and_only_t
     assert await run(commands, " 2 ", PRIVATE, OWNER) == "收到"
     assert taken == ["2"]
     assert await run(commands, "1", PRIVATE, OWNER) is None, "it was answered"
+
+
+async def test_what_somebody_wants_of_their_words_is_obeyed_always() -> None:
+    commands = registry([])
+
+    async def begin(call: Call) -> str:
+        async def answered(_: Call) -> str:
+            return "好"
+
+        commands.ask(call, ("确认",), answered, always=True)
+        return "？"
+
+    commands.add("forgetme", Who.EVERYONE, begin, always=True)
+
+    def always(text: str) -> bool:
+        return commands.is_always(Message("1", GROUP, SOMEONE, "", AT, text))
+
+    assert [always(text) for text in ("/forgetme", "/about", "嗨", "确认")] == [True, False, False, False]
+    assert await run(commands, "/forgetme", GROUP, SOMEONE) == "？"
+    assert always("确认")

@@ -10,7 +10,6 @@ from chats import ME, say
 
 from bot import config as settings
 from bot.archive import Archive
-
 from training.stats import CLEANED
 
 ROOT = Path(__file__).parents[2]

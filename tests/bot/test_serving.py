@@ -22,7 +22,9 @@ from bot.errors import EngineError
 from bot.llama import Context, Model
 from bot.persona import Sampling
 from bot.prompt import FORMATS, ChatFormat, Piece, encode
+from bot.seats import Seats
 from bot.serving import LlamaEngine
+from bot.spill import Spill
 
 GEMMA = FORMATS["gemma"]
 BARE = Voice("bare", None, GEMMA)
@@ -572,3 +574,34 @@ async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
     made = engine.base.seats["a"].tokens[engine.count(asked.pieces) + 1 :]
     assert len(made) < 200
     assert any(looping([*made, made[-period]]) for period in range(1, 13))
+
+
+async def test_a_scene_that_is_forgotten_is_neither_warm_nor_spilled(
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"n_seq_max": 2, "spill_mb": 0, "spill_disk_mb": 50})
+    engine = LlamaEngine(tinies["gemma3"].gguf, settings, spill=tmp_path / "spill")
+    names = [f"group:{n}|xiaoman" for n in range(1, 5)]
+    for name in names:
+        await engine.p_silent(request(name, f"{name}说了什么"))
+    assert [name in engine.base.seats for name in names] == [False, False, True, True]
+    assert len(list((tmp_path / "spill").iterdir())) == 2
+    await engine.forget(lambda name: name.partition("|")[0] in ("group:1", "group:4"))
+    assert [name in engine.base.seats for name in names] == [False, False, True, False]
+    assert len(list((tmp_path / "spill").iterdir())) == 1
+    await engine.close()
+
+
+def test_a_sequence_forgotten_while_it_is_used_goes_when_it_is_not(models: dict[str, Model]) -> None:
+    model = models["gemma3"]
+    context = Context(model, 256, 2, 32, 1)
+    seats = Seats(context, 2, Spill(1_000_000))
+    ids = encode(prompt("在吗"), model)[0]
+    seat = seats.take("g", None, ids)
+    assert seat is not None
+    seats.forget(lambda name: name == "g")
+    assert "g" in seats, "a request still needs it"
+    seats.leave(seat)
+    assert "g" not in seats
+    assert [seats.take(name, None, ids) is not None for name in ("a", "b", "c")] == [True, True, False], "none is lost"
+    context.close()

@@ -117,3 +117,13 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path: Path, warnings
     assert spill.take("a") is spill.take("b") is None
     assert len(warnings) == 1
     spill.close()
+
+
+def test_what_is_to_be_forgotten_goes_from_memory_and_from_the_disk(tmp_path: Path) -> None:
+    spill = Spill(200, 400, tmp_path)
+    for letter in "abcdef":
+        spill.put(letter, held(letter))
+    spill.forget(lambda name: name in "af")
+    assert (spill.kept_bytes, spill.filed_bytes) == (100, 300)
+    assert len(files(tmp_path)) == 3
+    assert "".join(x for x in "abcdef" if spill.take(x)) == "bcde"

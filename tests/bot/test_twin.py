@@ -3,12 +3,14 @@ import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bot import config
+from bot.commands import Call, Who
 from bot.errors import ArchiveError
-from bot.message import Message, Scene
+from bot.message import Message, Origin, Scene
 from bot.terminal import NoTransport
 from bot.twin import ARCHIVE_BROKEN, ARCHIVE_WELL, SHIPPED, Twin, install_shipped
 
@@ -116,3 +118,44 @@ def test_a_shipped_persona_is_installed_with_the_notice_of_its_terms(tmp_path: P
     notice = (tmp_path / "xiaoman" / "NOTICE").read_text("utf-8")
     assert notice == (SHIPPED.parent / "NOTICE").read_text("utf-8")
     assert "Gemma Terms of Use" in notice
+
+
+GROUP = Scene("group", "20001")
+
+
+def said(number: int, text: str, scene: Scene = GROUP, **changed: Any) -> Message:
+    sent = {"segments": ({"type": "text", "data": {"text": text}},), **changed}
+    return Message(str(number), scene, "10001", "阿强", datetime.now(UTC), text, **sent)
+
+
+async def test_of_somebody_out_no_word_is_stored_and_commands_neither(tmp_path: Path) -> None:
+    twin, _ = baseless(tmp_path)
+
+    async def about(call: Call) -> str:
+        return "好"
+
+    twin.commands.add("about", Who.EVERYONE, about)
+    twin.archive.optouts.note("10001", "out", "self", datetime.now(UTC))
+    assert twin.record(said(1, "秘密"))
+    assert twin.record(said(2, "/about 秘密"))
+    assert not twin.record(said(1, "秘密")), "a replay is known by its row"
+    assert twin.record(said(3, "好", origin=Origin.TWIN)), "what is sent from their account is not theirs"
+    twin.record_own("4", GROUP, "10001", "答")
+    rows = {key: twin.archive.get(GROUP, key) for key in ("1", "2", "3", "4")}
+    assert {key: (m.text, m.origin) for key, m in rows.items() if m} == {
+        "1": ("", Origin.HUMAN), "2": ("", Origin.SYSTEM), "3": ("好", Origin.TWIN), "4": ("答", Origin.SYSTEM),
+    }  # fmt: skip
+    assert len(twin.archive.sent_since(datetime(2026, 1, 1, tzinfo=UTC))) == 2, "a command typed is no line of ours"
+    await twin.close()
+    assert "秘密".encode() not in b"".join(p.read_bytes() for p in (tmp_path / "data").glob("archive.db*"))
+
+
+async def test_a_private_chat_with_somebody_forgotten_leaves_nothing(tmp_path: Path) -> None:
+    twin, _ = baseless(tmp_path)
+    with twin.archive.engine.begin() as connection:
+        twin.archive.optouts.forget(connection, "10001", "self", datetime.now(UTC))
+    twin.archive.optouts.reload()
+    assert twin.record(said(1, "秘密", SCENE))
+    twin.record_own("2", SCENE, "40001", "答")
+    assert twin.archive.scenes() == []
+    await twin.close()

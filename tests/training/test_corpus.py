@@ -1,14 +1,16 @@
 """What an archive teaches, and what it must not: whose silences count, whose words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from bot import forgetting
 from bot.archive import Archive
 from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
+from training import clean
 from training.corpus import Corpus, build
 
 ME, FRIEND, OTHER, TWIN = "10001", "20001", "20002", "30001"
@@ -322,3 +324,54 @@ def test_an_answer_that_is_not_shown_where_it_was_given_is_no_silence(
 def test_nobody_learns_a_number(archive: Archive) -> None:
     found = corpus(archive, [say(0, FRIEND, "电话？", sender_name="张13800001111"), say(5, ME, "13900002222"), LATER])
     assert "13" not in "".join(m.text + m.sender_name for e in found.scenes[0].exchanges for m in (*e.heard, *e.said))
+
+
+def opt_out(archive: Archive, person: str, at: float) -> None:
+    archive.optouts.note(person, "out", "self", START + timedelta(seconds=at))
+
+
+def forget(archive: Archive, person: str, at: float) -> None:
+    forgetting.from_archive(archive, person, START + timedelta(seconds=at))
+
+
+@pytest.mark.parametrize("leave", [opt_out, forget], ids=["out", "forgotten"])
+def test_words_of_somebody_who_left_are_no_context_and_answers_to_them_no_labels(
+    archive: Archive, leave: Callable[[Archive, str, float], None]
+) -> None:
+    said = [
+        say(0, OTHER, "她的问题"), say(5, ME, "答她"), say(60, FRIEND, "他的问题"), say(65, ME, "答他"),
+        say(120, FRIEND, "再问"), say(125, OTHER, "她插话", reply_to="g60-20001"), say(127, ME, "答谁"), LATER,
+    ]  # fmt: skip
+    archive.append(said)
+    before = conversations(build(archive, [ME], [], RULES))
+    leave(archive, OTHER, 500 * DAY)
+    found = build(archive, [ME], [], RULES)
+    (part,) = found.scenes
+    assert [([m.text for m in e.heard], [m.text for m in e.said]) for e in part.exchanges] == [
+        ([], ["答她"]), (["他的问题"], ["答他"]), (["再问"], ["答谁"]),
+    ]  # fmt: skip
+    assert part.masked == {0: clean.Reason.WITHHELD, 2: clean.Reason.WITHHELD}
+    assert found.counts["masked_withheld"] == 2
+    assert "她" not in repr(part).replace("答她", "")
+    after = conversations(found)
+    assert after == {key: before[key] for key in after}, "nothing moves to another split"
+
+
+@pytest.mark.parametrize("leave", [opt_out, forget], ids=["out", "forgotten"])
+def test_the_person_who_leaves_is_no_label_and_their_answers_are_no_silences(
+    archive: Archive, leave: Callable[[Archive, str, float], None]
+) -> None:
+    other_account = "10002"
+    archive.append([
+        say(0, other_account, "在"), say(60, FRIEND, "问"), say(65, ME, "我的话"), say(120, FRIEND, "再问"),
+        say(125, other_account, "另一个号的话"), LATER,
+    ])  # fmt: skip
+    leave(archive, ME, 500 * DAY)
+    found = build(archive, [ME, other_account], [], RULES)
+    (part,) = found.scenes
+    assert [([m.text for m in e.heard], [m.text for m in e.said]) for e in part.exchanges] == [
+        ([], ["在"]), (["问"], []), (["再问"], ["另一个号的话"]),
+    ]  # fmt: skip
+    assert part.counted_silence == [False, False, False], "they answered"
+    assert found.contributors == (other_account,)
+    assert "我的话" not in repr(part)

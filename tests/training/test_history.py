@@ -16,9 +16,11 @@ import ntqq
 import pytest
 
 from bench import ntqq as qq
+from bot import forgetting
 from bot.archive import Archive
 from bot.errors import ImportFault
 from bot.message import Message, Origin, Scene
+from bot.optouts import Why
 from training import history
 from training.importers.source import Told
 
@@ -205,3 +207,30 @@ def test_a_large_import_is_fast_and_small(tmp_path: Path, archive: Archive) -> N
     assert time.process_time() - started < 8
     assert result.added == 20_000
     assert archive.scenes()[0].messages > 500
+
+
+def test_people_who_left_are_counted_and_not_brought_back_by_an_old_history(tmp_path: Path, archive: Archive) -> None:
+    friend = str(qq.FIRST_FRIEND)
+    archive.optouts.note(str(qq.ME), "out", "self", datetime.now(UTC))
+    forgetting.from_archive(archive, friend, datetime.now(UTC))
+    told = [{**r, "40033": qq.ME} if n % 6 == 1 else r for n, r in enumerate(rows(range(1, 41)))]
+    path = napcat(tmp_path / "events.jsonl", told)
+    result = history.load(path, archive)
+    group = [r for r in told if r["40010"] == 2]
+    mine = sum(r["40033"] == qq.ME for r in group)
+    assert 0 < mine < len(group)
+    # Private chats are with the friend: nothing of them is kept, not even what the account said there.
+    assert dict(result.reading.skipped) == {Why.FORGOTTEN: len(told) - mine, Why.OUT: mine}
+    assert result.added == len(group)
+    whole = archive.history(GROUP, recalled=True)
+    assert {(m.sender_id, m.sender_name, m.text, m.recalled) for m in whole} == {
+        ("", "", "", True), (str(qq.ME), "", "", True),
+    }  # fmt: skip
+    assert archive.history(PRIVATE, recalled=True) == []
+    words = history.in_words(history.summary(result, UTC), path.name, dry_run=False)
+    assert f"left out {len(told) - mine}: by somebody, or in a private chat with somebody, who asked to be" in words
+    assert "(events.jsonl:1, " in words
+    with archive.engine.connect() as connection:
+        noted = str(connection.exec_driver_sql("SELECT summary FROM imports").scalar_one())
+    assert friend not in noted
+    assert history.load(path, archive).before is not None

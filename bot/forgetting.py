@@ -1,0 +1,300 @@
+"""Somebody asked to be forgotten: what goes from the archive, from the files beside it, and what cannot.
+
+In the archive their messages become rows that say neither who nor what, so that the conversations of the others stay
+cut where they were (and with them what is trained and what is held out); commands they typed, pokes, and the whole
+private chat with them are deleted. In others' messages `@昵称` becomes `@某人`, and raw segments lose what bears their
+number or quotes their words. Their number stands nowhere any more, but for its hash in `optouts`.
+
+What people wrote about them, and what the twin said to them in a group, is not theirs and stays. So do versions that
+were trained before: no weight can be told to be theirs; the next night, from scratch, makes one without them.
+"""
+
+import contextlib
+import re
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from loguru import logger
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from bot import blind, corrections
+from bot.archive import Archive, decisions_table, message_of, messages_table, scene_log_table, short
+from bot.config import Settings
+from bot.errors import ArchiveBusy, ArchiveError
+from bot.events import POKE_ID
+from bot.intake import imports_table, same_table, without_people
+from bot.message import Message, Origin
+from bot.optouts import without_mention, without_quoted_words
+
+_SAMPLES = "samples.md"
+"""Answers beside the person's, in a run's folder (training/nightly.py): chat text."""
+_NAMES_MAX = 100
+PATIENCE_S = 5.0
+"""Seconds to wait for an archive that others read: a daemon does for milliseconds, a night for minutes."""
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What went.
+
+    Args:
+        messages: messages of theirs whose words went, commands with them.
+        scenes: groups and private chats in which anything changed.
+        private: messages of the private chat with them, both sides'.
+        mentions: messages of others that mentioned or quoted them, and do no more.
+        corrections: rows of corrections.
+        stickers: files of the sticker library.
+        files: files with excerpts of chats: blind tests, sample answers of runs.
+        written: questions a language model wrote, of everybody.
+        compacted: whether the archive's file was written anew.
+    """
+
+    messages: int = 0
+    scenes: tuple[str, ...] = ()
+    private: int = 0
+    mentions: int = 0
+    corrections: int = 0
+    stickers: int = 0
+    files: int = 0
+    written: int = 0
+    compacted: bool = False
+
+
+def from_archive(archive: Archive, person: str, moment: datetime, by: str = "self") -> Forgotten:
+    """Remove somebody from the archive; `Archive.compact` then makes sure of the bytes. Doing it again is the same.
+
+    Args:
+        archive: the message store.
+        person: QQ number.
+        moment: what they said until then is never taken in again.
+        by: who wished it, `self` or `owner`.
+
+    Raises:
+        ArchiveBusy: the archive cannot be written just now; nothing but corrections is removed then.
+        ArchiveError: it cannot be read or written.
+    """
+    corrected = corrections.forget(archive, person)
+    try:
+        with archive.engine.begin() as connection:
+            found = _Removal(connection, person).everything()
+            archive.optouts.forget(connection, person, by, moment)
+    except OperationalError as e:
+        raise ArchiveBusy(f"the archive {archive.shown} is busy: {short(e)}") from e
+    except SQLAlchemyError as e:
+        raise ArchiveError(f"the archive {archive.shown} cannot be written: {short(e)}") from e
+    archive.optouts.reload()
+    return replace(found, corrections=corrected)
+
+
+def compacted(archive: Archive, patience_s: float = PATIENCE_S) -> bool:
+    """Write the archive's file anew, as soon as nobody else holds it; False if somebody did all the time."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            archive.compact()
+            return True
+        except ArchiveBusy as e:
+            if time.monotonic() >= give_up:
+                logger.info("{}", e)
+                return False
+            time.sleep(_POLL_S)
+
+
+def from_files(settings: Settings) -> Forgotten:
+    """Remove every excerpt of chats beside the archive that may hold somebody's words.
+
+    Blind tests, sample answers and questions a language model wrote say no numbers, so all of them go; each is made
+    anew by one command.
+
+    Raises:
+        ArchiveError: what the model wrote cannot be cleared.
+    """
+    excerpts = [*(settings.data / blind.FOLDER).glob("*.json"), *(settings.data / "runs").glob(f"*/*/{_SAMPLES}")]
+    for file in excerpts:
+        file.unlink(missing_ok=True)
+    return Forgotten(files=len(excerpts), written=_without_questions(settings.data / "cleaning.db"))
+
+
+def _without_questions(file: Path) -> int:
+    """Drop what a language model wrote by itself from what was said (training/verdicts.py); gives how many texts."""
+    if not file.is_file():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as opened:
+            opened.execute("PRAGMA secure_delete=ON")
+            gone = opened.execute("DELETE FROM verdicts WHERE value LIKE '\"%'").rowcount
+            opened.execute("VACUUM")
+    except sqlite3.Error as e:
+        raise ArchiveError(f"{str(file)!r} cannot be cleared of written questions ({e}); delete the file") from e
+    return gone
+
+
+def left(settings: Settings) -> dict[str, list[Path]]:
+    """What may still hold something of somebody, for the owner: `versions` that were trained, and unfinished `runs`."""
+    versions = sorted(p for p in (settings.data / "personas").glob("*/versions/*") if p.is_dir())
+    return {"versions": versions, "runs": sorted(p for p in (settings.data / "runs").glob("*/*") if p.is_dir())}
+
+
+class _Removal:
+    """One person's removal, within a transaction."""
+
+    def __init__(self, connection: sa.Connection, person: str) -> None:
+        self._connection, self._person = connection, person
+        self._private = f"private:{person}"
+        self._touched: set[str] = set()
+        c = messages_table.c
+        self._theirs = sa.and_(c.sender_id == person, c.origin == Origin.HUMAN.value)
+        self._whole = re.compile(rf"(?<!\w){re.escape(person)}(?!\w)")
+
+    def everything(self) -> Forgotten:
+        """Remove all of it; what is only found by their rows first."""
+        c = messages_table.c
+        scenes = set(self._connection.scalars(sa.select(c.scene).where(c.sender_id == self._person).distinct()))
+        names = self._names()
+        own = self._count(self._theirs)
+        private = self._private_chat()
+        quotes = self._quotes()
+        commands = self._system_rows()
+        self._own_rows()
+        mentions = self._mentions(scenes, names)
+        self._elsewhere()
+        return Forgotten(own + commands, tuple(sorted({*scenes, *self._touched})), private, quotes + mentions)
+
+    def _names(self) -> list[str]:
+        """What they were called, newest first."""
+        c = messages_table.c
+        query = (
+            sa.select(c.sender_name)
+            .where(c.sender_id == self._person, c.sender_name != "", c.origin != Origin.TWIN.value)
+            .group_by(c.sender_name).order_by(sa.func.max(c.time_ms).desc()).limit(_NAMES_MAX)
+        )  # fmt: skip
+        return list(self._connection.scalars(query))
+
+    def _count(self, where: sa.ColumnElement[bool]) -> int:
+        return int(
+            self._connection.execute(sa.select(sa.func.count()).select_from(messages_table).where(where)).scalar_one()
+        )
+
+    def _private_chat(self) -> int:
+        """The private chat with them, both sides, and everything noted of it."""
+        for table in (decisions_table, scene_log_table, same_table):
+            self._connection.execute(sa.delete(table).where(table.c.scene == self._private))
+        return self._connection.execute(
+            sa.delete(messages_table).where(messages_table.c.scene == self._private)
+        ).rowcount
+
+    def _quotes(self) -> int:
+        """Others' quotes of them name the message alone: some clients put its words into the quote."""
+        c, own = messages_table.c, messages_table.alias()
+        quoted = sa.exists().where(
+            own.c.scene == c.scene, own.c.message_id == c.reply_to, own.c.sender_id == self._person,
+            own.c.origin == Origin.HUMAN.value,
+        )  # fmt: skip
+        query = sa.select(c.pk, c.scene, c.segments).where(c.reply_to.is_not(None), quoted)
+        changed = []
+        for pk, scene, segments in map(tuple, self._connection.execute(query).all()):
+            if (bare := list(without_quoted_words(segments))) != segments:
+                changed.append({"of": pk, "segments": bare})
+            self._touched.add(scene)  # the model was shown the quoted words
+        self._update(changed, "segments")
+        return len(changed)
+
+    def _system_rows(self) -> int:
+        """Commands they typed go; the program's own and others' rows lose the words where they say their number."""
+        c = messages_table.c
+        system = c.origin == Origin.SYSTEM.value
+        # The account may be theirs: then the rows without a name are the program's own lines.
+        account = self._count(sa.and_(c.sender_id == self._person, c.origin == Origin.TWIN.value)) > 0
+        typed = [c.sender_id == self._person, system, *([c.sender_name != ""] if account else [])]
+        gone = self._connection.execute(sa.delete(messages_table).where(*typed)).rowcount
+        rows = self._connection.execute(
+            sa.select(c.pk, c.text).where(system, c.text.contains(self._person, autoescape=True))
+        ).all()
+        self._update(
+            [{"of": pk, "text": "", "segments": []} for pk, text in map(tuple, rows) if self._whole.search(text)],
+            "text", "segments",
+        )  # fmt: skip
+        return gone
+
+    def _own_rows(self) -> None:
+        """Their messages without words and without them; pokes, whose ids say who poked whom, not at all."""
+        c = messages_table.c
+        self._connection.execute(sa.delete(messages_table).where(self._poked(c.message_id)))
+        blank: dict[str, Any] = {
+            "sender_id": "", "sender_name": "", "text": "", "reply_to": None, "mentions": [], "segments": [],
+            "recalled": True,
+        }  # fmt: skip
+        self._connection.execute(sa.update(messages_table).where(self._theirs).values(blank))
+
+    def _mentions(self, scenes: set[str], names: list[str]) -> int:
+        """Others' messages say `@某人`: by number anywhere, by name alone where nobody else there bears it."""
+        alone = self._names_alone(scenes, names)
+        changed = []
+        for pk, message in self._candidates(scenes, names):
+            by_number = self._person in message.mentions
+            called = names if by_number else alone[str(message.scene)]
+            after = without_mention(message, self._person, called)
+            if after != message:
+                self._touched.add(str(message.scene))
+                cells = {"text": after.text, "mentions": list(after.mentions), "segments": list(after.segments)}
+                changed.append({"of": pk, **cells})
+        self._update(changed, "text", "mentions", "segments")
+        return len(changed)
+
+    def _candidates(self, scenes: set[str], names: list[str]) -> Iterator[tuple[int, Message]]:
+        c = messages_table.c
+        number = [
+            sa.cast(column, sa.Text).contains(self._person, autoescape=True) for column in (c.mentions, c.segments)
+        ]
+        named = [c.text.contains(f"@{name}", autoescape=True) for name in (self._person, *names)]
+        where = sa.or_(*number, sa.and_(c.scene.in_(sorted(scenes)), sa.or_(*named)))
+        for row in self._connection.execute(sa.select(messages_table).where(where)).all():
+            yield row.pk, message_of(row)
+
+    def _names_alone(self, scenes: set[str], names: list[str]) -> dict[str, list[str]]:
+        """Of each scene, the names that nobody but them has borne there."""
+        c = messages_table.c
+        others = self._connection.execute(
+            sa.select(c.scene, c.sender_name).where(
+                c.scene.in_(sorted(scenes)), c.sender_name.in_(names), c.sender_id != self._person
+            ).distinct()
+        )  # fmt: skip
+        borne = {tuple(row) for row in others}
+        found: dict[str, list[str]] = defaultdict(list)
+        return found | {scene: [name for name in names if (scene, name) not in borne] for scene in scenes}
+
+    def _elsewhere(self) -> None:
+        """Their number in ids of pokes, in what was noted of windows and of imports."""
+        pokes = self._poked(decisions_table.c.message_id)
+        self._connection.execute(sa.update(decisions_table).where(pokes).values(message_id=""))
+        of_same = sa.or_(self._poked(same_table.c.message_id), self._poked(same_table.c.stored_as))
+        self._connection.execute(sa.delete(same_table).where(of_same))
+        self._connection.execute(sa.delete(scene_log_table).where(self._poked(scene_log_table.c.value)))
+        t = imports_table.c
+        for pk, summary in map(tuple, self._connection.execute(sa.select(t.pk, t.summary)).all()):
+            bare = without_people(summary, lambda who: who == self._person)
+            if bare != summary:
+                self._connection.execute(sa.update(imports_table).where(t.pk == pk).values(summary=bare))
+
+    def _poked(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Whether an id is of a poke by or at them: it says who poked whom."""
+        who = _escaped(self._person)
+        return sa.or_(*(column.like(f"{POKE_ID}%-{who}{end}", escape="\\") for end in ("", "-%")))
+
+    def _update(self, rows: list[dict[str, Any]], *columns: str) -> None:
+        if rows:
+            statement = sa.update(messages_table).where(messages_table.c.pk == sa.bindparam("of"))
+            self._connection.execute(statement.values({n: sa.bindparam(n) for n in columns}), rows)
+
+
+def _escaped(text: str) -> str:
+    """A text as itself within a LIKE pattern."""
+    return re.sub(r"([\\%_])", r"\\\1", text)

@@ -1,0 +1,80 @@
+"""bot/presence.py: who does not want to be answered."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from chats import ACCOUNT, FRIEND, OTHER, PRIVATE
+from stage import Stage
+
+from bot.archive import Archive
+
+
+def opt_out(stage: Stage, person: str) -> None:
+    stage.archive.optouts.note(person, "out", "self", datetime.now(UTC))
+    stage.presence.ignore(person)
+
+
+async def test_an_answer_prepared_for_somebody_who_opts_out_is_not_said(stage: Stage) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: int) -> None:
+        asked.set()
+        await go.wait()
+
+    stage.engine.before_line = wait
+    stage.hear("在吗")
+    await asyncio.wait_for(asked.wait(), 5)
+    opt_out(stage, FRIEND)
+    go.set()
+    await stage.quiet()
+    assert stage.said == []
+    assert stage.outcomes() == ["optout"]
+
+
+async def test_what_others_said_meanwhile_is_answered_without_their_words(stage: Stage) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: int) -> None:
+        asked.set()
+        await go.wait()
+
+    stage.engine.before_line = wait
+    stage.hear("我在问", sender=OTHER)
+    stage.hear("秘密")
+    await asyncio.wait_for(asked.wait(), 5)
+    assert "秘密" in stage.engine.heard()
+    opt_out(stage, FRIEND)
+    go.set()
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    assert "我在问" in stage.engine.heard()
+    assert "秘密" not in "".join(p.text for p in stage.engine.asked[-1].pieces)
+
+
+async def test_an_answer_under_way_to_somebody_who_opts_out_ends(stage: Stage) -> None:
+    first, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(number: int) -> None:
+        if number == 1:
+            first.set()
+            await go.wait()
+
+    stage.engine.lines, stage.engine.before_line = ["一", "二"], wait
+    stage.hear("在吗")
+    await asyncio.wait_for(first.wait(), 5)
+    opt_out(stage, FRIEND)
+    go.set()
+    await stage.quiet()
+    assert stage.said == ["一"]
+    assert stage.outcomes() == ["cut short"]
+
+
+async def test_nobody_who_opted_out_is_spoken_to_first(archive: Archive) -> None:
+    made = Stage(archive, scenes=(str(PRIVATE),))
+    archive.optouts.note(PRIVATE.id, "out", "self", datetime.now(UTC))
+    assert made.presence.open(PRIVATE, ACCOUNT, "", "schedule") == "optout"
+    archive.optouts.note(PRIVATE.id, "in", "self", datetime.now(UTC) + timedelta(seconds=1))
+    assert made.presence.open(PRIVATE, ACCOUNT, "", "schedule") is None
+    await made.quiet()
+    assert made.said == ["好呀"]
+    await made.presence.close()
