@@ -431,6 +431,13 @@ class Archive:
         newest = self._read(query)[0][0]
         return None if newest is None else _time(newest)
 
+    def last_before(self, scene: Scene, before: datetime) -> datetime | None:
+        """When anything was stored of a scene last before a moment, or None."""
+        c = messages_table.c
+        query = sa.select(sa.func.max(c.time_ms)).where(c.scene == str(scene), c.time_ms < milliseconds(before))
+        newest = self._read(query)[0][0]
+        return None if newest is None else _time(newest)
+
     def count(self, sender_ids: Sequence[str], after: datetime | None = None) -> int:
         """Human messages of these people, optionally since a moment."""
         c = messages_table.c

@@ -144,13 +144,16 @@ class Backfill:
             self._note(scene, walk)
         return filled
 
-    async def catch_up(self, scene: Scene, since: datetime, until: datetime) -> Filled:
+    async def catch_up(
+        self, scene: Scene, since: datetime, until: datetime, is_command: Callable[[Message], bool] = lambda _: False
+    ) -> Filled:
         """Read what was said in a scene between two moments, the newest first; bounded, and without a mark.
 
         Args:
             scene: a group or a friend.
             since: when the last stored message was said.
             until: when the client connected: what came later comes by itself, and must not be there before it.
+            is_command: whether the model must not see a message; it is not obeyed either.
 
         Raises:
             ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
@@ -160,7 +163,7 @@ class Backfill:
         walk, filled, intake = _Walk(None), Filled(), Intake(self._archive, SOURCE)
         while (page := await self._page(scene, client, account, walk, filled)) is not None:
             filled.pages += 1
-            missed = [m for m in page if m.time < until]
+            missed = [replace(m, origin=Origin.SYSTEM) if is_command(m) else m for m in page if m.time < until]
             filled.messages += len(missed)
             filled.added += self._stored(intake, missed)
             walk.past(page)

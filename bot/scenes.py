@@ -47,6 +47,13 @@ class Scenes:
             self._be(scene, _DEFAULT if on else "off", datetime.now(UTC))
         return on
 
+    def all_on(self) -> list[Scene]:
+        """Every scene that is answered."""
+        owners = (Scene("private", owner) for owner in self._settings.onebot.superusers)
+        in_file = (Scene.parse(name) for name in self._chat.scenes)
+        known = {*(scene for scene, *_ in self._archive.noted(STATE_KIND)), *owners, *in_file}
+        return sorted((scene for scene in known if self.is_on(scene)), key=str)
+
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
         self._be(scene, "on" if on else "off", now)

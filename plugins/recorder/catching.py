@@ -51,9 +51,8 @@ class Catcher:
         try:
             for scene, since in self._scenes(account, until):
                 try:
-                    filled = await Backfill(self._call_of(account), self._twin.archive, self._pause_s).catch_up(
-                        scene, since, until
-                    )
+                    backfill = Backfill(self._call_of(account), self._twin.archive, self._pause_s)
+                    filled = await backfill.catch_up(scene, since, until, self._twin.commands.is_command)
                 except ImportFault as e:
                     logger.info("what was missed in a {} scene is not known: {}", scene.kind, e)
                     continue
@@ -67,11 +66,9 @@ class Catcher:
 
     def _scenes(self, account: str, now: datetime) -> list[tuple[Scene, datetime]]:
         """Where the twin is on, and when was spoken there last, the newest first; not what another account hears."""
-        presence = self._twin.presence
-        return [
-            (s.scene, s.last)
-            for s in sorted(self._twin.archive.scenes(), key=lambda s: s.last, reverse=True)
-            if now - s.last < _WITHIN
-            and presence.scenes.is_on(s.scene)
-            and presence.account_of(s.scene) in (None, account)
-        ][:_SCENES_MAX]
+        presence, found = self._twin.presence, []
+        for scene in presence.scenes.all_on():
+            last = self._twin.archive.last_before(scene, now)
+            if last is not None and now - last < _WITHIN and presence.account_of(scene) in (None, account):
+                found.append((scene, last))
+        return sorted(found, key=lambda scene: scene[1], reverse=True)[:_SCENES_MAX]

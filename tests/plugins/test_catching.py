@@ -11,6 +11,7 @@ from chats import ACCOUNT, FRIEND, GROUP, PRIVATE
 from plugged import plugged
 from stage import Stage
 
+from bot.commands import Commands, Who
 from bot.errors import ImportFault
 from bot.message import Message, Scene
 
@@ -48,9 +49,14 @@ class Clients:
         return call
 
 
+def catcher_of(stage: Stage, call_of: Any) -> Any:
+    twin = SimpleNamespace(archive=stage.archive, presence=stage.presence, commands=Commands("/", ()))
+    twin.commands.add("twin", Who.EVERYONE, lambda _: None)  # type: ignore[arg-type, return-value]
+    return plugged("recorder.catching").Catcher(twin, call_of, 0.0)
+
+
 async def connect(stage: Stage, clients: Clients, *accounts: str) -> Any:
-    twin = SimpleNamespace(archive=stage.archive, presence=stage.presence)
-    catcher = plugged("recorder.catching").Catcher(twin, clients.of, 0.0)
+    catcher = catcher_of(stage, clients.of)
     for account in accounts:
         catcher.connected(account)
     await asyncio.gather(*catcher._tasks.values())
@@ -74,6 +80,24 @@ async def test_what_was_missed_is_recorded_and_not_answered(stage: Stage) -> Non
     assert stage.said == ["好呀"]
     heard = "".join(piece.text for piece in stage.engine.asked[0].pieces)
     assert "断线时又说的" in heard, "what was missed is known to who answers next"
+
+
+async def test_a_command_that_was_missed_is_neither_obeyed_nor_shown_to_the_model(stage: Stage) -> None:
+    known(stage, GROUP, 600)
+    clients = Clients({str(GROUP): [missed(GROUP, "/twin off", 300), missed(GROUP, "好吧", 100)]})
+    await connect(stage, clients, ACCOUNT)
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "好吧"]
+    assert stage.presence.scenes.is_on(GROUP)
+
+
+async def test_what_comes_by_itself_at_once_does_not_hide_what_was_missed(stage: Stage) -> None:
+    known(stage, GROUP, 600)
+    clients = Clients({str(GROUP): [missed(GROUP, "断线时说的", 300)]})
+    catcher = catcher_of(stage, clients.of)
+    catcher.connected(ACCOUNT)
+    stage.archive.append([Message("live", GROUP, FRIEND, "阿强", datetime.now(UTC) + timedelta(seconds=1), "刚说的")])
+    await asyncio.gather(*catcher._tasks.values())
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "断线时说的", "刚说的"]
 
 
 async def test_only_scenes_that_are_on_and_were_alive_are_asked_for_the_newest_first(stage: Stage) -> None:
@@ -120,8 +144,7 @@ async def test_a_connection_that_goes_takes_its_question_with_it(stage: Stage, e
 
         return call
 
-    twin = SimpleNamespace(archive=stage.archive, presence=stage.presence)
-    catcher = plugged("recorder.catching").Catcher(twin, of, 0.0)
+    catcher = catcher_of(stage, of)
     catcher.connected(ACCOUNT)
     await asyncio.wait_for(hang.wait(), 5)
     first = catcher._tasks[ACCOUNT]
