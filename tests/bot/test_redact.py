@@ -55,6 +55,7 @@ def test_every_kind_is_found_in_the_table() -> None:
     ("110101199013010012", "110101199013010012"),  # its check digit fits, and no year has a 13th month
     ("https://a.example/a-long-name-of-an-article-2", "https://a.example/a-long-name-of-an-article-2"),
     ("加我QQ 13800001111", "加我QQ [手机号]"), ("加我QQ 23800001", "加我QQ [QQ号]"),
+    ("密码是a1b2c3.", "密码是[密码]."), ("看https://a.example/?token=abc123!", "看[链接]!"),
     ("密码：a1b2c3，别外传", "密码：[密码]，别外传"), ("我１３８００００１１１１", "我[手机号]"),
     ("全角２３３３３３", "全角２３３３３３"), ("见13800001111/13900002222", "见[手机号]/[手机号]"),
 ])  # fmt: skip

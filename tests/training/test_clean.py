@@ -38,6 +38,7 @@ LONG = "今天晚上七点老地方集合记得带上身份证和门票"
     (["好" * 401], "看看", {}, Reason.LONG), (["好" * 400], "看看", {}, None),
     (["哈哈哈哈哈"], "哈哈哈哈哈", {}, Reason.REPEAT), (["哈哈哈哈"], "哈哈哈哈", {}, None),
     (["买 vpn 找我"], "看看", {"blocked_words": ("VPN",)}, Reason.BLOCKED),
+    (["买 Vpn 找我"], "看看", {"blocked_words": ("vpn",)}, Reason.BLOCKED),
     (["我先说"], None, {}, None),
 ])  # fmt: skip
 def test_why_an_answer_is_not_trained(said: list[str], heard: str | None, rules: dict, why: Reason | None) -> None:  # type: ignore[type-arg]
@@ -54,6 +55,11 @@ def test_near_duplicates_are_capped_and_the_first_ones_stay() -> None:
     assert duplicates(["嗯"] * 50, Cleaning(duplicate_min_chars=1, duplicate_cap=10)) == set(), (
         "of one there is no pair"
     )
+
+
+def test_answers_that_begin_alike_and_go_on_differently_are_none() -> None:
+    tails = ["".join(chr(0x4E00 + 100 * i + j) for j in range(12)) for i in range(10)]
+    assert duplicates([LONG[:13] + tail for tail in tails], Cleaning(duplicate_cap=1)) == set()
 
 
 @given(

@@ -44,8 +44,8 @@ def test_a_quote_of_what_comes_later_is_none() -> None:
 
 
 def test_the_persons_own_words_are_nothing_they_answer() -> None:
-    said = [say(0, FRIEND, "几点的火车"), say(200, ME, "我看看火车"), say(300, OTHER, "哦"), say(301, ME, "火车八点")]
-    assert answered(said)[1][0] != "我看看火车"
+    said = [say(0, ME, "明天早上八点的火车"), say(100, OTHER, "哦"), say(105, ME, "明天早上八点的火车票")]
+    assert answered(said)[1] == ("哦", "scored")
 
 
 def test_a_bubble_that_follows_goes_on_unless_it_says_otherwise() -> None:
@@ -74,6 +74,23 @@ def test_what_a_model_chose_goes_before_the_rule_and_not_before_a_quote() -> Non
 ])  # fmt: skip
 def test_a_name_is_called_as_a_word_of_its_own(text: str, name: str, found: bool) -> None:
     assert calls(text, name) is found
+
+
+def test_a_mention_wins_over_whatever_scores_better() -> None:
+    asked = [say(600 + n, FRIEND, "小满 明天早上八点的火车票买了吗") for n in range(30)]
+    words = "@小红 明天早上八点的火车票买了"
+    said = [say(0, OTHER, "在吗"), *asked]
+    assert answered([*said, say(640, ME, words)])[0][0] == asked[-1].text
+    assert answered([*said, say(640, ME, words, mentions=(OTHER,))]) == [("在吗", "mention")]
+
+
+@pytest.mark.parametrize(("after_s", "found"), [(7000, True), (7300, False)])
+def test_what_was_asked_two_hours_ago_is_not_answered_any_more(after_s: int, found: bool) -> None:
+    before = [say(-9000 + n, OTHER, f"话{n}") for n in range(40)]
+    asked = say(0, FRIEND, "小满 明天早上八点的火车票买了吗")
+    assert answered([*before, asked, say(after_s, ME, "明天早上八点的火车票买了")]) == [
+        (asked.text if found else None, "scored")
+    ]
 
 
 def test_words_long_after_everything_answer_nothing() -> None:
