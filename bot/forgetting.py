@@ -155,18 +155,18 @@ class _Removal:
         self._whole = re.compile(rf"(?<!\w){re.escape(person)}(?!\w)")
 
     def everything(self) -> Forgotten:
-        """Remove all of it; what is only found by their rows first."""
+        """Remove all of it. First everything is read: the first change locks the others out until the last one."""
         c = messages_table.c
         scenes = set(self._connection.scalars(sa.select(c.scene).where(c.sender_id == self._person).distinct()))
-        names = self._names()
-        own = self._count(self._theirs)
+        own, others = self._count(self._theirs), self._others(scenes)
+        # The account may be theirs: then its rows without a name are the program's own lines.
+        account = self._count(sa.and_(c.sender_id == self._person, c.origin == Origin.TWIN.value)) > 0
+        self._update(others, "text", "mentions", "segments")
         private = self._private_chat()
-        quotes = self._quotes()
-        commands = self._system_rows()
+        commands = self._system_rows(account=account)
         self._own_rows()
-        mentions = self._mentions(scenes, names)
         self._elsewhere()
-        return Forgotten(own + commands, tuple(sorted({*scenes, *self._touched})), private, quotes + mentions)
+        return Forgotten(own + commands, tuple(sorted({*scenes, *self._touched})), private, len(others))
 
     def _names(self) -> list[str]:
         """What they were called, newest first."""
@@ -191,28 +191,10 @@ class _Removal:
             sa.delete(messages_table).where(messages_table.c.scene == self._private)
         ).rowcount
 
-    def _quotes(self) -> int:
-        """Others' quotes of them name the message alone: some clients put its words into the quote."""
-        c, own = messages_table.c, messages_table.alias()
-        quoted = sa.exists().where(
-            own.c.scene == c.scene, own.c.message_id == c.reply_to, own.c.sender_id == self._person,
-            own.c.origin == Origin.HUMAN.value,
-        )  # fmt: skip
-        query = sa.select(c.pk, c.scene, c.segments).where(c.reply_to.is_not(None), quoted)
-        changed = []
-        for pk, scene, segments in map(tuple, self._connection.execute(query).all()):
-            if (bare := list(without_quoted_words(segments))) != segments:
-                changed.append({"of": pk, "segments": bare})
-            self._touched.add(scene)  # the model was shown the quoted words
-        self._update(changed, "segments")
-        return len(changed)
-
-    def _system_rows(self) -> int:
+    def _system_rows(self, *, account: bool) -> int:
         """Commands they typed go; the program's own and others' rows lose the words where they say their number."""
         c = messages_table.c
         system = c.origin == Origin.SYSTEM.value
-        # The account may be theirs: then the rows without a name are the program's own lines.
-        account = self._count(sa.and_(c.sender_id == self._person, c.origin == Origin.TWIN.value)) > 0
         typed = [c.sender_id == self._person, system, *([c.sender_name != ""] if account else [])]
         gone = self._connection.execute(sa.delete(messages_table).where(*typed)).rowcount
         rows = self._connection.execute(
@@ -234,30 +216,42 @@ class _Removal:
         }  # fmt: skip
         self._connection.execute(sa.update(messages_table).where(self._theirs).values(blank))
 
-    def _mentions(self, scenes: set[str], names: list[str]) -> int:
-        """Others' messages say `@某人`: by number anywhere, by name alone where nobody else there bears it."""
+    def _others(self, scenes: set[str]) -> list[dict[str, Any]]:
+        """Others' messages that mention or quote them, as they are to be.
+
+        They say `@某人`: by number anywhere, by name alone where nobody else there bears it. A quote names the message
+        alone: some clients put its words into it.
+        """
+        names = self._names()
         alone = self._names_alone(scenes, names)
         changed = []
-        for pk, message in self._candidates(scenes, names):
-            by_number = self._person in message.mentions
-            called = names if by_number else alone[str(message.scene)]
-            after = without_mention(message, self._person, called)
+        for pk, message, quotes in self._candidates(scenes, names):
+            bare = replace(message, segments=without_quoted_words(message.segments)) if quotes else message
+            called = names if self._person in message.mentions else alone[str(message.scene)]
+            after = without_mention(bare, self._person, called)
+            if quotes or after != message:
+                self._touched.add(str(message.scene))  # a quote's words were shown to the model
             if after != message:
-                self._touched.add(str(message.scene))
                 cells = {"text": after.text, "mentions": list(after.mentions), "segments": list(after.segments)}
                 changed.append({"of": pk, **cells})
-        self._update(changed, "text", "mentions", "segments")
-        return len(changed)
+        return changed
 
-    def _candidates(self, scenes: set[str], names: list[str]) -> Iterator[tuple[int, Message]]:
-        c = messages_table.c
+    def _candidates(self, scenes: set[str], names: list[str]) -> Iterator[tuple[int, Message, bool]]:
+        """Messages that may mention or quote them, and whether they do quote."""
+        c, own = messages_table.c, messages_table.alias()
+        quoted = sa.exists().where(
+            own.c.scene == c.scene, own.c.message_id == c.reply_to, own.c.sender_id == self._person,
+            own.c.origin == Origin.HUMAN.value,
+        )  # fmt: skip
         number = [
             sa.cast(column, sa.Text).contains(self._person, autoescape=True) for column in (c.mentions, c.segments)
         ]
         named = [c.text.contains(f"@{name}", autoescape=True) for name in (self._person, *names)]
-        where = sa.or_(*number, sa.and_(c.scene.in_(sorted(scenes)), sa.or_(*named)))
-        for row in self._connection.execute(sa.select(messages_table).where(where)).all():
-            yield row.pk, message_of(row)
+        by_name = sa.and_(c.scene.in_(sorted(scenes)), sa.or_(*named))
+        elses = (sa.not_(self._theirs), c.scene != self._private)
+        query = sa.select(messages_table, quoted.label("quotes")).where(*elses, sa.or_(quoted, *number, by_name))
+        for row in self._connection.execute(query).all():
+            yield row.pk, message_of(row), bool(row.quotes)
 
     def _names_alone(self, scenes: set[str], names: list[str]) -> dict[str, list[str]]:
         """Of each scene, the names that nobody but them has borne there."""

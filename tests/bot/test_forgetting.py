@@ -69,6 +69,7 @@ def fill(archive: Archive) -> None:
         mine(4, f"@{NAME} 你好", mentions=(WHO,), segments=(at_her, text(" 你好"))),
         mine(5, f"@{CARD} 看这里"), mine(6, "嗯", reply_to="tg1", segments=(quote, text("嗯"))),
         theirs(7, "/about", origin=Origin.SYSTEM), say(8, ACCOUNT, "好的", id="b8"),
+        say(9.5, ME, f"/optout {WHO} @{NAME}", id="s10", mentions=(WHO,), segments=(at_her,), origin=Origin.SYSTEM),
         say(9, ACCOUNT, f"没发出去，场景 private:{WHO}", id="s9", sender_name="", origin=Origin.SYSTEM),
         say(10, ME, f"[戳一戳]@{NAME}", id=f"{POKE_ID}1-{ME}-{WHO}", mentions=(WHO,)),
         theirs(11, scene=CHAT), mine(12, "只对她说的", CHAT),
@@ -149,7 +150,7 @@ def test_everybody_elses_words_stay_without_the_mentions(archive: Archive) -> No
     assert (mentioned.mentions, list(mentioned.segments)) == ((), [text("@某人"), text(" 你好")])
     assert list(quoting.segments) == [{"type": "reply", "data": {"id": "tg1"}}, text("嗯")]
     assert [m.text for m in archive.history(Scene("group", "20002"))] == ["我也叫夏夏", f"@{CARD} 你是另一个"]
-    assert (found.messages, found.private, found.mentions, found.corrections) == (5, 2, 3, 1)
+    assert (found.messages, found.private, found.mentions, found.corrections) == (5, 2, 5, 1)
     assert set(found.scenes) == {str(GROUP), str(CHAT)}
 
 
@@ -173,9 +174,10 @@ def test_their_rows_keep_the_place_and_say_neither_who_nor_what(archive: Archive
     assert imported[1] == {
         "senders": {ME: 2}, "owners": {ME: 2}, "names": {ME: "小满"}, "scenes": {str(GROUP): 3}, "messages": 5,
     }  # fmt: skip
-    system = archive.get(GROUP, "s9")
-    assert system is not None
-    assert (system.sender_id, system.text) == (ACCOUNT, "")
+    for key, who in (("s9", ACCOUNT), ("s10", ME)):
+        system = archive.get(GROUP, key)
+        assert system is not None
+        assert (system.sender_id, system.text, system.segments) == (who, "", ())
 
 
 def test_forgetting_twice_is_the_same(archive: Archive) -> None:
