@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from bot import base, checksum, config, doctor
+from bot import base, checksum, config, doctor, log
 from bot.archive import Archive
 from bot.cli.options import hush
 from bot.errors import TrainingError
@@ -39,6 +39,7 @@ SHIPPED_MAX_BYTES = 8_000_000
 def main() -> None:
     """Train, export, prove, judge; replace the shipped version only if the gate lets it through."""
     hush()
+    log.setup("WARNING")
     from training import history
     from training.nightly import Night
 

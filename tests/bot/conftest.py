@@ -1,13 +1,10 @@
-"""Tiny models with real tokenizers, built once for all tests of this folder; an archive; a presence with its parts."""
+"""Tiny models with real tokenizers, built once for all tests of this folder."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import tinymodel
-from stage import Stage
 
-from bot.archive import Archive
 from bot.llama import Model
 
 
@@ -28,17 +25,3 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tinymodel.T
 @pytest.fixture(scope="session")
 def models(tinies: dict[str, tinymodel.Tiny]) -> dict[str, Model]:
     return {name: Model(tiny.gguf, 0) for name, tiny in tinies.items()}
-
-
-@pytest.fixture
-async def archive(tmp_path: Path) -> AsyncIterator[Archive]:
-    opened = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-async def stage(archive: Archive) -> AsyncIterator[Stage]:
-    made = Stage(archive)
-    yield made
-    await made.presence.close()
