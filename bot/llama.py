@@ -30,6 +30,8 @@ from bot.prompt import ChatFormat, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
+BLANKS, BLANKS_MAX = ("\n", " ", "\t", "\u3000"), 32
+"""What an answer does not begin with: fewer than so many of one of them, where they are one token."""
 _SAID_BASE = ("general.base_model.0.repo_url", "general.base_model.0.name")
 """Where llama.cpp's own converter notes what a LoRA's model card says of its base: words, which quantizers change."""
 _PENALTY_LAST_N, _DRY_LAST_N = 64, 512
@@ -175,7 +177,7 @@ class Model:
         banned = [i for i in self.control_ids if i not in self.ends]
         self.banned = (lc.llama_logit_bias * len(banned))(*(lc.llama_logit_bias(i, -math.inf) for i in banned))
         """Control tokens that are never drawn, as llama.cpp takes them; made once, Gemma 3 has 6,250."""
-        runs = (self.tokens(blank * n, control=False) for blank in ("\n", " ", "\t", "\u3000") for n in range(1, 32))
+        runs = (self.tokens(blank * n, control=False) for blank in BLANKS for n in range(1, BLANKS_MAX))
         self.no_first_word = [*self.end_ids, *{ids[0] for ids in runs if len(ids) == 1}]
         """What an answer never begins with: an end of turn, or nothing but blanks."""
 

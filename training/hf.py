@@ -46,6 +46,11 @@ class HFTokenizer:
         """What tokens say; special ones say nothing. A character cut in the middle ends in U+FFFD."""
         return self._parsing.decode(list(ids), skip_special_tokens=True)
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of all special tokens."""
+        return [i for i, added in self._parsing.get_added_tokens_decoder().items() if added.special]
+
     def is_control(self, text: str) -> bool:
         """Whether a text is exactly one special token."""
         token = self._parsing.token_to_id(text)

@@ -26,6 +26,7 @@ from transformers import (
 from bot.batching import Lines, looping
 from bot.engine import Measure, Request, Voice
 from bot.errors import EngineError
+from bot.llama import BLANKS, BLANKS_MAX
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, Piece, encode
 from training.hf import HFTokenizer
@@ -62,6 +63,9 @@ class TransformersEngine:
         ends = {self._token(self.format.end)}
         declared = model.generation_config.eos_token_id if model.generation_config else None
         self._ends = ends | set(declared if isinstance(declared, list) else [declared] if declared is not None else [])
+        self._never = [i for i in self._tokenizer.special_ids if i not in self._ends]
+        blanks = (self._tokenizer.tokens(blank * n, control=False) for blank in BLANKS for n in range(1, BLANKS_MAX))
+        self._no_first_word = [*self._ends, *{ids[0] for ids in blanks if len(ids) == 1}]
         self._held: list[int] = []
         self._cache: Any = None
 
@@ -142,11 +146,12 @@ class TransformersEngine:
     def _drawn(self, request: Request, stop: threading.Event) -> Iterator[str]:
         """Draw the answer; gives its lines."""
         row, made, done = self._first(request), list[int](), list[str]()
-        row[list(self._ends)] = -torch.inf
+        row[self._no_first_word] = -torch.inf
         chain = _chain(request.sampling)
         generator = torch.Generator(device=row.device).manual_seed(request.seed)
         lines, sent, told = Lines(done.append), 0, 0
         for _ in range(min(request.sampling.max_tokens, self.n_ctx - len(self._held))):
+            row[self._never] = -torch.inf
             recent = torch.tensor([made[-_PENALIZED:]], device=row.device, dtype=torch.long)
             scores = chain(recent, row[None])[0]  # type: ignore[arg-type]
             greedy = request.sampling.temperature == 0

@@ -413,6 +413,20 @@ def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
     model.close()
 
 
+@pytest.mark.parametrize("kind", ["mamba", "lfm2", "qwen35"])
+def test_a_state_is_put_back_into_the_prompt_it_was_marked_in(forgetful: dict[str, tinymodel.Tiny], kind: str) -> None:
+    model = Model(forgetful[kind].gguf, 0)
+    one, other = ([2, *(300 + (of * 37 + i * 7) % 300 for i in range(59))] for of in range(2))
+    with batching(Context(model, 512, 4, 64, 1)) as batcher:
+        for ids, evaluated in ((one, 60), (other, 60), ([*other[:46], 300], 3), ([*other[:46], 301], 3)):
+            asked, before = Asked("a", 2), batcher.evaluated
+            asked.job.ids = ids
+            batcher.submit(asked.job)
+            assert asked.result() == pytest.approx(alone(model, ids), rel=0.02)
+            assert batcher.evaluated - before == evaluated, "all, or from the mark 16 tokens before the end on"
+    model.close()
+
+
 # -- what is said ---------------------------------------------------------------------------------
 
 
@@ -434,6 +448,23 @@ def test_an_answer_has_as_many_tokens_as_it_may(served: Served, most: int) -> No
     served.batcher.submit(asked.job)
     assert asked.result() == 0.0
     assert len(asked.job.made) == most
+
+
+def test_an_answer_ends_at_an_end_of_turn_which_is_not_said(served: Served) -> None:
+    def asked() -> tuple[Asked, list[str]]:
+        made, told = Asked("a", 20, answers=True), list[str]()
+        made.job.request, made.job.put = replace(made.job.request, sampling=WILD), told.append
+        served.batcher.submit(made.job)
+        assert made.result() == 0.0
+        return made, told
+
+    words = asked()[0].job.made
+    at = next(i for i, token in enumerate(words) if i > 4 and token not in words[:i])
+    served.model.ends = frozenset({words[at]})
+    ended, told = asked()
+    assert ended.job.made == words[: at + 1]
+    text = b"".join(map(served.model.piece, words[:at])).decode("utf-8", "ignore")
+    assert told == [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def test_of_a_loop_the_half_line_is_not_said(served: Served) -> None:

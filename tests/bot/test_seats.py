@@ -141,3 +141,24 @@ def test_what_finds_no_room_to_come_back_to_is_read_again(seats: Seats, context:
     assert seat.tokens == prompt
     seats.clear(seat)
     assert read(context, seat, prompt) == pytest.approx(alone(model, prompt), abs=0.02)
+
+
+def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -> None:
+    n_bytes = len(_state(context, ids(20)))
+    spill = Spill(20 * n_bytes)
+    seats, scenes = Seats(context, SEQUENCES, spill), [f"scene{i}" for i in range(200)]
+    for number, scene in enumerate(scenes):
+        sit(seats, context, scene, [2, 300 + number, *ids(18)])
+        assert spill.kept_bytes <= 20 * n_bytes
+        assert len(seats) <= SEQUENCES
+    held = [spill.take(scene) is not None for scene in scenes]
+    assert [scene in seats for scene in scenes] == [False] * 197 + [True] * 3
+    assert held == [False] * 177 + [True] * 20 + [False] * 3
+
+
+def _state(context: Context, prompt: Sequence[int]) -> bytes:
+    """What a sequence of a prompt is spilled as."""
+    context.decode([(t, 0, i, False) for i, t in enumerate(prompt)])
+    state = context.save(0)
+    context.keep(0, 0)
+    return state

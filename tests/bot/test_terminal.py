@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tinylora
 import tinymodel
-from chats import FRIEND, ME, PRIVATE, say
+from chats import FRIEND, GROUP, ME, PRIVATE, say
 from rich.console import Console
 
 from bot import config
@@ -143,6 +143,30 @@ async def test_a_lora_a_prompt_and_settings_can_be_given_by_hand(
     with pytest.raises(PersonaError, match="is no file"):
         ByHand(lora=tmp_path).persona(persona, "gemma", tmp_path)
     await twin.close()
+
+
+async def test_a_sequence_belongs_to_a_scene_and_a_persona(twin: Twin) -> None:
+    seats = []
+    for at, scene in enumerate((PRIVATE, GROUP)):
+        twin.archive.append([say(at, FRIEND, "在吗", scene)])
+        for name in ("me", "mute", "me"):
+            look = await twin.replier.look(scene, twin.personas.load(name), ME, lambda _: 0.5)
+            assert look is not None
+            seats.append(look.request.seat)
+    assert (seats[0], seats[3]) == (seats[2], seats[5])
+    assert len(set(seats)) == 4
+    await twin.close()
+
+
+async def test_a_window_too_small_for_the_system_prompt_is_told_and_others_answer(twin: Twin) -> None:
+    folder = twin.personas.root / "wordy"
+    folder.mkdir()
+    identity = "龘" * 300  # three tokens each
+    (folder / "persona.toml").write_text(f'display_name = "话多"\n[who]\nidentity = "{identity}"\n', "utf-8")
+    shown = await talk(twin, "/persona 话多", "你好", "/persona 阿满", "你好")
+    assert "longer than a window of 512" in shown
+    assert "raise n_ctx, or shorten the system prompt" in shown.replace("\n", " ")
+    assert "\n阿满 " in shown.split("现在是 阿满")[1]
 
 
 async def test_a_merged_version_answers_and_the_next_one_takes_over(
