@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from loguru import logger
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from bot import blind, corrections
+from bot import blind
 from bot.archive import Archive, decisions_table, message_of, messages_table, scene_log_table, short
 from bot.config import Settings
 from bot.errors import ArchiveBusy, ArchiveError
@@ -69,7 +69,10 @@ class Forgotten:
 
 
 def from_archive(archive: Archive, person: str, moment: datetime, by: str = "self") -> Forgotten:
-    """Remove somebody from the archive; `Archive.compact` then makes sure of the bytes. Doing it again is the same.
+    """Remove somebody from the archive; `compacted` then makes sure of the bytes. Doing it again is the same.
+
+    May run in a thread beside the daemon: what waits in the archive's memory is not touched (`Archive.reconsider`), nor
+    what of it was written but for this (`bot.corrections.forget`).
 
     Args:
         archive: the message store.
@@ -78,10 +81,9 @@ def from_archive(archive: Archive, person: str, moment: datetime, by: str = "sel
         by: who wished it, `self` or `owner`.
 
     Raises:
-        ArchiveBusy: the archive cannot be written just now; nothing but corrections is removed then.
+        ArchiveBusy: the archive cannot be written just now; nothing is removed then.
         ArchiveError: it cannot be read or written.
     """
-    corrected = corrections.forget(archive, person)
     try:
         with archive.engine.begin() as connection:
             found = _Removal(connection, person).everything()
@@ -91,7 +93,7 @@ def from_archive(archive: Archive, person: str, moment: datetime, by: str = "sel
     except SQLAlchemyError as e:
         raise ArchiveError(f"the archive {archive.shown} cannot be written: {short(e)}") from e
     archive.optouts.reload()
-    return replace(found, corrections=corrected)
+    return found
 
 
 def compacted(archive: Archive, patience_s: float = PATIENCE_S) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from loguru import logger
 
-from bot import forgetting
+from bot import corrections, forgetting
 from bot.errors import ArchiveBusy
 from bot.forgetting import Forgotten
 from bot.message import Scene
@@ -81,6 +81,7 @@ class Privacy:
         archive.flush()
         if archive.behind:
             raise ArchiveBusy("the archive cannot be written just now")
+        corrected = corrections.forget(archive, person)
         found = await in_thread(forgetting.from_archive, archive, person, moment, by)
         # What came meanwhile waited in memory, or was written behind the removal: without words, but with the number.
         archive.reconsider()
@@ -95,7 +96,14 @@ class Privacy:
         if not compacted and self._compacting is None:
             self._compacting = asyncio.create_task(self._compact_later())
         logger.info("somebody was forgotten: {} messages, {} mentions", found.messages, found.mentions)
-        return replace(found, stickers=stickers, files=files.files, written=files.written, compacted=compacted)
+        return replace(
+            found,
+            corrections=corrected,
+            stickers=stickers,
+            files=files.files,
+            written=files.written,
+            compacted=compacted,
+        )
 
     async def close(self) -> None:
         """Stop waiting for the archive; SQLite's log is written back when it is closed."""

@@ -17,7 +17,7 @@ def forget(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Remove somebody from the archive for good; later imports and messages do not bring them back."""
-    from bot import forgetting, stickers
+    from bot import corrections, forgetting, stickers
     from bot.archive import Archive
 
     settings = config.load(config_path)
@@ -28,20 +28,25 @@ def forget(
         )
     archive = Archive(settings.archive_url)
     try:
+        corrected = corrections.forget(archive, number)
         found = forgetting.from_archive(archive, number, datetime.now(UTC), "owner")
         gone = stickers.Stickers(stickers.folder(settings), settings.stickers).forget(number)
         files = forgetting.from_files(settings)
         compacted = forgetting.compacted(archive)
     finally:
         archive.close()
-    shown = asdict(replace(found, stickers=gone, files=files.files, written=files.written, compacted=compacted))
+    shown = asdict(
+        replace(
+            found, corrections=corrected, stickers=gone, files=files.files, written=files.written, compacted=compacted
+        )
+    )
     left = {kind: [str(path) for path in paths] for kind, paths in forgetting.left(settings).items()}
     if as_json:
         show({**shown, "left": left}, True)
         return
     typer.echo(
         f"removed: {found.messages} messages and commands, {found.private} of the private chat, {found.mentions} "
-        f"mentions and quotes, {found.corrections} corrections, {gone} stickers, {files.files} files with excerpts"
+        f"mentions and quotes, {corrected} corrections, {gone} stickers, {files.files} files with excerpts"
     )
     if not compacted:
         typer.echo(

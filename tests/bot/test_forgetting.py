@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bot.config import Settings
 from bot.corrections import How
 from bot.errors import ArchiveBusy
 from bot.events import POKE_ID, Recall
+from bot.forgetting import Forgotten
 from bot.intake import Intake
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
@@ -97,6 +99,10 @@ def fill(archive: Archive) -> None:
     intake.finished("digest", counted)
 
 
+def forget(archive: Archive, seconds: float = 500) -> Forgotten:
+    return replace(forgetting.from_archive(archive, WHO, at(seconds)), corrections=corrections.forget(archive, WHO))
+
+
 def spelled(words: str) -> list[bytes]:
     """A text as it may lie in a database file: as it is, and as JSON writes it."""
     return [words.encode(), json.dumps(words)[1:-1].encode()]
@@ -118,7 +124,7 @@ def test_no_byte_of_somebody_forgotten_is_left_in_the_database(file: Path) -> No
     old.close()
     gone = (WORDS, NAME, WHO, "第二句", "只对她说的")
     assert all(any(s in bytes_of(file) for s in spelled(words)) for words in gone)
-    found = forgetting.from_archive(archive, WHO, at(500))
+    found = forget(archive)
     archive.compact()
     left = {words for words in gone for s in spelled(words) if s in bytes_of(file)}
     assert left == {NAME}, "in what others typed about her"
@@ -131,14 +137,14 @@ def test_no_byte_of_somebody_forgotten_is_left_in_the_database(file: Path) -> No
 def test_deleted_words_are_zeros_even_before_the_file_is_written_anew(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
     fill(archive)
-    forgetting.from_archive(archive, WHO, at(500))
+    forget(archive)
     archive.close()  # SQLite writes its log back
     assert not any(s in bytes_of(file) for s in spelled(WORDS))
 
 
 def test_everybody_elses_words_stay_without_the_mentions(archive: Archive) -> None:
     fill(archive)
-    found = forgetting.from_archive(archive, WHO, at(500))
+    found = forget(archive)
     kept = [(m.id, m.text) for m in archive.history(GROUP)]
     assert kept == [
         ("mg3", "收到"), ("mg4", "@某人 你好"), ("mg5", "@某人 看这里"), ("mg6", "嗯"), ("b8", "好的"),
@@ -156,7 +162,7 @@ def test_everybody_elses_words_stay_without_the_mentions(archive: Archive) -> No
 
 def test_their_rows_keep_the_place_and_say_neither_who_nor_what(archive: Archive) -> None:
     fill(archive)
-    forgetting.from_archive(archive, WHO, at(500))
+    forget(archive)
     whole = {m.id: m for m in archive.history(GROUP, recalled=True)}
     for key, seconds in (("tg1", 1), ("tg2", 2)):
         blank = Message(key, GROUP, "", "", at(seconds), "", recalled=True, scene_name="测试群")
@@ -182,9 +188,9 @@ def test_their_rows_keep_the_place_and_say_neither_who_nor_what(archive: Archive
 
 def test_forgetting_twice_is_the_same(archive: Archive) -> None:
     fill(archive)
-    forgetting.from_archive(archive, WHO, at(500))
+    forget(archive)
     before = archive.history(GROUP, recalled=True)
-    again = forgetting.from_archive(archive, WHO, at(501))
+    again = forget(archive, 501)
     assert (again.messages, again.private, again.mentions, again.scenes) == (0, 0, 0, ())
     archive.compact()
     assert archive.history(GROUP, recalled=True) == before
@@ -192,7 +198,7 @@ def test_forgetting_twice_is_the_same(archive: Archive) -> None:
 
 def test_an_old_history_does_not_bring_them_back(archive: Archive) -> None:
     fill(archive)
-    forgetting.from_archive(archive, WHO, at(500))
+    forget(archive)
     old = [
         theirs(31, "以前的话", id="o1"), mine(32, f"@{NAME} 是吗", id="o2"), theirs(33, "私下", CHAT, id="o3"),
         mine(34, "私下回", CHAT, id="o4"), say(35, FRIEND, "早", id="o5"),
@@ -223,7 +229,7 @@ def test_the_account_s_own_person_is_forgotten_and_the_twin_s_words_are_not(arch
         theirs(4, "好", id="a", origin=Origin.SYSTEM, sender_name=""),
     ]  # fmt: skip
     archive.append(lines)
-    forgetting.from_archive(archive, WHO, at(10))
+    forget(archive, 10)
     assert [(m.id, m.origin, m.text) for m in archive.history(GROUP)] == [("b", Origin.TWIN, "分身的话")]
     assert archive.get(GROUP, "c") is None
     assert archive.get(GROUP, "a") is not None
@@ -231,7 +237,7 @@ def test_the_account_s_own_person_is_forgotten_and_the_twin_s_words_are_not(arch
 
 def test_what_waits_in_memory_is_forgotten_too(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
-    forgetting.from_archive(archive, WHO, at(500))
+    forget(archive)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     archive.append([theirs(1), theirs(2, scene=CHAT), mine(3, "回", CHAT), mine(4, "好")])
@@ -250,7 +256,6 @@ def test_what_waits_in_memory_is_forgotten_too(file: Path) -> None:
 def test_a_held_archive_says_busy_and_loses_nothing(file: Path) -> None:
     archive = Archive(f"sqlite:///{file}")
     fill(archive)
-    corrections.forget(archive, WHO)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(ArchiveBusy):
@@ -261,7 +266,7 @@ def test_a_held_archive_says_busy_and_loses_nothing(file: Path) -> None:
     other.close()
     assert archive.optouts.why(WHO) is None
     assert archive.name_of(WHO) is not None
-    assert forgetting.from_archive(archive, WHO, at(500)).messages == 5
+    assert forget(archive).messages == 5
     archive.close()
 
 

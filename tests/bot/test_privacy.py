@@ -1,6 +1,7 @@
 """bot/privacy.py: what a running twin does when somebody opts out or is to be forgotten."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from chats import FRIEND, GROUP, ME, PRIVATE
 
-from bot import config, forgetting
+from bot import config, corrections, forgetting
 from bot.archive import Archive
+from bot.cli import privacy as cli
 from bot.errors import ArchiveBusy
 from bot.forgetting import Forgotten
 from bot.message import Message, Scene
@@ -77,11 +79,14 @@ async def test_somebody_is_forgotten_in_the_archive_and_at_hand(twin: Twin, tmp_
     hear(twin, 3, WORDS, PRIVATE)
     hear(twin, 4, "别处", Scene("group", "777"), sender=ME)
     twin.presence.scenes.switch(PRIVATE, True, NOW)
+    twin.archive.note(
+        GROUP, corrections.KIND, json.dumps({"on": "1", "by": ME, "to": FRIEND, "rejected": [WORDS]}), NOW
+    )
     samples = tmp_path / "data" / "runs" / "xiaoman" / "r" / "samples.md"
     samples.parent.mkdir(parents=True)
     samples.write_text(WORDS, "utf-8")
     found = await Privacy(twin).forget(FRIEND, "self", NOW)
-    assert (found.messages, found.private, found.files, found.compacted) == (2, 1, 1, True)
+    assert (found.messages, found.private, found.corrections, found.files, found.compacted) == (2, 1, 1, 1, True)
     assert dropped == [f"{GROUP}|xiaoman", f"{PRIVATE}|xiaoman"]
     assert not samples.exists()
     assert not twin.presence.scenes.is_on(PRIVATE), "not remembered either"
@@ -161,3 +166,23 @@ async def test_a_file_that_is_being_read_is_written_anew_later(twin: Twin, tmp_p
         while not bare():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.02)
     await privacy.close()
+
+
+async def test_twin_forget_does_the_same_by_hand(
+    twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hear(twin, 1, WORDS)
+    hear(twin, 2, WORDS, PRIVATE)
+    twin.archive.note(
+        GROUP, corrections.KIND, json.dumps({"on": "1", "by": ME, "to": FRIEND, "rejected": [WORDS]}), NOW
+    )
+    cli.forget(FRIEND, yes=True, as_json=True, config_path=tmp_path / "bot.toml")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["messages"], told["private"], told["corrections"], told["compacted"]) == (2, 1, 1, True)
+    versions = (tmp_path / "data" / "personas").glob("*/versions/*")
+    assert told["left"]["versions"] == [str(path) for path in sorted(versions)]
+    cli.forget(FRIEND, yes=True, config_path=tmp_path / "bot.toml")
+    words = capsys.readouterr().out
+    assert words.startswith("removed: 0 messages and commands, 0 of the private chat")
+    assert "cannot be taken out of them: run `twin night --force`" in words
+    assert WORDS.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "data").glob("archive.db*"))

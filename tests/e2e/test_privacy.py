@@ -147,7 +147,9 @@ async def test_whoever_asks_to_be_forgotten_is(daemon: Daemon, client: NapCat) -
     # What they say later leaves a row that says neither who nor what, in private none.
     await say(client, f"{SECRET}以后", group=OFF)
     await say(client, f"{SECRET}以后", group=None)
+    await client.say([napcat.at(SHE), napcat.text(" 又提到她")], user=HE, group=OFF)
     await told(client, "/optout", "本来就没在记", group=None)
+    assert "@某人 又提到她" in [m.text for m in daemon.stored(f"group:{OFF}")]
     assert lies_in(daemon, SECRET, NAME, str(SHE)) == []
 
     # An old history does not bring them back.
