@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HFVocabulary
 from bot.errors import ExportError
 from bot.llama import Model, Scorer
 from bot.persona import Base
-from bot.prompt import ChatFormat, Piece, Tokenizer
+from bot.prompt import ChatFormat, Piece, Tokenizer, broken_up
 from export import lora, parity, place, template
 from export.merge import bos_text
 from export.metadata import fields
@@ -163,14 +163,14 @@ def _vocabulary(trained: Trained, served: Model, pieces: Sequence[Piece], *, mer
 def _stops_differing(trained: Trained, served: Model) -> int:
     """Tokens that end an answer on one side alone.
 
-    llama.cpp also ends at tokens it knows by their spelling. Those must be special in the checkpoint, so that no word
-    ends an answer; but for `</s>`, which it takes for one in any vocabulary.
+    llama.cpp also ends at tokens it knows by their spelling. Those must be special in the checkpoint, or spelled so
+    that people's words are `broken_up` there (`</s>`, Qwen's `<|fim_pad|>`): then no word ends an answer.
     """
     ours = stop_ids(trained.checkpoint) | set(trained.tokenizer.tokens(trained.format.end, True))
     theirs = {i for i in served.end_ids if lc.llama_vocab_is_eog(served.vocab, i)}
     known = _vocabulary_of(trained.checkpoint)
     special = {i for i, token in known.get_added_tokens_decoder().items() if token.special}
-    spelled = {i for i in theirs if known.id_to_token(i) == "</s>"}
+    spelled = {i for i in theirs if len(broken_up(known.id_to_token(i) or "")) > 1}
     return len(ours - theirs) + len(theirs - special - spelled)
 
 
