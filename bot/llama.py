@@ -26,7 +26,7 @@ from loguru import logger
 
 from bot.errors import EngineError
 from bot.persona import Sampling
-from bot.prompt import ChatFormat, format_for
+from bot.prompt import ChatFormat, broken_up, format_for
 
 BASE_KEY = "qqtwin.base.sha256"
 """Our own metadata key in a LoRA GGUF: llama.cpp accepts any base of the same shape, we do not."""
@@ -216,13 +216,16 @@ class Model:
     def _tokenize(self, text: str, control: bool) -> tuple[int, ...]:
         if not self._model:
             raise EngineError(f"the model {self.path.name!r} is closed")
-        raw = text.encode("utf-8")
-        room = len(raw) + 8
-        buffer = (lc.llama_token * room)()
-        n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
-        if n < 0:
-            raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
-        return tuple(buffer[:n])
+        found: list[int] = []
+        for part in [text] if control else broken_up(text):
+            raw = part.encode("utf-8")
+            room = len(raw) + 8
+            buffer = (lc.llama_token * room)()
+            n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
+            if n < 0:
+                raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
+            found += buffer[:n]
+        return tuple(found)
 
     def biases(self, by_word: Mapping[str, float]) -> dict[int, float]:
         """`Sampling.logit_bias` by token: of the first one that is not blank, and a whole character at least."""

@@ -6,6 +6,7 @@ everything people wrote never is, so a typed `<|im_end|>` stays plain text. Rend
 rendered up to a decision point is a prefix of everything rendered later.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from bot.message import Message, Origin, Scene
 
 _WEEKDAYS = "一二三四五六日"
 _NAME_MAX, _QUOTE_MAX = 16, 24
+_IN_MARKER = re.compile(r"(?<=<)(?=[|/｜A-Za-z_])")
+"""Behind the `<` of what a vocabulary may hold as one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,21 @@ class Tokenizer(Protocol):
     """Id put once at the very front; None when the model has none."""
 
     def tokens(self, text: str, control: bool) -> list[int]:
-        """Ids of a text, special tokens parsed if and only if `control`; nothing added in front."""
+        """Ids of a text; nothing added in front.
+
+        Special tokens are parsed if and only if `control`; else the text is people's, and `broken_up` first.
+        """
         ...
+
+
+def broken_up(text: str) -> list[str]:
+    """What people wrote, cut inside every marker (`<|` + `im_end|>`); the parts are encoded one by one.
+
+    Not to parse special tokens is not enough: Hugging Face still finds the added tokens that are not special (of Qwen
+    3 `<think>` and `<tool_call>`), llama.cpp those a GGUF calls user-defined, merges make `</s>` one token again, and
+    llama.cpp takes `</s>` and `<|fim_pad|>` for special by their spelling, in any vocabulary: other ids on each side.
+    """
+    return _IN_MARKER.split(text)
 
 
 def encode(pieces: Iterable[Piece], tokenizer: Tokenizer, *, bos: bool = True) -> tuple[list[int], list[bool]]:

@@ -27,15 +27,13 @@ from bot.errors import EngineError
 from bot.firsttoken import Alternative, alternatives, missing
 from bot.llama import Model
 from bot.persona import Sampling
-from bot.prompt import FORMATS, ChatFormat, Piece, encode
+from bot.prompt import FORMATS, ChatFormat, Piece, broken_up, encode
 
 _TOP = 20
 """Alternatives of the first token asked for: what vLLM allows unless told otherwise."""
 _BAN = -100.0
 """Bias of a token that must not be drawn."""
 _PROBE = "早呀，今天吃什么？\nhello, see you at 10:30! 周末去爬山怎么样😀"
-_TYPED = re.compile(r"<(?=[|/｜A-Za-z_])")
-"""What a server could read as the beginning of a control token."""
 _CONTROL = re.compile(r"<[^<>]+>")
 _CERTAIN = Sampling(temperature=0, top_p=1, top_k=0, min_p=0, repeat_penalty=1, max_tokens=1)
 
@@ -385,4 +383,4 @@ def markers_of(form: ChatFormat) -> list[str]:
 
 def plain(text: str) -> str:
     """What people wrote, with a zero-width space in whatever a server could read as a control token (`<|im_end|>`)."""
-    return _TYPED.sub("<\u200b", text)
+    return "\u200b".join(broken_up(text))

@@ -2,19 +2,21 @@
 
 Every file of the checkpoint is copied and the adapted weights are overwritten in place, one at a time: W + alpha / r ·
 B·A in float32, rounded to the type the weight is stored in. So a model larger than memory can be merged, shard by
-shard, and its names, types and sizes stay. The tokenizer comes along; the chat template becomes the one trained with.
+shard, and its names, types and sizes stay. The tokenizer comes along; the chat template becomes the one trained with,
+and its end of turn is among the tokens that who serves the folder stops at.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bot.errors import ExportError
 from bot.prompt import ChatFormat
-from export import deltas, place
+from export import deltas, place, stops
 from export.template import jinja
 from export.tensors import Array, Stored
 
@@ -37,7 +39,8 @@ def merge(
         force: replace what lies at `out`.
 
     Raises:
-        ExportError: the LoRA does not fit the checkpoint, `out` exists, or there is too little room.
+        ExportError: the LoRA does not fit the checkpoint, `out` exists, there is too little room, or the vocabulary
+            lacks the format's end of turn.
     """
     found = deltas.read(peft, checkpoint)
     files = [p for p in sorted(checkpoint.iterdir()) if p.is_file()]
@@ -51,6 +54,7 @@ def merge(
                 weight.overwrite(f, _finite(weight.read() + found.strength * change, weight))
             progress(done, total)
         _put_template(beside, fmt)
+        _put_end(beside, fmt)
     return out
 
 
@@ -79,18 +83,30 @@ def _put_template(folder: Path, fmt: ChatFormat) -> None:
     (folder / TEMPLATE_FILE).write_text(jinja(fmt, bos_text(folder)), "utf-8")
 
 
+def _put_end(folder: Path, fmt: ChatFormat) -> None:
+    """The end of turn as a token to stop at: a bare base's files may name its end of text alone, and never stop."""
+    end = _tokenizer(folder).token_to_id(fmt.end)
+    if end is None:
+        raise ExportError(f"the checkpoint's vocabulary has no {fmt.end!r}, which ends a turn in format {fmt.name!r}")
+    stops.put(folder, end)
+
+
 def bos_text(checkpoint: Path) -> str:
     """Text of the token that a checkpoint's tokenizer puts in front of a prompt, empty when it puts none.
 
     Raises:
         ExportError: there is no readable tokenizer.json.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    except Exception as e:  # tokenizers raises nothing narrower
-        raise ExportError(f"tokenizer.json of checkpoint {checkpoint.name!r} is not readable ({e})") from e
+    tokenizer = _tokenizer(checkpoint)
     bare, dressed = (tokenizer.encode("a", add_special_tokens=x).ids for x in (False, True))
     first = dressed[0] if len(dressed) > len(bare) and dressed[:1] != bare[:1] else None
     return "" if first is None else str(tokenizer.id_to_token(first))
+
+
+def _tokenizer(checkpoint: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    except Exception as e:  # tokenizers raises nothing narrower
+        raise ExportError(f"tokenizer.json of checkpoint {checkpoint.name!r} is not readable ({e})") from e

@@ -1,4 +1,4 @@
-"""A run → one GGUF with the LoRA in its weights: merge, convert, quantize, prove; a folder that can be published.
+"""A run → the LoRA in its weights, proven: one GGUF in a folder that can be published, or a checkpoint.
 
 Everything happens beside the last place; what fails its proof never gets there.
 """
@@ -6,6 +6,7 @@ Everything happens beside the last place; what fails its proof never gets there.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bot.checksum import sha256
 from bot.persona import MANIFEST_FILE, MODEL_FILE, Manifest
@@ -70,15 +71,44 @@ def export(
         progress("parity", 0, 0, "")
         proven = proof.prove(trained, made, None, held_out)
         proof.require_passed(proven.parity, f"{name} of run {about.version!r}")
-        figures = proven.parity.model_dump(mode="json")
-        (beside / PARITY_FILE).write_text(
-            json.dumps({"parity": figures, "greedy": proven.texts}, ensure_ascii=False, indent=1), "utf-8"
-        )
+        figures = _put_proof(beside, proven)
         if manifest is not None:
             changed = {"version": about.version, "files": {MODEL_FILE: sha256(made)}, "parity": figures}
             text = manifest.model_copy(update=changed).model_dump_json(indent=1)
             (beside / MANIFEST_FILE).write_text(text, "utf-8")
     return proven
+
+
+def checkpoint(
+    trained: proof.Trained, out: Path, held_out: proof.HeldOut, progress: Progress, *, force: bool = False
+) -> proof.Proof:
+    """Make a Hugging Face folder of checkpoint and LoRA (`export.merge`), with its proof.
+
+    Args:
+        trained: the run's result.
+        out: the folder.
+        held_out: what the proof asks.
+        progress: told (step, done, total, words).
+        force: replace what lies at `out`.
+
+    Raises:
+        ExportError: as `merge.merge`; or the folder is not what was trained.
+    """
+    with place.written(out, 0, force=force) as beside:
+        merge.merge(trained.peft, trained.checkpoint, trained.format, beside, _step(progress, "merge"))
+        progress("parity", 0, 0, "")
+        proven = proof.prove_merged(trained, beside, held_out)
+        proof.require_passed(proven.parity, f"{out.name!r}")
+        _put_proof(beside, proven)
+    return proven
+
+
+def _put_proof(folder: Path, proven: proof.Proof) -> dict[str, Any]:
+    """Write a proof into an export; gives its figures."""
+    figures = proven.parity.model_dump(mode="json")
+    shown = {"parity": figures, "greedy": proven.texts}
+    (folder / PARITY_FILE).write_text(json.dumps(shown, ensure_ascii=False, indent=1), "utf-8")
+    return figures
 
 
 def about(

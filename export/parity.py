@@ -125,7 +125,7 @@ class Parity(BaseModel):
     loss_trained: float
     """Checkpoint + PEFT LoRA, unquantized, in transformers (nats per token)."""
     loss_served: float
-    """What is exported, in llama.cpp (nats per token)."""
+    """What is exported, in llama.cpp, or in transformers where it is a checkpoint (nats per token)."""
     loss_gap_se: float
     """Standard error of their difference, tokens taken as independent (nats)."""
     token_gap: float
@@ -262,12 +262,8 @@ def compare(
 
 
 def differing_pieces(pieces: Iterable[Piece], trained: Tokenizer, served: Tokenizer) -> tuple[int, int]:
-    """(texts compared, texts with other ids) of two vocabularies; each text once, `PROBES` always among them.
-
-    Texts with `</s>` are left out: llama.cpp takes it for a control token by its spelling, in any mode, and one person
-    who typed it once must not stop every export.
-    """
-    texts = {(p.text, p.control) for p in pieces if "</s>" not in p.text} | {(clean(t), False) for t in PROBES}
+    """(texts compared, texts with other ids) of two vocabularies; each text once, `PROBES` always among them."""
+    texts = {(p.text, p.control) for p in pieces} | {(clean(t), False) for t in PROBES}
     differing = sum(trained.tokens(t, c) != served.tokens(t, c) for t, c in texts)
     return len(texts), differing + (trained.bos != served.bos)
 

@@ -1,6 +1,6 @@
-"""A trained LoRA and the GGUF made of it, through both libraries: the proof that every export carries.
+"""A trained LoRA and the GGUF or checkpoint made of it, through both libraries: the proof that every export carries.
 
-llama.cpp first, transformers after it is closed: both models at once would take twice the memory.
+What is served first, what was trained after that is closed: both models at once would take twice the memory.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,15 @@ from tokenizers import Tokenizer as HFVocabulary
 from bot.errors import ExportError
 from bot.llama import Model
 from bot.persona import Base
-from bot.prompt import ChatFormat, Piece, Tokenizer
+from bot.prompt import ChatFormat, Piece, Tokenizer, broken_up
 from bot.scorer import Scorer
-from export import lora, parity, place, template
+from export import lora, parity, place, stops, template
 from export.merge import bos_text
 from export.metadata import fields
 from export.quantize import KINDS
-from export.reference import Reference, stop_ids
+from export.reference import Reference
+from export.tensors import checkpoint_tensors, stored_as
+from export.vocabulary import Vocabulary
 
 GREEDY_TOKENS = 24
 """Tokens of a greedy answer at most: a chat turn is rarely longer."""
@@ -87,24 +89,64 @@ def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut
     """
     scorer = Scorer(model, adapter, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads)
     try:
-        end, ends = scorer.model.end_id, scorer.model.ends
+        asked = _Asked(held_out, scorer.model.end_id, scorer.model.ends)
         vocabulary = _vocabulary(trained, scorer.model, held_out.pieces, merged=adapter is None)
-        served = parity.scores(scorer, held_out.passages, end)
-        theirs = [scorer.greedy(ids, GREEDY_TOKENS, ends) for ids in held_out.prompts]
+        served = asked.of(scorer)
     finally:
         scorer.close()
-    reference = Reference(trained.checkpoint, trained.peft)
-    known = parity.scores(reference, held_out.passages, end)
-    ours = [reference.greedy(ids, GREEDY_TOKENS, ends) for ids in held_out.prompts]
-    del reference
+    return _compared(trained, asked, served, vocabulary, kind_of_file(model), merged=adapter is None)
+
+
+def prove_merged(trained: Trained, folder: Path, held_out: HeldOut) -> Proof:
+    """Compare what was trained with a merged checkpoint, as transformers serves it.
+
+    Args:
+        trained: one side.
+        folder: the other: weights, vocabulary, template and stops are all read from there.
+        held_out: what both are asked.
+
+    Raises:
+        ExportError: the folder, the checkpoint or the LoRA cannot be loaded, or there is nothing held out.
+    """
+    speaks, ends = Vocabulary(folder), stops.served(folder)
+    end = trained.tokenizer.tokens(trained.format.end, True)
+    vocabulary = parity.Vocabulary(
+        *parity.differing_pieces(held_out.pieces, trained.tokenizer, speaks),
+        parity.same_end(trained.format, trained.tokenizer, speaks),
+        len(ends ^ (stops.named(trained.checkpoint) | set(end))),
+        template.differing(speaks.template, trained.format, bos_text(trained.checkpoint)),
+    )
+    asked = _Asked(held_out, end[0], ends)
+    served = asked.of(Reference(folder, None))
+    return _compared(trained, asked, served, vocabulary, stored_as(checkpoint_tensors(folder)), merged=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The questions, and the end of turn and stops of the side that serves."""
+
+    held_out: HeldOut
+    end: int
+    ends: frozenset[int]
+
+    def of(self, model: Scorer | Reference) -> tuple[parity.Scores, list[list[int]]]:
+        """A side's scores and greedy answers."""
+        scores = parity.scores(model, self.held_out.passages, self.end)
+        return scores, [model.greedy(ids, GREEDY_TOKENS, self.ends) for ids in self.held_out.prompts]
+
+
+def _compared(
+    trained: Trained, asked: _Asked, served: tuple[parity.Scores, list[list[int]]], vocabulary: parity.Vocabulary,
+    kind: str, *, merged: bool,
+) -> Proof:  # fmt: skip
+    known, ours = asked.of(Reference(trained.checkpoint, trained.peft))
     nf4 = None
     if trained.nf4 is not None:
-        nf4 = parity.scores(Reference(trained.checkpoint, trained.peft, trained.nf4), held_out.passages, end).loss
+        reference = Reference(trained.checkpoint, trained.peft, trained.nf4)
+        nf4 = parity.scores(reference, asked.held_out.passages, asked.end).loss
     say = _vocabulary_of(trained.checkpoint).decode
-    texts = tuple((say(a), say(b)) for a, b in zip(ours, theirs, strict=True))
-    found = parity.compare(
-        known, served, vocabulary, kind=kind_of_file(model), merged=adapter is None, greedy=texts, loss_nf4=nf4
-    )
+    texts = tuple((say(a), say(b)) for a, b in zip(ours, served[1], strict=True))
+    found = parity.compare(known, served[0], vocabulary, kind=kind, merged=merged, greedy=texts, loss_nf4=nf4)
     return Proof(found, texts)
 
 
@@ -164,14 +206,14 @@ def _vocabulary(trained: Trained, served: Model, pieces: Sequence[Piece], *, mer
 def _stops_differing(trained: Trained, served: Model) -> int:
     """Tokens that end an answer on one side alone.
 
-    llama.cpp also ends at tokens it knows by their spelling. Those must be special in the checkpoint, so that no word
-    ends an answer; but for `</s>`, which it takes for one in any vocabulary.
+    llama.cpp also ends at tokens it knows by their spelling. Those must be special in the checkpoint, or spelled so
+    that people's words are `broken_up` there (`</s>`, Qwen's `<|fim_pad|>`): then no word ends an answer.
     """
-    ours = stop_ids(trained.checkpoint) | set(trained.tokenizer.tokens(trained.format.end, True))
+    ours = stops.named(trained.checkpoint) | set(trained.tokenizer.tokens(trained.format.end, True))
     theirs = {i for i in served.end_ids if lc.llama_vocab_is_eog(served.vocab, i)}
     known = _vocabulary_of(trained.checkpoint)
     special = {i for i, token in known.get_added_tokens_decoder().items() if token.special}
-    spelled = {i for i in theirs if known.id_to_token(i) == "</s>"}
+    spelled = {i for i in theirs if len(broken_up(known.id_to_token(i) or "")) > 1}
     return len(ours - theirs) + len(theirs - special - spelled)
 
 

@@ -3,7 +3,6 @@
 Logits are made at asked positions only: all of a 262,144-word vocabulary would take gigabytes.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -43,7 +43,7 @@ class Reference:
             )  # fmt: skip
             if peft is not None:
                 model = PeftModel.from_pretrained(model, peft).get_base_model()
-        except (OSError, ValueError, KeyError, RuntimeError) as e:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
             raise ExportError(f"checkpoint {checkpoint.name!r} with its LoRA cannot be loaded for parity ({e})") from e
         self._model = model.eval()
         self._decoder, self._head = model.get_decoder(), model.get_output_embeddings()
@@ -124,16 +124,3 @@ def _watched(model: nn.Module, sums: dict[str, torch.Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def stop_ids(checkpoint: Path) -> frozenset[int]:
-    """Ids at which transformers ends an answer: `eos_token_id` of generation_config.json and config.json."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        try:
-            config = json.loads((checkpoint / name).read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        ids = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
-        found |= set(ids) if isinstance(ids, list) else {ids} - {None}
-    return frozenset(found)

@@ -7,6 +7,7 @@ little endian, the header as JSON, then the tensors' bytes, row-major.
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -108,6 +109,12 @@ def checkpoint_tensors(checkpoint: Path) -> dict[str, Stored]:
     if not found:
         raise ExportError(f"checkpoint {checkpoint.name!r} holds no .safetensors; is it the one trained on?")
     return found
+
+
+def stored_as(tensors: Mapping[str, Stored]) -> str:
+    """The coarsest type that matrices are stored in: BF16, F16 or F32."""
+    kinds = {t.dtype for t in tensors.values() if len(t.shape) > 1}
+    return next((kind for kind in ("BF16", "F16") if kind in kinds), "F32")
 
 
 def _floats(raw: bytes, dtype: str) -> Array:

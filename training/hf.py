@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from bot.errors import TrainingError
-from bot.prompt import ChatFormat, format_for
+from bot.prompt import ChatFormat, broken_up, format_for
 
 _ARCHITECTURES = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 """Hugging Face's `model_type` → GGUF's `general.architecture`, where they differ."""
@@ -39,8 +39,10 @@ class HFTokenizer:
 
     def tokens(self, text: str, control: bool) -> list[int]:
         """Ids of a text, special tokens parsed if and only if `control`; nothing added in front."""
-        side = self._parsing if control else self._splitting
-        return list(side.encode(text, add_special_tokens=False).ids)
+        if control:
+            return list(self._parsing.encode(text, add_special_tokens=False).ids)
+        parts = (self._splitting.encode(part, add_special_tokens=False) for part in broken_up(text))
+        return [token for part in parts for token in part.ids]
 
     def text(self, ids: Sequence[int]) -> str:
         """What tokens say; special ones say nothing. A character cut in the middle ends in U+FFFD."""

@@ -26,7 +26,7 @@ from bot.errors import TrainingError, TwinError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version
 from bot.prompt import FORMATS, Piece
 from bot.scorer import Scorer
-from export import lora, merge, parity, proof
+from export import lora, merged, parity, proof
 from training import (
     aligning,
     answers,
@@ -221,13 +221,13 @@ class Night(Groundwork):
             words = f"loss {p.loss:.3f}, {p.tokens_per_s:.1f} tokens/s, {p.eta_s / 60:.0f} min left"
             self.progress("train", p.step, p.steps, words)
 
-        run = qlora.train(windows, self.checkpoint, self.folder, settings, told, options)
+        qlora.train(windows, self.checkpoint, self.folder, settings, told, options)
         if world.size() == 1:
             self.prefer()
         elif world.is_first():
             self.progress("prefer", 0, 0, "not done: corrections are learned by a run of one process alone")
-        if settings.merge_and_save:
-            self._merge(run.peft)
+        if settings.merge_and_save and world.is_first():
+            merged.checkpoint(self.trained, self.folder / "merged", self.held_out, self.progress, force=True)
         return self.folder
 
     def prefer(self) -> dict[str, Any]:
@@ -290,18 +290,6 @@ class Night(Groundwork):
                 f"version {name!r} has no {runs.LORA_FOLDER}/ to go on with; set [training] start = 'fresh' once"
             )
         return folder
-
-    def _merge(self, peft: Path) -> None:
-        """The base with the LoRA in it, as a checkpoint."""
-        out = self.folder / "merged"
-        merge.merge(
-            peft,
-            self.checkpoint,
-            self.format,
-            out,
-            lambda done, total: self.progress("merge", done, total, ""),
-            force=True,
-        )
 
     def export(self) -> Path:
         """PEFT LoRA → GGUF; gives the file."""

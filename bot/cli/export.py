@@ -55,15 +55,14 @@ def export_merge(
     persona: PersonaOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
-    """The LoRA merged into the base's weights: a Hugging Face checkpoint with tokenizer and chat template."""
-    from bot import doctor
-    from export import merge
+    """The LoRA merged into the base's weights, proven equal: a Hugging Face checkpoint with tokenizer and template."""
+    from export import merged
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    trained, target = night.trained, out or run_folder / "merged"
-    with doctor.progress_bar("merge") as progress:
-        merge.merge(trained.peft, trained.checkpoint, trained.format, target, progress, force=force)
-    typer.echo(f"checkpoint: {target}")
+    target = out or run_folder / "merged"
+    made = merged.checkpoint(night.trained, target, night.held_out, night.progress, force=force)
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    typer.echo(f"checkpoint: {target}", err=True)
 
 
 @app.command("gguf")

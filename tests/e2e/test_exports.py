@@ -104,6 +104,14 @@ def test_a_run_becomes_a_lora_with_its_proof_and_what_lies_there_is_kept(twin: D
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+def test_training_can_leave_a_merge_with_its_proof(twin: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWIN__TRAINING__MERGE_AND_SAVE", "true")
+    run = Path(done(twin, "train").stdout.splitlines()[-1].removeprefix("run: "))
+    kept = json.loads((run / "merged" / "parity.json").read_text("utf-8"))
+    assert (kept["parity"]["passed"], kept["parity"]["kind"], kept["parity"]["merged"]) == (True, "BF16", True)
+    assert (run / "merged" / "chat_template.jinja").is_file()
+
+
 def test_training_alone_makes_nothing_that_can_be_published(twin: Daemon, trained: Path) -> None:
     target = trained / "merged-f16"
     ended = done(twin, "export", "gguf", str(trained), "--type", "F16")
@@ -167,8 +175,9 @@ def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
     adapter = "adapter_model.safetensors"
     assert sha256(judged / "vllm" / adapter) == sha256(judged / "peft" / adapter)
 
-    done(twin, "export", "merge", str(judged), "--out", str(tmp_path / "hf"))
-    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+    proof = json.loads(done(twin, "export", "merge", str(judged), "--out", str(tmp_path / "hf")).stdout)
+    assert (proof["passed"], proof["merged"]) == (True, True)
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "parity.json"} <= {
         p.name for p in (tmp_path / "hf").iterdir()
     }
 

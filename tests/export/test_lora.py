@@ -17,7 +17,8 @@ from bot.errors import EngineError, ExportError
 from bot.llama import BASE_KEY, Model
 from bot.persona import Base
 from bot.scorer import Scorer
-from export.lora import export
+from export import deltas
+from export.lora import _check_written, _halves, export, precision_of
 from export.place import remove, written
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
@@ -113,6 +114,12 @@ def test_rows_that_q8_0_cannot_hold_stay_f16(tinies, tmp_path):
     export(peft, tiny.hf, base_of(tiny, "qwen3"), tmp_path / "lora.gguf", "q8_0")
     kinds = {t.name.rsplit(".", 1)[1]: t.tensor_type for t in gguf.GGUFReader(tmp_path / "lora.gguf").tensors}
     assert kinds == {"lora_a": gguf.GGMLQuantizationType.Q8_0, "lora_b": gguf.GGMLQuantizationType.F16}
+
+
+def test_a_type_is_known_in_any_case_and_another_is_told_with_the_known_ones():
+    assert [precision_of(name) for name in ("F16", "f32", "Q8_0")] == ["f16", "f32", "q8_0"]
+    with pytest.raises(ExportError, match="there is no LoRA type 'q4_0'; known are f16, f32, q8_0"):
+        precision_of("q4_0")
 
 
 CONFIG_FAULTS = [
@@ -283,3 +290,39 @@ def refused(peft: Path, tiny, tmp_path: Path, named: str) -> None:
     assert named.lower() in str(caught.value).lower()
     assert [p.name for p in place.iterdir()] == ["lora.gguf"]
     assert (place / "lora.gguf").read_bytes() == b"the version before"
+
+
+DAMAGED = [
+    ({"alpha": None}, "lost its alpha or base hash"), ({"alpha": 16.1}, "lost its alpha or base hash"),
+    ({"base": None}, "lost its alpha or base hash"), ({"base": "0" * 64}, "lost its alpha or base hash"),
+    ({"left_out": 1}, "does not hold the tensors"), ({"transposed": True}, "does not hold the tensors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGED)
+def test_what_a_writer_lost_is_found_when_the_file_is_read_back(tinies, loras, tmp_path, damage, named):
+    tiny, out = tinies["qwen3"], tmp_path / "lora.gguf"
+    base = base_of(tiny, "qwen3")
+    found = deltas.read(loras["qwen3"], tiny.hf)
+    halves = list(_halves(found, "qwen3", "it"))
+    rewritten(export(loras["qwen3"], tiny.hf, base, tmp_path / "whole.gguf").path, out)
+    _check_written(out, halves, found.alpha, base, "it")
+    rewritten(tmp_path / "whole.gguf", out, **damage)
+    with pytest.raises(ExportError, match=named):
+        _check_written(out, halves, found.alpha, base, "it")
+
+
+def rewritten(source, out, *, alpha=16.0, base="", left_out=0, transposed=False):
+    """A LoRA GGUF written anew, with something wrong."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(out, "qwen3")
+    if alpha is not None:
+        writer.add_float32("adapter.lora.alpha", alpha)
+    if base is not None:
+        writer.add_string(BASE_KEY, base or reader.fields[BASE_KEY].contents())
+    for number, tensor in enumerate(reader.tensors[left_out:]):
+        values = np.array(tensor.data)
+        writer.add_tensor(tensor.name, values.T.copy() if transposed and number == 0 else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import tinymodel
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bot.errors import ExportError
 from bot.prompt import FORMATS
+from export import stops
 from export.merge import merge
 from export.place import require_room, written
 from export.template import PROBES, chat, rendered
-from export.tensors import stored
+from export.tensors import checkpoint_tensors, stored, stored_as
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -38,14 +40,17 @@ def logits(folder: Path, peft: Path | None = None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config"),
-    [("gemma3", {}), ("llama", {"use_rslora": True}), ("qwen3", {"lora_alpha": 4}), ("qwen3moe", FUSED)],
-)
-def test_the_merged_checkpoint_says_what_checkpoint_and_lora_say(tmp_path, architecture, config):
+    ("architecture", "fmt", "config"),
+    [
+        ("gemma3", "gemma", {}), ("llama", "chatml", {"use_rslora": True}), ("qwen3", "qwen3", {"lora_alpha": 4}),
+        ("qwen3moe", "qwen3", FUSED),
+    ],
+)  # fmt: skip
+def test_the_merged_checkpoint_says_what_checkpoint_and_lora_say(tmp_path, architecture, fmt, config):
     tiny = tinymodel.build(tmp_path / "base", architecture)
     peft = tinymodel.random_lora(tiny, tmp_path / "peft", **config)
     seen = []
-    out = merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "merged", lambda *done: seen.append(done))
+    out = merge(peft, tiny.hf, FORMATS[fmt], tmp_path / "merged", lambda *done: seen.append(done))
     with_lora, bare = logits(tiny.hf, peft), logits(tiny.hf)
     assert np.abs(with_lora - bare).max() > 0.1
     assert np.abs(logits(out) - with_lora).max() < 1e-4
@@ -67,6 +72,7 @@ def test_shards_are_merged_one_by_one_and_types_stay(tmp_path):
     reference = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.float32), peft
     ).merge_and_unload().state_dict()  # fmt: skip
+    assert stored_as(checkpoint_tensors(out)) == "BF16"
     count = 0
     for file in sorted(out.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
@@ -80,11 +86,50 @@ def test_shards_are_merged_one_by_one_and_types_stay(tmp_path):
 def test_tokenizer_and_template_come_along(tmp_path):
     tiny = tinymodel.build(tmp_path / "base", "gemma3")
     peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    settings = tiny.hf / "tokenizer_config.json"
+    told = json.loads(settings.read_text("utf-8"))
+    settings.write_text(json.dumps(told | {"chat_template": "of the base"}), "utf-8")
     out = merge(peft, tiny.hf, FORMATS["gemma"], tmp_path / "merged", nothing)
+    assert json.loads((out / "tokenizer_config.json").read_text("utf-8")) == told
     tokenizer = AutoTokenizer.from_pretrained(out)
     for talk in PROBES:
         text = tokenizer.apply_chat_template(chat(talk), tokenize=False, add_generation_prompt=True)
         assert text == "<bos>" + rendered(FORMATS["gemma"], talk)
+
+
+def test_who_serves_the_folder_stops_at_the_end_of_a_turn(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "gemma3")  # its files name <eos> alone, as a bare base's do
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    tokenizer = AutoTokenizer.from_pretrained(tiny.hf)
+    eos, end = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
+    assert stops.named(tiny.hf) == {eos}
+    out = merge(peft, tiny.hf, FORMATS["gemma"], tmp_path / "merged", nothing)
+    assert GenerationConfig.from_pretrained(out).eos_token_id == [eos, end]
+    assert stops.served(out) == {eos, end}
+    before, after = (json.loads((f / "generation_config.json").read_text("utf-8")) for f in (tiny.hf, out))
+    assert {**before, "eos_token_id": after["eos_token_id"]} == after
+
+    (tiny.hf / "generation_config.json").unlink()
+    out = merge(peft, tiny.hf, FORMATS["gemma"], tmp_path / "bare", nothing)
+    assert GenerationConfig.from_pretrained(out).eos_token_id == [eos, end]
+    with pytest.raises(ExportError, match=r"vocabulary has no '<\|im_end\|>', which ends a turn in format 'chatml'"):
+        merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "wrong", nothing)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "named", "served"),
+    [
+        ([1, 2], 3, {1, 2, 3}, {1, 2}), (4, [5], {4, 5}, {4}), (None, 3, {3}, {3}), ({}, 3, {3}, set()),
+        (None, {"text_config": {"eos_token_id": [6]}}, {6}, {6}), ("broken", 3, {3}, set()),
+    ],
+)  # fmt: skip
+def test_stops_are_read_where_servers_read_them(tmp_path, generation, config, named, served):
+    for name, value in (("generation_config.json", generation), ("config.json", config)):
+        told = value if isinstance(value, dict) else {"eos_token_id": value}
+        if value is not None:
+            (tmp_path / name).write_text("{" if value == "broken" else json.dumps(told), "utf-8")
+    assert (stops.named(tmp_path), stops.served(tmp_path)) == (named, served)
 
 
 def test_what_lies_there_is_kept_unless_forced(tmp_path):
@@ -105,8 +150,13 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path):
     peft = tinymodel.random_lora(tiny, tmp_path / "peft")
     with (tiny.hf / "huge.bin").open("wb") as f:
         f.truncate(2**43)  # eight terabytes of hole
-    with pytest.raises(ExportError, match=r"needs 8796.* GB on the way and .* GB free; make room"):
-        merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "out" / "merged", nothing)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, limits[1]))  # else a merge that does not ask fills the disk
+    try:
+        with pytest.raises(ExportError, match=r"needs 8796.* GB on the way and .* GB free; make room"):
+            merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "out" / "merged", nothing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "out").iterdir()) == []
     require_room(tmp_path, 0, "nothing")
 

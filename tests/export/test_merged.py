@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,23 @@ import pytest
 import tinymodel
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bot.checksum import sha256
 from bot.config import Training
 from bot.errors import ExportError, TwinError
 from bot.llama import BASE_KEY
 from bot.persona import Base, Manifest
-from bot.prompt import FORMATS, Piece, encode
+from bot.prompt import FORMATS, Piece, Tokenizer, encode
 from export import gguf as converter
-from export import lora, merge, merged, proof
+from export import lora, merge, merged, parity, proof
 from export.gguf import CORPUS_KEY, VERSION_KEY
 from export.metadata import fields
 from export.parity import Passage
+from export.probes import PROBES
 from export.template import jinja
+from export.vocabulary import Vocabulary
 from training.hf import HFTokenizer
 from training.targets import targets
 
@@ -149,6 +153,20 @@ def test_trained_merged_and_quantized_is_the_same_model(run: Run, tmp_path: Path
     assert json.loads((out / "parity.json").read_text("utf-8"))["parity"]["kind"] == kind
 
 
+def test_trained_and_merged_as_a_checkpoint_is_the_same_model(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    found = merged.checkpoint(run.trained, out, run.held_out, lambda *_: None)
+    parity = found.parity
+    assert (parity.passed, parity.kind, parity.merged) == (True, "F32", True)
+    assert (parity.pieces_differing, parity.stops_differing, parity.templates_differing) == (0, 0, 0)
+    assert parity.token_gap < 0.001
+    assert parity.loss_served < 1.0
+    assert (parity.n_decisions, parity.greedy, parity.greedy_equal) == (len(SAID),) * 3
+    shown = json.loads((out / "parity.json").read_text("utf-8"))
+    assert shown["parity"] == parity.model_dump(mode="json")
+    assert [tuple(texts) for texts in shown["greedy"]] == list(found.texts)
+
+
 def test_an_importance_matrix_lets_types_through_that_need_one(llama: Run, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="IQ3_XXS needs an importance matrix"):
         llama.merge("IQ3_XXS", tmp_path / "without")
@@ -158,6 +176,54 @@ def test_an_importance_matrix_lets_types_through_that_need_one(llama: Run, tmp_p
     assert {v.shape for k, v in found.items() if "ffn_down" in k} == {(640,)}
     assert all(np.isfinite(v).all() and v.min() >= 0 and v.max() > 0 for v in found.values())
     assert llama.merge("IQ3_XXS", tmp_path / "with", imatrix=texts).parity.passed
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F32"])
+def test_unquantized_types_are_written_as_asked(llama: Run, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "merged"
+    parity = llama.merge(kind, out).parity
+    assert (parity.passed, parity.kind, parity.token_gap_limit) == (True, kind, 0.02)
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out / "model.gguf").tensors}
+    assert stored["blk.0.attn_q.weight"] == kind
+
+
+def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path) -> None:
+    told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {"turns": 6})
+    assert (told.base, told.licence) == ("Hf", "")  # what the converter guessed, and nothing
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    converter.convert(llama.tiny.hf, first, "F16", replace(told, licence="gemma", name="Base"), llama.tiny.gguf)
+    again = merged.about(llama.trained, first, llama.base.sha256, "小满", "v1", {})
+    assert (again.base, again.licence) == ("Base", "gemma")
+    converter.convert(llama.tiny.hf, second, "F16", again, first)
+    said = {key: field.value for key, field in fields(second, "general.", "tokenizer.chat_template").items()}
+    assert {k: v for k, v in said.items() if k in ("general.name", "general.license")} == {
+        "general.name": "小满", "general.license": "gemma",
+    }  # fmt: skip
+    assert {k: v for k, v in said.items() if "base_model" in k} == {
+        "general.base_model.count": 1, "general.base_model.0.name": "Base",
+    }  # fmt: skip
+    assert not {"general.basename", "general.finetune", "general.version"} & set(said)
+    assert said["tokenizer.chat_template"] == jinja(FORMATS["chatml"], "")
+
+
+def test_a_model_that_the_converter_does_not_know_is_told(llama: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama.tiny.hf, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Odd"]}), "utf-8")
+    about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+    with pytest.raises(ExportError, match=r"checkpoint 'odd' cannot be written as GGUF \(.*Odd"):
+        converter.convert(folder, tmp_path / "out.gguf", "F16", about, llama.tiny.gguf)
+
+
+def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(llama: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama.tiny.hf, tmp_path / "hf")
+    with (folder / "huge.bin").open("wb") as f:
+        f.truncate(2**43)  # eight terabytes of hole
+    trained = replace(llama.trained, checkpoint=folder)
+    about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+    with pytest.raises(ExportError, match=r"^'asked' needs 8796.* GB on the way"):
+        merged.export(trained, llama.tiny.gguf, about, "Q8_0", tmp_path / "asked", llama.held_out, lambda *_: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
 def test_with_a_manifest_the_folder_can_be_published(llama: Run, tmp_path: Path) -> None:
@@ -257,6 +323,187 @@ def test_a_stop_token_that_llama_cpp_does_not_stop_at_is_caught(llama: Run, tmp_
     file = lora.export(llama.trained.peft, llama.tiny.hf, llama.base, tmp_path / "lora.gguf").path
     found = proof.prove(replace(llama.trained, checkpoint=changed), llama.tiny.gguf, file, llama.held_out).parity
     assert found.faults == ["1 tokens end an answer on one side alone"]
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[proof.Trained, tinymodel.Tiny, Path]:
+    """A tiny Qwen 3 with the added tokens of the real one that are not special, and a LoRA on it."""
+    folder = tmp_path_factory.mktemp("marked")
+    markers = ("</s>", "<think>", "</think>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+    tiny = tinymodel.build(folder, "qwen3", hidden=128, markers=markers)  # NF4 takes rows of whole blocks
+    peft, tokenizer = tinymodel.random_lora(tiny, folder / "peft"), HFTokenizer(tiny.hf)
+    base = Base(file=tiny.gguf.name, sha256=sha256(tiny.gguf), architecture="qwen3")
+    file = lora.export(peft, tiny.hf, base, folder / "lora.gguf").path
+    return proof.Trained(tiny.hf, peft, tokenizer.format, tokenizer), tiny, file
+
+
+ASKED = proof.HeldOut([Passage(tuple(range(300, 320)), (10, 15))], [Piece("再见</s><|fim_pad|>")], [], 64, 1)
+
+
+def test_ends_that_llama_cpp_knows_by_their_spelling_alone_end_no_word(
+    marked: tuple[proof.Trained, tinymodel.Tiny, Path],
+) -> None:
+    trained, tiny, file = marked
+    assert proof.prove(trained, tiny.gguf, file, ASKED).parity.faults == []
+
+
+def test_a_word_at_which_llama_cpp_ends_is_caught(
+    marked: tuple[proof.Trained, tinymodel.Tiny, Path], tmp_path: Path
+) -> None:
+    trained, tiny, file = marked
+    changed = Path(shutil.copyfile(tiny.gguf, tmp_path / "model.gguf"))
+    gguf.GGUFReader(changed, "r+").fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 310
+    assert trained.tokenizer.tokens("</s>", True) != [310]
+    found = proof.prove(trained, changed, file, ASKED).parity
+    assert found.faults == ["1 tokens end an answer on one side alone"]
+
+
+def test_what_nf4_adds_is_measured_beside(marked: tuple[proof.Trained, tinymodel.Tiny, Path]) -> None:
+    trained, tiny, file = marked
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    found = proof.prove(replace(trained, nf4=how), tiny.gguf, file, ASKED).parity
+    assert found.passed
+    assert found.loss_nf4 is not None
+    assert 0.001 < abs(found.loss_nf4 - found.loss_trained) < 1.0
+
+
+def test_what_people_type_is_read_in_a_folder_as_it_was_trained(
+    marked: tuple[proof.Trained, tinymodel.Tiny, Path],
+) -> None:
+    trained, tiny, _ = marked
+    said = [Piece(text) for text in ("再见</s>", "<think>嗯</think>", "<|fim_pad|>。")]
+    served = Vocabulary(tiny.hf)
+    assert parity.differing_pieces(said, trained.tokenizer, served) == (len(PROBES) + len(said), 0)
+    assert served.tokens("</s>", True) == trained.tokenizer.tokens("</s>", True) != served.tokens("</s>", False)
+
+
+def test_a_lora_that_fails_its_proof_is_not_kept(
+    marked: tuple[proof.Trained, tinymodel.Tiny, Path], tmp_path: Path
+) -> None:
+    trained, tiny, _ = marked
+    other, out = replace(trained, format=FORMATS["chatml"]), tmp_path / "lora.gguf"
+    base = Base(file=tiny.gguf.name, sha256=sha256(tiny.gguf), architecture="qwen3")
+    with pytest.raises(
+        ExportError, match=r"'lora\.gguf' is not what was trained, so it is not kept: the chat template"
+    ):
+        proof.prove_lora(other, tiny.gguf, base, out, "f16", ASKED, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the same of a merged checkpoint --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A faithful merge."""
+    out = tmp_path_factory.mktemp("whole") / "merged"
+    return merge.merge(llama.trained.peft, llama.tiny.hf, llama.trained.format, out, lambda *_: None)
+
+
+def _another_weight(folder: Path, _: Run) -> None:
+    # As if permuted for llama.cpp: the shapes are right, and the mean loss hardly moves.
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = load_file(folder / "model.safetensors")
+    rows, columns = weights[name].shape
+    weights[name] = weights[name].reshape(4, 2, rows // 8, columns).swapaxes(1, 2).reshape(rows, columns).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def _no_lora(folder: Path, run: Run) -> None:
+    shutil.copyfile(run.tiny.hf / "model.safetensors", folder / "model.safetensors")
+
+
+def _another_template(folder: Path, _: Run) -> None:
+    (folder / "chat_template.jinja").write_text(jinja(FORMATS["qwen3"], ""), "utf-8")
+
+
+def _no_template(folder: Path, _: Run) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def _template_without_end(folder: Path, _: Run) -> None:
+    (folder / "chat_template.jinja").write_text(jinja(replace(FORMATS["chatml"], end=""), ""), "utf-8")
+
+
+def _no_stop(folder: Path, _: Run) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"eos_token_id": None}), "utf-8")
+
+
+def _end_gone(folder: Path, _: Run) -> None:
+    for file in folder.glob("*token*.json"):
+        file.write_text(file.read_text("utf-8").replace("<|im_end|>", "<|im_gone|>"), "utf-8")
+
+
+def _another_vocabulary(folder: Path, _: Run) -> None:
+    file = folder / "tokenizer.json"
+    told = json.loads(file.read_text("utf-8"))
+    told["model"]["merges"] = told["model"]["merges"][:100]
+    file.write_text(json.dumps(told), "utf-8")
+
+
+DAMAGES = [
+    (_another_weight, "single tokens differ"), (_no_lora, "held-out loss differs"),
+    (_another_template, "chat template renders"), (_no_template, "chat template renders 2 probes"),
+    (_template_without_end, "chat template renders"), (_no_stop, "1 tokens end an answer on one side alone"),
+    (_end_gone, "end-of-turn is not one and the same token"), (_another_vocabulary, "texts have other token ids"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGES, ids=[d.__name__ for d, _ in DAMAGES])
+def test_a_merged_checkpoint_that_is_not_what_was_trained_is_caught(
+    llama: Run, whole: Path, tmp_path: Path, damage: Callable[[Path, Run], None], named: str
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "merged")
+    damage(folder, llama)
+    found = proof.prove_merged(llama.trained, folder, llama.held_out).parity
+    assert not found.passed
+    assert named in "; ".join(found.faults)
+    with pytest.raises(ExportError, match="is not kept"):
+        proof.require_passed(found, "it")
+
+
+def test_greedy_answers_are_shown_of_both_sides(llama: Run, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "merged")
+    _no_lora(folder, llama)
+    found = proof.prove_merged(llama.trained, folder, llama.held_out)
+    assert found.parity.greedy_equal < found.parity.greedy == len(SAID)
+    assert [ours for ours, _ in found.texts[:3]] == ["早呀", "吃面\n加个蛋", "在的"]
+    assert all(ours != theirs for ours, theirs in found.texts[:3])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_merged_checkpoint_that_is_not_whole_is_an_error(llama: Run, whole: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(whole, tmp_path / "merged")
+    (folder / file).write_bytes((folder / file).read_bytes()[:-200])
+    with pytest.raises(ExportError, match="cannot be loaded for parity"):
+        proof.prove_merged(llama.trained, folder, llama.held_out)
+
+
+def test_a_checkpoint_that_fails_its_proof_leaves_what_lay_there(llama: Run, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    out.touch()
+    with pytest.raises(ExportError, match="exists already and is kept; --force"):
+        merged.checkpoint(llama.trained, out, llama.held_out, lambda *_: None)
+    other = replace(llama.trained, tokenizer=_Shifted(llama.trained.tokenizer))
+    for before in ([out], []):
+        with pytest.raises(ExportError, match=r"not what was trained, so it is not kept: .* other token ids"):
+            merged.checkpoint(other, out, llama.held_out, lambda *_: None, force=True)
+        assert list(tmp_path.iterdir()) == before
+        out.unlink(missing_ok=True)
+
+
+class _Shifted:
+    """A vocabulary that holds another token for one word."""
+
+    def __init__(self, whole: Tokenizer) -> None:
+        self._whole, self.bos = whole, whole.bos
+
+    def tokens(self, text: str, control: bool) -> list[int]:
+        return [7] if text == "你好" else self._whole.tokens(text, control)
+
+
+# -- what is kept ---------------------------------------------------------------------------------
 
 
 def test_what_fails_its_proof_is_not_kept(llama: Run, tmp_path: Path) -> None:

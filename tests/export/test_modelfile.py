@@ -2,6 +2,7 @@ import json
 import shlex
 from pathlib import Path
 
+import gguf
 import jinja2
 import pytest
 import tinymodel
@@ -135,3 +136,51 @@ def test_vllm_gets_the_peft_files_as_they_are(tiny, tmp_path):
     assert f"--max-lora-rank 16 --lora-modules xiaoman={out}" in readme
     assert SYSTEM in readme
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 12
+
+
+def base_with(file: Path, licence: str = "", *, add_bos: bool | None = True) -> Path:
+    """A GGUF's header: of a base, all that is read here."""
+    writer = gguf.GGUFWriter(file, "gemma3")
+    if licence:
+        writer.add_license(licence)
+    writer.add_token_list(["<pad>", "<eos>", "<bos>"])
+    writer.add_bos_token_id(2)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("licence", "said"),
+    [
+        ("apache-2.0", ["apache-2.0"]), ("", None),
+        ("gemma", ["Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_licence_goes_along(tiny, tmp_path, licence, said, merged):
+    folder = version(tiny, tmp_path / "v1", merged=merged)
+    base = base_with(tmp_path / "base.gguf", "of another" if merged else licence)
+    if merged:
+        base_with(folder / "model.gguf", licence)
+    modelfile = parsed(ollama(source(folder, base, sha256(tiny.gguf)), Sampling(), tmp_path / "Modelfile"))
+    assert modelfile.get("LICENSE") == said
+
+
+@pytest.mark.parametrize(("add_bos", "front"), [(True, "<bos>"), (None, "<bos>"), (False, "")])
+def test_vllms_template_opens_as_the_base_does_and_what_lies_there_is_kept(tiny, tmp_path, add_bos, front):
+    folder, out = version(tiny, tmp_path / "v1"), tmp_path / "out"
+    (folder / "peft").mkdir()
+    (folder / "peft" / "adapter_config.json").write_text('{"r": 8}')
+    found = source(folder, base_with(tmp_path / "base.gguf", add_bos=add_bos), sha256(tiny.gguf))
+    out.mkdir()
+    with pytest.raises(ExportError, match="exists already and is kept"):
+        vllm(found, "xiaoman", out)
+    assert list(out.iterdir()) == []
+    vllm(found, "xiaoman", out, force=True)
+    template = jinja2.Environment().from_string((out / "chat_template.jinja").read_text("utf-8"))
+    text = template.render(messages=chat(PROBES[0]), add_generation_prompt=True)
+    assert text == front + rendered(FORMATS["gemma"], PROBES[0])

@@ -101,6 +101,7 @@ def build(
     vocabulary: int = 1000,
     f32: bool = False,
     window: int = 512,
+    markers: Sequence[str] = (),
 ) -> Tiny:
     """A new model.
 
@@ -114,11 +115,14 @@ def build(
         vocabulary: tokens at most (gemma3: besides specials and bytes).
         f32: write the GGUF in F32 instead of F16.
         window: gemma3's sliding window; every sixth layer has none.
+        markers: added tokens that are not special, as `<think>` of Qwen 3; user-defined ones of the GGUF.
     """
     transformers_logging.disable_progress_bar()
     hf = folder / "hf"
     hf.mkdir(parents=True, exist_ok=True)
     tokenizer = _spm_like(texts, vocabulary) if architecture.startswith("gemma") else _byte_level(texts, vocabulary)
+    if markers:
+        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in markers])
     tokenizer.save_pretrained(hf)
     model = _model(architecture, tokenizer, hidden, layers, window)
     _draw(model, seed, architecture)
@@ -294,12 +298,14 @@ def _write_vocabulary(writer: gguf.GGUFWriter, hf: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(hf)
     vocab = tokenizer.get_vocab()
     tokens = sorted(vocab, key=lambda t: vocab[t])
+    markers = {token.content for token in tokenizer.added_tokens_decoder.values() if not token.special}
+    types = [int(gguf.TokenType.USER_DEFINED) if token in markers else _type(token) for token in tokens]
     if "<start_of_turn>" in vocab:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list(tokens)
         writer.add_token_scores([_score(t, i) for i, t in enumerate(tokens)])
-        writer.add_token_types([_type(t) for t in tokens])
+        writer.add_token_types(types)
         writer.add_add_space_prefix(False)
         writer.add_bos_token_id(vocab["<bos>"])
         writer.add_unk_token_id(vocab["<unk>"])
@@ -309,7 +315,7 @@ def _write_vocabulary(writer: gguf.GGUFWriter, hf: Path) -> None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("qwen2")
         writer.add_token_list(tokens)
-        writer.add_token_types([_type(t) for t in tokens])
+        writer.add_token_types(types)
         writer.add_token_merges(merges)
     writer.add_add_bos_token("<start_of_turn>" in vocab)
     writer.add_eos_token_id(int(tokenizer.eos_token_id))
