@@ -153,7 +153,7 @@ class Backfill:
             scene: a group or a friend.
             since: when the last stored message was said.
             until: when the client connected: what came later comes by itself, and must not be there before it.
-            is_command: whether the model must not see a message; it is not obeyed either.
+            is_command: whether the model must not see a message.
 
         Raises:
             ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.

@@ -121,6 +121,11 @@ class Commands:
         """Whether a message is for us: a command (known name; other bots may share the prefix), or an answer."""
         return self._question(message) is not None or self._split(message) is not None
 
+    def name_of(self, message: Message) -> str | None:
+        """The command that a message is, without its prefix."""
+        found = self._split(message)
+        return found[0] if found is not None else None
+
     def is_always(self, message: Message) -> bool:
         """Whether it is to be obeyed wherever and whenever it comes, as its command or question says."""
         question, found = self._question(message), self._split(message)

@@ -8,11 +8,12 @@ from loguru import logger
 
 from bot.backfill import PAUSE_S, Backfill, Call
 from bot.errors import ArchiveError, ImportFault
-from bot.message import Scene
+from bot.message import Message, Scene
 from bot.twin import Twin
 from plugins.recorder.calling import caller
 
 _SCENES_MAX = 30
+_WISHES = ("optout", "optin")
 _WITHIN = timedelta(days=7)
 """Of scenes that were quiet for longer nothing is asked: QQ's servers answer, and the account is a person's."""
 
@@ -48,11 +49,12 @@ class Catcher:
     async def _catch_up(self, account: str, until: datetime) -> None:
         """The worker's edge: a scene that cannot be asked for, the account not being in it, is left as it is."""
         pages = added = 0
+        wishes: list[Message] = []
         try:
             for scene, since in self._scenes(account, until):
                 try:
                     backfill = Backfill(self._call_of(account), self._twin.archive, self._pause_s)
-                    filled = await backfill.catch_up(scene, since, until, self._twin.commands.is_command)
+                    filled = await backfill.catch_up(scene, since, until, lambda m: self._is_command(m, wishes))
                 except ImportFault as e:
                     logger.info("what was missed in a {} scene is not known: {}", scene.kind, e)
                     continue
@@ -62,7 +64,19 @@ class Catcher:
                 await asyncio.sleep(self._pause_s)
         except ArchiveError as e:
             logger.warning("what was missed is not asked for: {}", e)
+        finally:
+            await self._obey(wishes, account)
         logger.info("account {}: {} missed messages in {} pages", account, added, pages)
+
+    def _is_command(self, message: Message, wishes: list[Message]) -> bool:
+        if self._twin.commands.name_of(message) in _WISHES:
+            wishes.append(message)
+        return self._twin.commands.is_command(message)
+
+    async def _obey(self, wishes: list[Message], account: str) -> None:
+        """What people wished of what is kept of them counts from when they said it; it is not answered so late."""
+        for message in sorted(wishes, key=lambda m: m.time):
+            await self._twin.commands.run(message, "member", account)
 
     def _scenes(self, account: str, now: datetime) -> list[tuple[Scene, datetime]]:
         """Where the twin is on, and when was spoken there last, the newest first; not what another account hears."""

@@ -11,7 +11,7 @@ from chats import ACCOUNT, FRIEND, GROUP, PRIVATE
 from plugged import plugged
 from stage import Stage
 
-from bot.commands import Commands, Who
+from bot.commands import Call, Commands, Who
 from bot.errors import ImportFault
 from bot.message import Message, Scene
 
@@ -88,6 +88,24 @@ async def test_a_command_that_was_missed_is_neither_obeyed_nor_shown_to_the_mode
     await connect(stage, clients, ACCOUNT)
     assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "好吧"]
     assert stage.presence.scenes.is_on(GROUP)
+
+
+async def test_a_wish_that_was_missed_counts_from_when_it_was_said(stage: Stage) -> None:
+    known(stage, GROUP, 600)
+    told = [missed(GROUP, "说了", 400), missed(GROUP, "/optout", 300), missed(GROUP, "还说", 200)]
+    catcher, wishes = catcher_of(stage, Clients({str(GROUP): told}).of), []
+
+    async def opt_out(call: Call) -> str:
+        wishes.append((call.sender_id, call.time))
+        stage.archive.optouts.note(call.sender_id, "out", "self", call.time)
+        return "好"
+
+    catcher._twin.commands.add("optout", Who.EVERYONE, opt_out, always=True)
+    catcher.connected(ACCOUNT)
+    await asyncio.gather(*catcher._tasks.values())
+    assert wishes == [(FRIEND, datetime.fromtimestamp(told[1]["time"], UTC))]
+    assert stage.archive.window(GROUP, 9) == []
+    assert stage.said == []
 
 
 async def test_what_comes_by_itself_at_once_does_not_hide_what_was_missed(stage: Stage) -> None:
