@@ -11,7 +11,7 @@ from bot.archive import Archive
 from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
 from training import clean
-from training.corpus import Corpus, build
+from training.corpus import Corpus, build, twin_was_off
 
 ME, FRIEND, OTHER, TWIN = "10001", "20001", "20002", "30001"
 GROUP, PRIVATE, OWN = Scene("group", "900"), Scene("private", FRIEND), Scene("private", ME)
@@ -262,6 +262,43 @@ def test_the_same_notice_in_many_scenes_is_trained_so_often_and_no_more(archive:
     found = corpus(archive, [*said, LATER])
     assert found.counts["masked_duplicate"] == 2
     assert {str(p.scene) for p in found.scenes if p.masked} == {str(groups[3]), str(groups[4])}
+
+
+def test_the_twin_is_off_from_the_moment_it_is_switched_off() -> None:
+    timeline = [(START, "on"), (START + timedelta(seconds=60), "off")]
+    asked = [START + timedelta(seconds=s) for s in (59, 60)]
+    assert [twin_was_off(timeline, moment, moment + timedelta(seconds=9)) for moment in asked] == [False, True]
+
+
+def test_an_answer_may_still_come_to_a_burst_that_others_talk_on_after(archive: Archive) -> None:
+    archive.note(GROUP, "state", "on", START + timedelta(seconds=60 + 2 * RULES.burst_cap + 10))
+    talk = [say(60 + 2 * n, FRIEND, f"话{n}") for n in range(RULES.burst_cap + 1)]
+    assert silences(corpus(archive, [say(0, ME, "在"), *talk, LATER])) == [False, False], "on within the burst's gap"
+
+
+def test_words_taken_back_late_in_the_same_conversation_are_no_silence(archive: Archive) -> None:
+    kept_going, answer = say(1500, OTHER, "别人的"), say(3000, ME, "秘密")
+    archive.append([say(0, ME, "在"), say(60, FRIEND, "问"), kept_going, answer, say(9000, FRIEND, "早"), LATER])
+    for taken in (kept_going, answer):
+        archive.recall(GROUP, taken.id, START + timedelta(hours=1))
+    assert silences(build(archive, [ME], [], RULES)) == [False, True]
+
+
+@pytest.mark.parametrize(("answer_s", "counts"), [(3600, False), (5 * 3600, True)])
+def test_words_taken_back_in_a_later_private_conversation_answer_while_an_answer_may_come(
+    archive: Archive, answer_s: int, counts: bool
+) -> None:
+    again, answer = say(answer_s - 600, FRIEND, "再问", PRIVATE), say(answer_s, ME, "秘密", PRIVATE)
+    said = [say(0, ME, "在", PRIVATE), say(60, FRIEND, "问", PRIVATE), again, answer]
+    archive.append([*said, say(20 * 3600, FRIEND, "早", PRIVATE), LATER])
+    for taken in (again, answer):
+        archive.recall(PRIVATE, taken.id, START + timedelta(hours=6))
+    assert silences(build(archive, [ME], [], RULES))[0] is counts
+
+
+def test_a_group_that_bears_the_persons_number_is_no_talk_with_their_twin(archive: Archive) -> None:
+    found = corpus(archive, [say(0, ME, "在", Scene("group", ME)), say(5, FRIEND, "嗯", Scene("group", ME)), LATER])
+    assert [str(p.scene) for p in found.scenes] == [f"group:{ME}"]
 
 
 NOTICE = "各位好，明天晚上八点在老地方集合，收到请回复"
