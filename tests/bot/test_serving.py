@@ -192,7 +192,8 @@ async def test_no_interleaving_leaves_a_trace(
             await asyncio.sleep(rng.random() * 0.01)
             answers[0].cancel()
             del chosen[seats[0]]
-        await asyncio.gather(*answers, return_exceptions=True)
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        assert not [o for o in outcomes if isinstance(o, EngineError)]
         for seat, asked in chosen.items():
             if seat in engine.base.seats:
                 checked += 1

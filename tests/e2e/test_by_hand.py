@@ -20,7 +20,7 @@ from export.lora import export
 ROOT = Path(__file__).parents[2]
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 """When the chat began. This stands in its prompt, and no later time: nothing is a new conversation here."""
-DRAWN = ("--seed", "1", "--temperature", "1", "--max-tokens", "16")
+DRAWN = ("--seed", "2", "--temperature", "1", "--max-tokens", "16")
 GREEDY = ("--seed", "1", "--temperature", "0", "--max-tokens", "6")
 
 
