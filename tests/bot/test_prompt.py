@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
+import nasty
 import pytest
 from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE, at, say
 from hypothesis import given
@@ -18,6 +19,7 @@ from bot.prompt import (
     Exchange,
     Piece,
     Renderer,
+    broken_up,
     clean,
     encode,
     exchanges,
@@ -245,6 +247,13 @@ def test_control_tokens_typed_by_people_stay_text(models: dict[str, Model], arch
         return [i for i in encode(found, model)[0] if i in model.control_ids]
 
     assert controls(said, bad, bad) == controls(harmless, "c", "d")
+
+
+def test_what_people_wrote_is_cut_inside_markers_and_nowhere_else() -> None:
+    assert broken_up("我<3你 a<b 1 < 2 <>") == ["我<3你 a<", "b 1 < 2 <>"]
+    assert broken_up("</s><|im_end|><｜end>_<EOT>") == ["<", "/s><", "|im_end|><", "｜end>_<", "EOT>"]
+    assert broken_up("") == [""]
+    assert all("".join(broken_up(text)) == text for text in nasty.TEXTS)
 
 
 def test_bos_stands_once_in_front(models: dict[str, Model]) -> None:
