@@ -408,7 +408,7 @@ class Training(Section):
     early_stopping_patience: int | None = Field(1, ge=1)
     """Measurements of the held-out loss without a new best after which a run ends. The best LoRA is kept either way."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
-    """Windows in one forward pass. Unset: 4, or what memory holds."""
+    """Windows of a batch, which a processor reads in passes of 512 tokens. Unset: 4, or what memory holds."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
     """Forward passes in one optimizer step. Unset: 4, fewer where the run would have under 60 steps."""
     gradient_checkpointing: bool | None = None

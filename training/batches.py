@@ -15,6 +15,9 @@ from training.samples import Split, Window, trained_positions
 
 IGNORED = -100
 """Target of a position without a label."""
+_STEP = 32
+"""Batches are a multiple of so many tokens wide. oneDNN compiles kernels for each width it meets and keeps them: 15 MB
+and a tenth of a second a width (Gemma 3 270M). 302 rows of a history have 117 widths, so ten, with 3 % more padding."""
 _SORTED_BATCHES = 16
 """Rows are sorted by length within so many batches: shorter padding, and still a shuffle."""
 
@@ -64,9 +67,14 @@ def row_of(window: Window, split: Split | None, *, silence_keep: float = 1.0, se
     return Row(list(window.ids[: positions[-1]]), targets)
 
 
+def wide(tokens: int) -> int:
+    """How wide a batch is made for its longest row."""
+    return -(-tokens // _STEP) * _STEP
+
+
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """`input_ids` and `labels` (already shifted), both (batch, longest row), padded on the right."""
-    width = max(len(r["input_ids"]) for r in rows)
+    """`input_ids` and `labels` (already shifted), both (batch, longest row and a little), padded on the right."""
+    width = wide(max(len(r["input_ids"]) for r in rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
     for number, row in enumerate(rows):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bot.config import Training
 from training.device import Device
-from training.memory import Shape
+from training.memory import Shape, pass_tokens
 from training.precision import Precision
 
 _GPU_FOR_LONG_BYTES = 15_000_000_000
@@ -90,7 +90,7 @@ def window(settings: Training, device: Device) -> int:
 
 def choose(
     settings: Training, data: Data, shape: Shape, device: Device, how: Precision, free_bytes: int, *,
-    going_on: Known | None = None, processes: int = 1,
+    going_on: Known | None = None, processes: int = 1, at_once: int | None = None,
 ) -> Chosen:  # fmt: skip
     """Fill in what is open.
 
@@ -103,6 +103,7 @@ def choose(
         free_bytes: of the device, with the base in it.
         going_on: the LoRA that is gone on with; None: a fresh one.
         processes: that train together.
+        at_once: tokens that one pass reads at most, if more than one row; None: a whole batch.
     """
     found = _Filling(settings)
     answers = f"{data.answers} answers"
@@ -126,7 +127,7 @@ def choose(
         "usual for LoRA" if going_on is None else "half, so that what is known stays",
     )  # fmt: skip
     found.fill("model_max_length", window(settings, device), str(device))
-    _fit(found, data, shape, device, free_bytes)
+    _fit(found, data, shape, device, free_bytes, at_once)
     _steps(found, data, processes)
     if settings.optim == "auto":
         paged = device.kind == "cuda"
@@ -172,22 +173,23 @@ def _epochs(answers: int) -> float:
     return 5.0 if answers < 25 else 3.0 if answers < 100 else 2.0 if answers < 5000 else 1.0
 
 
-def _fit(found: _Filling, data: Data, shape: Shape, device: Device, free_bytes: int) -> None:
+def _fit(
+    found: _Filling, data: Data, shape: Shape, device: Device, free_bytes: int, at_once: int | None
+) -> None:  # fmt: skip
     """Batch and recomputation that fit: no recomputation if a batch fits without, else a smaller batch with it."""
     room = free_bytes * _ROOM[device.kind]
     settings = found.settings
     batch = settings.per_device_train_batch_size or 4
     recomputed = bool(settings.gradient_checkpointing)
 
-    def fits() -> bool:
-        return shape.activation_bytes(batch * data.longest, recomputed=recomputed) <= room
+    def needed() -> int:
+        return shape.activation_bytes(pass_tokens(batch, data.longest, at_once), recomputed=recomputed)
 
     if settings.gradient_checkpointing is None:
-        recomputed = not fits()
-    while settings.per_device_train_batch_size is None and batch > 1 and not fits():
+        recomputed = needed() > room
+    while settings.per_device_train_batch_size is None and batch > 1 and needed() > room:
         batch //= 2
-    needed = shape.activation_bytes(batch * data.longest, recomputed=recomputed)
-    reason = f"{needed / 1e9:.1f} GB of {free_bytes / 1e9:.1f} GB free"
+    reason = f"{needed() / 1e9:.1f} GB of {free_bytes / 1e9:.1f} GB free"
     found.fill("per_device_train_batch_size", batch, reason)
     found.fill("gradient_checkpointing", recomputed, reason)
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bot.config import Training
 from bot.errors import TrainingError
 from training import choices, device, precision
-from training.memory import shape_of, training_bytes
+from training.memory import AT_ONCE_TOKENS, shape_of, training_bytes
 from training.targets import cannot_serve, counts, lora_size, targets
 
 
@@ -32,7 +32,17 @@ def lines(checkpoint: Path, settings: Training) -> list[str]:
     )  # fmt: skip
     shape = shape_of(model)
     plain, recomputed = (
-        training_bytes(shape, how.weights, trained, batch, window, recomputed=x, eight_bit=here.kind == "cuda") / 1e9
+        training_bytes(
+            shape,
+            how.weights,
+            trained,
+            batch,
+            window,
+            recomputed=x,
+            eight_bit=here.kind == "cuda",
+            at_once=AT_ONCE_TOKENS if here.kind == "cpu" else None,
+        )
+        / 1e9
         for x in (False, True)
     )
     told = [

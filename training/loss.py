@@ -17,6 +17,11 @@ from torch.autograd.function import FunctionCtx
 from bot.errors import TrainingError
 from training.batches import IGNORED, pack
 
+CHUNK_BYTES = 1 << 26
+"""Logits held at once, as computed: 128 positions of 262,144 words in bf16."""
+FULL_BYTES = {True: 1 << 24, False: 1 << 27}
+"""Of those, what is held in float32 at once; on a processor little, which stays in its cache."""
+
 
 class Unusable(TrainingError):
     """The loss is no number, or 0 before anything was learned.
@@ -37,30 +42,19 @@ class _ChunkedNll(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else hidden.new_empty(0)
-        # Two buffers for all chunks: fresh ones of this size are mapped and zeroed by the kernel each time.
+        # Buffers for all chunks: fresh ones of this size are mapped and zeroed by the kernel each time.
         rows = min(chunk, len(targets))
+        at_once = max(1, min(rows, FULL_BYTES[hidden.device.type == "cpu"] // (4 * len(weight))))
         low = torch.empty(rows, len(weight), dtype=weight.dtype, device=hidden.device)
-        full = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
+        full = torch.empty(at_once, len(weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), chunk):
             part = slice(start, min(start + chunk, len(targets)))
-            n, wanted = part.stop - start, targets[part].unsqueeze(1)
-            torch.mm(hidden[part].to(weight.dtype), weight.T, out=low[:n])
-            z = full[:n].copy_(low[:n])
-            slope = None
-            if softcap is not None:
-                z.div_(softcap).tanh_()
-                slope = 1 - z * z
-                z.mul_(softcap)
-            said = z.gather(1, wanted)
-            top = z.amax(-1, keepdim=True)
-            norm = z.sub_(top).exp_().sum(-1, keepdim=True)
-            total += (norm.log() + top - said).sum()
+            logits, wanted = low[: part.stop - start], targets[part].unsqueeze(1)
+            torch.mm(hidden[part].to(weight.dtype), weight.T, out=logits)
+            for few, ids in zip(logits.split(at_once), wanted.split(at_once), strict=True):
+                total += _nll(few, ids, full[: len(few)], softcap, slope=wants_gradient)
             if wants_gradient:
-                z.div_(norm)
-                z.scatter_add_(1, wanted, torch.full_like(said, -1))
-                if slope is not None:
-                    z.mul_(slope)
-                gradient[part] = (low[:n].copy_(z) @ weight).to(gradient.dtype)
+                gradient[part] = (logits @ weight).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return total
 
@@ -68,6 +62,34 @@ class _ChunkedNll(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *upstream: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * upstream[0], None, None, None, None
+
+
+def _nll(logits: Tensor, wanted: Tensor, z: Tensor, softcap: float | None, *, slope: bool) -> Tensor:
+    """Sum of -log p of `wanted`, computed in float32.
+
+    Args:
+        logits: as computed, (positions, vocabulary); with `slope` its derivative by them stands there afterwards.
+        wanted: ids, (positions, 1).
+        z: float32, (positions, vocabulary), overwritten.
+        softcap: see `sparse_nll`.
+        slope: whether the derivative is wanted.
+    """
+    z.copy_(logits)
+    bent = None
+    if softcap is not None:
+        z.div_(softcap).tanh_()
+        bent = 1 - z * z
+        z.mul_(softcap)
+    said = z.gather(1, wanted)
+    top = z.amax(-1, keepdim=True)
+    norm = z.sub_(top).exp_().sum(-1, keepdim=True)
+    if slope:
+        z.div_(norm)
+        z.scatter_add_(1, wanted, torch.full_like(said, -1))
+        if bent is not None:
+            z.mul_(bent)
+        logits.copy_(z)
+    return (norm.log() + top - said).sum()
 
 
 def sparse_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, chunk: int) -> Tensor:
@@ -87,14 +109,13 @@ def sparse_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
     return total
 
 
-def teach_sparse_loss(model: Any, chunk: int = 128, *, packed: bool = False) -> None:
+def teach_sparse_loss(model: Any, *, packed: bool = False) -> None:
     """Let a PEFT model's forward take `targets`, and `position_ids` of packed windows, and give `sparse_nll`.
 
     Through `forward`, so that a wrapper around the model (distributed training) still sees the call.
 
     Args:
         model: the PEFT model, changed.
-        chunk: positions whose logits are held at once; 128 of 262,144 words are 134 MB.
         packed: windows will come packed.
 
     Raises:
@@ -104,6 +125,7 @@ def teach_sparse_loss(model: Any, chunk: int = 128, *, packed: bool = False) -> 
     head = base.get_output_embeddings()
     softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
     whole = base.forward
+    chunk = max(1, CHUNK_BYTES // (head.weight.element_size() * len(head.weight)))
 
     def forward(*args: Any, targets: Tensor | None = None, **inputs: Any) -> Any:
         if targets is None:

@@ -3,9 +3,9 @@
 Estimates, to choose by; what comes short is mended while it runs (`training.trainer` halves a batch that does not fit).
 
 Per token of a decoder layer, with hidden width h and all that is fed into linear layers, `inputs`, the backward pass
-keeps: each linear layer's input as computed (2 bytes) and once more in float32 for its LoRA (4, and 1 for the dropout
-mask), and about 20h bytes of norms, residuals and attention (sdpa and flash attention keep no scores). Recomputed, a
-layer keeps its input alone, and one layer at a time has all of that.
+keeps (`training.lean`): as many bytes as the inputs have as computed, one for each in dropout masks, and about 20h of
+norms, residuals and attention (sdpa and flash attention keep no scores). Recomputed, a layer keeps its input alone, and
+one layer at a time has all of that.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from training.loss import CHUNK_BYTES, FULL_BYTES
+
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4 with an 8-bit scale every 64 and a float32 one every 256 of those (QLoRA, section 3)."""
 _BYTES = {"nf4": _NF4_BYTES, "int8": 1.0, "fp8": 1.0}
-_LOGITS_CHUNK = 128
-"""`training.loss.teach_sparse_loss`'s."""
+AT_ONCE_TOKENS = 512
+"""Tokens of one pass on a processor: a larger one keeps as much more. What it costs in time was not measured."""
 _OVERHEAD_BYTES = 1_000_000_000
 """Kernels' workspaces and what the allocator cannot use."""
 
@@ -50,14 +52,14 @@ class Shape:
 
     def activation_bytes(self, tokens: int, *, recomputed: bool) -> int:
         """What one forward pass over `tokens` (padding included) keeps for its backward pass."""
-        layer = (self.width + 5) * self.inputs + 20 * self.hidden
+        layer = (self.width + 1) * self.inputs + 20 * self.hidden
         kept = self.width * self.hidden * self.layers + layer if recomputed else layer * self.layers
         return tokens * kept + self.logit_bytes
 
     @property
     def logit_bytes(self) -> int:
-        """The chunk of logits that is held, as computed and in float32, and the gradient."""
-        return _LOGITS_CHUNK * self.vocabulary * (self.width + 4)
+        """A chunk of logits, at least of one position, as computed, and what of it is in float32."""
+        return max(CHUNK_BYTES, self.vocabulary * self.width) + FULL_BYTES[False]
 
 
 def shape_of(model: Any) -> Shape:
@@ -77,9 +79,15 @@ def shape_of(model: Any) -> Shape:
     )  # fmt: skip
 
 
+def pass_tokens(batch: int, length: int, at_once: int | None) -> int:
+    """Tokens of one forward pass over a batch of rows of a length, of which it reads `at_once` if more than one row."""
+    return batch * length if at_once is None else min(batch * length, max(at_once, length))
+
+
 def training_bytes(
-    shape: Shape, weights: str, trained: int, batch: int, length: int, *, recomputed: bool, eight_bit: bool
-) -> int:
+    shape: Shape, weights: str, trained: int, batch: int, length: int, *, recomputed: bool, eight_bit: bool,
+    at_once: int | None = None,
+) -> int:  # fmt: skip
     """Everything at once: base, LoRA (float32) with gradient and AdamW's two moments, activations, workspaces.
 
     Args:
@@ -90,7 +98,8 @@ def training_bytes(
         length: tokens of each.
         recomputed: gradient checkpointing.
         eight_bit: the optimizer's moments are bytes, not float32.
+        at_once: tokens that one pass reads at most, if more than one row; None: a whole batch.
     """
     states = trained * (4 + 4 + (2 if eight_bit else 8))
-    activations = shape.activation_bytes(batch * length, recomputed=recomputed)
+    activations = shape.activation_bytes(pass_tokens(batch, length, at_once), recomputed=recomputed)
     return shape.weight_bytes(weights) + states + activations + _OVERHEAD_BYTES

@@ -26,7 +26,7 @@ from training import choices, device, fp8, known, precision, runs, targets, trai
 from training.base import load
 from training.choices import Chosen
 from training.loss import Unusable
-from training.memory import shape_of
+from training.memory import AT_ONCE_TOKENS, shape_of
 from training.precision import Precision
 from training.runs import Run
 from training.samples import Window
@@ -46,6 +46,7 @@ class Options:
         deepspeed: a DeepSpeed configuration.
         tell: gets a line about the device, each choice and the parameters.
         admit: see `training.trainer.Trainer`.
+        at_once: tokens that one pass reads at most, if more than one row, where one process trains on a processor.
     """
 
     extra: Extra = _NOTHING
@@ -53,6 +54,7 @@ class Options:
     deepspeed: Path | None = None
     tell: Callable[[str], None] = logger.info
     admit: Callable[[int], None] | None = None
+    at_once: int = AT_ONCE_TOKENS
 
 
 _PLAIN = Options()
@@ -113,6 +115,8 @@ class _Session:
         self.progress, self.options = progress, options
         self.device = device.here()
         self.how: Precision
+        # Several processes must pass equally often, or they wait for each other.
+        self.at_once = options.at_once if self.device.kind == "cpu" and world.size() == 1 else None
 
     def run(self, given: Training) -> Run:
         before = world.first(lambda: runs.chosen(self.run_dir))
@@ -147,7 +151,7 @@ class _Session:
         going_on = None if self.options.going_on is None else known.known(self.options.going_on, given)
         found = choices.choose(
             given, data, shape_of(model), self.device, self.how, self.device.free_bytes(), going_on=going_on,
-            processes=world.size(),
+            processes=world.size(), at_once=self.at_once,
         )  # fmt: skip
         runs.keep_chosen(self.run_dir, found)
         return found
@@ -160,7 +164,9 @@ class _Session:
         else:
             model = known.onto(model, going_on)
         folder = self.run_dir / runs.CHECKPOINTS
-        made = trainer.trainer(model, lora, self.selected.train, folder, settings, self.options.deepspeed, self.how)
+        made = trainer.trainer(
+            model, lora, self.selected.train, folder, settings, self.options.deepspeed, self.how, self.at_once
+        )
         if self.options.admit is not None:
             made.admit = self.options.admit
         trained, total = targets.counts(made.model)

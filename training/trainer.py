@@ -21,7 +21,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from bot.config import Training
 from bot.errors import TrainingError
 from training import world
-from training.batches import IGNORED, ByLength, Row, collate, pack
+from training.batches import IGNORED, ByLength, Row, collate, pack, wide
+from training.lean import slim
 from training.loss import Unusable, teach_sparse_loss
 from training.precision import Precision
 
@@ -48,6 +49,8 @@ class Trainer(SFTTrainer):
     """Trained tokens of this session."""
     parts = 1
     """Pieces a batch is read in since memory ran out."""
+    at_once: int | None = None
+    """Tokens that one forward pass reads at most, if more than one row; None: a whole batch."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -79,32 +82,40 @@ class Trainer(SFTTrainer):
         while True:
             # A pass that failed half way leaves half a gradient behind.
             before = [(p, p.grad.clone() if p.grad is not None else None) for p in self._trained()]
+            parts = self._pieces(inputs)
             try:
                 losses = [
                     super(Trainer, self).training_step(model, part, num_items_in_batch)  # type: ignore[no-untyped-call]
-                    for part in _split(inputs, self.parts)
+                    for part in _split(inputs, parts)
                 ]
                 return torch.stack(losses).sum()
             except (RuntimeError, MemoryError) as e:
                 if not _is_no_memory(e):
                     raise
-                self._smaller(inputs, e)
+                self._smaller(inputs, parts, e)
             for parameter, gradient in before:
                 parameter.grad = gradient
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _smaller(self, inputs: dict[str, Any], error: Exception) -> None:
-        packed = "position_ids" in inputs
-        rows = int((inputs["position_ids"] == 0).sum()) if packed else len(inputs["labels"])
-        at_once = math.ceil(rows / self.parts)
-        if world.size() > 1 or at_once <= 1:
+    def _pieces(self, inputs: dict[str, Any]) -> int:
+        """In how many a batch is read."""
+        if self.at_once is None:
+            return self.parts
+        rows = _rows(inputs)
+        together = max(1, self.at_once * rows // inputs["labels"].numel())
+        return max(self.parts, math.ceil(rows / together))
+
+    def _smaller(self, inputs: dict[str, Any], parts: int, error: Exception) -> None:
+        rows = _rows(inputs)
+        together = math.ceil(rows / parts)
+        if world.size() > 1 or together <= 1:
             raise TrainingError(
-                f"memory ran out over {at_once} of {rows} rows, {inputs['labels'].numel()} tokens in all; lower "
+                f"memory ran out over {together} of {rows} rows, {inputs['labels'].numel()} tokens in all; lower "
                 "[training] per_device_train_batch_size or model_max_length, or set gradient_checkpointing = true"
             ) from error
-        self.parts *= 2
-        logger.warning("memory ran out over {} rows; goes on with {} at a time", at_once, math.ceil(rows / self.parts))
+        self.parts = 2 * parts
+        logger.warning("memory ran out over {} rows; goes on with {} at a time", together, math.ceil(rows / self.parts))
 
     def _trained(self) -> list[torch.nn.Parameter]:
         model: Any = self.model
@@ -125,7 +136,7 @@ class Trainer(SFTTrainer):
 
 def trainer(
     model: Any, lora: LoraConfig | None, rows: Sequence[Row], folder: Path, settings: Training,
-    deepspeed: Path | None, precision: Precision,
+    deepspeed: Path | None, precision: Precision, at_once: int | None = None,
 ) -> Trainer:  # fmt: skip
     """A trainer, ready to run.
 
@@ -137,6 +148,7 @@ def trainer(
         settings: complete (`training.choices`).
         deepspeed: a DeepSpeed configuration.
         precision: how the base is held.
+        at_once: tokens that one forward pass reads at most, if more than one row; None: a whole batch.
 
     Raises:
         TrainingError: Liger is asked for and not installed, or the base cannot be trained with our loss.
@@ -184,6 +196,8 @@ def trainer(
     # TRL makes the LoRA of a quantized base bf16, in which small updates vanish.
     for parameter in made._trained():
         parameter.data = parameter.data.float()
+    slim(made.model, recomputed=bool(settings.gradient_checkpointing))
+    made.at_once = at_once
     teach_sparse_loss(made.model, packed=packed)
     return made
 
@@ -202,6 +216,11 @@ def _recompute(wanted: bool) -> dict[str, Any]:
     return {"gradient_checkpointing": wanted}
 
 
+def _rows(inputs: dict[str, Any]) -> int:
+    """Rows of a batch, padded or packed."""
+    return int((inputs["position_ids"] == 0).sum()) if "position_ids" in inputs else len(inputs["labels"])
+
+
 def _split(inputs: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """A batch in pieces of rows; padded ones without columns of padding alone."""
     if parts == 1:
@@ -216,7 +235,7 @@ def _split(inputs: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     for start in range(0, len(inputs["input_ids"]), size):
         piece = {name: column[start : start + size] for name, column in inputs.items()}
         labelled = (piece["labels"] != IGNORED).any(0).nonzero()
-        width = int(labelled[-1]) + 1 if len(labelled) else 1
+        width = wide(int(labelled[-1]) + 1 if len(labelled) else 1)
         found.append({name: column[:, :width] for name, column in piece.items()})
     return found
 

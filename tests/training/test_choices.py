@@ -20,11 +20,11 @@ SMALL = Shape(layers=28, hidden=1024, inputs=10240, linear=440_000_000, other=15
 
 def chosen(
     settings: Training | None = None, answers: int = 120, rows: int = 80, device: Device = CPU, free: int = 20 * GB,
-    going_on: Known | None = None, processes: int = 1,
+    going_on: Known | None = None, processes: int = 1, at_once: int | None = None,
 ) -> Chosen:  # fmt: skip
     given, data = settings or Training(), Data(answers, rows, 500, held_out=True)
     how = precision.chosen(given, device)
-    return choose(given, data, SMALL, device, how, free, going_on=going_on, processes=processes)
+    return choose(given, data, SMALL, device, how, free, going_on=going_on, processes=processes, at_once=at_once)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,18 @@ def test_a_batch_fits_in_memory_first_by_recomputing_then_by_being_smaller() -> 
     assert (roomy.per_device_train_batch_size, roomy.gradient_checkpointing) == (4, False)
     assert (tight.per_device_train_batch_size, tight.gradient_checkpointing) == (4, True)
     assert (tightest.per_device_train_batch_size, tightest.gradient_checkpointing) == (1, True)
+
+
+def test_what_is_read_in_passes_needs_room_for_one_pass() -> None:
+    one = SMALL.activation_bytes(512, recomputed=False)
+    assert one < SMALL.activation_bytes(4 * 500, recomputed=False) / 2
+    fits, short = (chosen(free=int(one * share), at_once=512).settings for share in (2.02, 1.98))
+    assert (fits.per_device_train_batch_size, fits.gradient_checkpointing) == (4, False)
+    assert (short.per_device_train_batch_size, short.gradient_checkpointing) == (4, True)
+    # One row that is longer than a pass is what counts, and so are few short ones.
+    row = SMALL.activation_bytes(500, recomputed=False)
+    assert not chosen(free=int(row * 2.02), at_once=1).settings.gradient_checkpointing
+    assert chosen(free=int(row * 1.98), at_once=1).settings.gradient_checkpointing
 
 
 def test_batches_are_joined_where_enough_steps_are_left() -> None:

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import talks
@@ -90,6 +93,34 @@ def test_the_sparse_gradient_equals_autograds(softcap: float | None) -> None:
     torch.testing.assert_close(got, wanted)
 
 
+def test_logits_are_held_a_chunk_at_a_time_and_the_gradient_is_autograds() -> None:
+    # In float32 a few rows of a chunk at a time, here 59 of 150.
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            made = [x for x in (found if isinstance(found, tuple | list) else [found]) if isinstance(x, torch.Tensor)]
+            self.elements = max(self.elements, *(x.numel() for x in made), 0)
+            return found
+
+    generator = torch.Generator().manual_seed(0)
+    words, positions = 70_000, 200
+    hidden = torch.randn(1, positions, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(words, 4, generator=generator)
+    targets = torch.randint(0, words, (1, positions), generator=generator)
+    full = functional.cross_entropy((hidden @ weight.T)[0], targets[0], reduction="sum")
+    (wanted,) = torch.autograd.grad(full, hidden)
+    with Largest() as largest:
+        sparse = sparse_nll(hidden, weight, targets, None, chunk=150)
+        (got,) = torch.autograd.grad(sparse, hidden)
+    torch.testing.assert_close(sparse, full)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert largest.elements == 150 * words
+
+
 def test_without_any_target_the_loss_is_zero_and_still_has_a_gradient() -> None:
     hidden = torch.ones(1, 3, 4, requires_grad=True)
     loss = sparse_nll(hidden, torch.ones(5, 4), torch.full((1, 3), IGNORED), None, chunk=2)
@@ -155,6 +186,19 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(
     other = lora(train(samples, base, tmp_path / "c", few.model_copy(update={"seed": 7})).peft)
     assert all(torch.equal(one[n], two[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_peak_is_this_processs_and_not_the_one_that_started_it() -> None:
+    fat = bytearray(600_000_000)
+    told = subprocess.run(
+        [sys.executable, "-c", "from training.watch import peak_bytes; print(peak_bytes()['peak_rss_bytes'])"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 5e7 < int(told.stdout.splitlines()[-1]) < own - len(fat) / 2
 
 
 class Killed(Exception):

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from bot.config import Training
 from bot.errors import TrainingError
 from training import known, precision
-from training.batches import IGNORED, collate, pack, rows_of
+from training.batches import IGNORED, collate, pack, rows_of, wide
 from training.device import Device
 from training.loss import teach_sparse_loss
 from training.precision import Precision
@@ -33,6 +33,9 @@ SETTINGS = Training(
     r=4, lora_alpha=8, learning_rate=5e-3, num_train_epochs=1, per_device_train_batch_size=8, model_max_length=160,
     gradient_accumulation_steps=1, logging_steps=1, lora_dropout=0.0, threads=1, compute_dtype="float32",
 )  # fmt: skip
+
+UNBOUNDED = 10**9
+"""Tokens at once: whole batches."""
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +87,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_teaches_the_same(
     packing: Any, base: Path, samples: list[Window], tmp_path: Path
 ) -> None:
     settings, asked = with_(SETTINGS, max_steps=3, packing=packing), list[int]()
-    whole = train(samples, base, tmp_path / "whole", settings)
-    longest = max(len(r.ids) for r in rows_of(samples, Split.TRAIN))
-    options = Options(admit=holds(longest * 3, asked))
+    whole = train(samples, base, tmp_path / "whole", settings, options=Options(at_once=UNBOUNDED))
+    longest = wide(max(len(r.ids) for r in rows_of(samples, Split.TRAIN)))
+    options = Options(admit=holds(longest * 3, asked), at_once=UNBOUNDED)
     halved, lines = told_by(lambda: train(samples, base, tmp_path / "halved", settings, options=options))
     assert [line for line in lines if "memory ran out" in line] == [
         "memory ran out over 8 rows; goes on with 4 at a time", "memory ran out over 4 rows; goes on with 2 at a time",
@@ -96,6 +99,42 @@ def test_a_batch_that_does_not_fit_is_halved_and_teaches_the_same(
     assert halved.record["steps"] == 3
     for name, tensor in lora(whole).items():
         torch.testing.assert_close(lora(halved)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("packing", ["off", "on"])
+def test_a_batch_is_read_in_passes_on_a_processor_and_teaches_the_same(
+    packing: Any, base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    settings, asked = with_(SETTINGS, max_steps=3, packing=packing), list[int]()
+    whole = train(samples, base, tmp_path / "whole", settings, options=Options(at_once=UNBOUNDED))
+    rows = rows_of(samples, Split.TRAIN)
+    longest = wide(max(len(r.ids) for r in rows))
+    options = Options(admit=asked.append, at_once=2 * longest)
+    passes = train(samples, base, tmp_path / "passes", settings, options=options)
+    assert max(asked) <= 2 * longest
+    assert len(asked) >= 3 * 8 // 4 > 3
+    assert (passes.record["batch_parts"], passes.record["steps"]) == (1, 3)
+    for name, tensor in lora(whole).items():
+        torch.testing.assert_close(lora(passes)[name], tensor, rtol=1e-3, atol=1e-4)
+    # A row that is longer than a pass is read alone.
+    asked.clear()
+    alone = train(samples, base, tmp_path / "alone", settings, options=Options(admit=asked.append, at_once=1))
+    assert len(asked) == 3 * 8
+    assert set(asked) <= {wide(len(r.ids)) for r in rows}
+    for name, tensor in lora(whole).items():
+        torch.testing.assert_close(lora(alone)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_passes_that_do_not_fit_are_halved_from_what_they_were(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    longest = wide(max(len(r.ids) for r in rows_of(samples, Split.TRAIN)))
+    options = Options(admit=holds(longest, []), at_once=4 * longest)
+    run, lines = told_by(lambda: train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1), options=options))
+    assert [line for line in lines if "memory ran out" in line] == [
+        "memory ran out over 4 rows; goes on with 2 at a time", "memory ran out over 2 rows; goes on with 1 at a time",
+    ]  # fmt: skip
+    assert run.record["batch_parts"] == 8
 
 
 def test_half_a_gradient_of_a_pass_that_failed_is_forgotten(base: Path, samples: list[Window], tmp_path: Path) -> None:
@@ -109,7 +148,7 @@ def test_half_a_gradient_of_a_pass_that_failed_is_forgotten(base: Path, samples:
         if next(passes) in (1, 3):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
-    run = train(samples, base, tmp_path / "cut", settings, options=Options(admit=admit))
+    run = train(samples, base, tmp_path / "cut", settings, options=Options(admit=admit, at_once=UNBOUNDED))
     assert run.record["batch_parts"] == 4
     for name, tensor in lora(whole).items():
         torch.testing.assert_close(lora(run)[name], tensor, rtol=1e-3, atol=1e-4)
