@@ -3,7 +3,7 @@
 The same numbers come out; what differs is what lies in memory in between. Beside a frozen bf16 layer PEFT keeps, for
 every LoRA, the layer's input once more in float32, and with dropout what was dropped and the mask, 12 bytes an input in
 all. A norm computes in float32 and keeps that. Here a LoRA keeps the input as it came, which q, k and v share, and a
-byte a mask; norms and the product in a gated MLP are computed anew, which multiplies no matrices.
+byte a mask; norms are computed anew, which multiplies no matrices.
 
 Gemma 3 270M, bytes a token of a layer: PEFT's 59.4 KB (84.0 with dropout), with LoRAs and norms from here 33.2.
 """
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-
-from training.loss import measuring
 
 _LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's LoRAs that add to what a linear layer gives; those on bare parameters change the weight instead."""
@@ -72,42 +70,17 @@ class _Again(torch.autograd.Function):
         return *torch.autograd.grad(y, x, *upstream), None
 
 
-class _Gated(torch.autograd.Function):
-    """act(gate) · up, of which the two are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.act = act
-        return act(gate) * up
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        kept, up = ctx.saved_tensors
-        (above,) = upstream
-        gate = kept.detach().requires_grad_()
-        with torch.enable_grad():
-            opened = ctx.act(gate)
-        (for_gate,) = torch.autograd.grad(opened, gate, above * up)
-        return for_gate, above * opened.detach(), None
-
-
-def slim(model: Any, *, recomputed: bool = False) -> int:
+def slim(model: Any) -> int:
     """Let a PEFT model's LoRAs on linear layers and its frozen norms keep less; what is otherwise stays as it is.
 
     Args:
         model: the PEFT model, changed.
-        recomputed: whole layers will be (gradient checkpointing), so that an MLP keeps nothing anyway.
 
     Returns:
         How many modules keep less now.
     """
     changed = 0
     for module in list(model.modules()):
-        if not recomputed and _is_gated(module):
-            module.forward = _mlp(module, module.forward)
-            changed += 1
-            continue
         if isinstance(module, LoraLayer) and type(module).__name__ in _LAYERS:
             module.forward = _lora(module, module.forward)
         elif _is_norm(module):
@@ -121,38 +94,6 @@ def slim(model: Any, *, recomputed: bool = False) -> int:
 def _is_norm(module: nn.Module) -> bool:
     """A root-mean-square norm of any architecture, frozen."""
     return type(module).__name__.endswith("RMSNorm") and not any(p.requires_grad for p in module.parameters())
-
-
-def _is_gated(module: Any) -> bool:
-    """A gated MLP that computes down(act(gate(x)) · up(x)) and nothing else, as is tried."""
-    if not all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        return False
-    weight = module.gate_proj.weight
-    dtype = weight.dtype if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else torch.float32
-    x = torch.linspace(-1, 1, module.gate_proj.in_features, dtype=dtype, device=weight.device).expand(1, 2, -1)
-    with measuring(module):
-        return torch.equal(module(x), module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x)))
-
-
-def _mlp(module: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not torch.is_grad_enabled():
-            return plain(x, *args, **kwargs)
-        gate, up = module.gate_proj(x), module.up_proj(x)
-        product: Tensor = _Gated.apply(gate, up, module.act_fn)  # type: ignore[no-untyped-call]
-        place, shape, halves = product.data_ptr(), product.shape, (gate.detach(), up.detach())
-
-        def keep(tensor: Tensor) -> Tensor | None:
-            return None if tensor.data_ptr() == place and tensor.shape == shape else tensor
-
-        def give(tensor: Tensor | None) -> Tensor:
-            return module.act_fn(halves[0]) * halves[1] if tensor is None else tensor
-
-        # The product lives until this ends, so nothing else can lie in its place.
-        with torch.autograd.graph.saved_tensors_hooks(keep, give):
-            return module.down_proj(product)  # type: ignore[no-any-return]
-
-    return forward
 
 
 def _lora(module: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:

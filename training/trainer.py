@@ -196,7 +196,7 @@ def trainer(
     # TRL makes the LoRA of a quantized base bf16, in which small updates vanish.
     for parameter in made._trained():
         parameter.data = parameter.data.float()
-    slim(made.model, recomputed=bool(settings.gradient_checkpointing))
+    slim(made.model)
     made.at_once = at_once
     teach_sparse_loss(made.model, packed=packed)
     return made

@@ -73,7 +73,7 @@ def batch_of(base: Path) -> dict[str, torch.Tensor]:
 def test_loss_and_gradients_are_pefts_and_less_is_kept(base: Path, dtype: torch.dtype, dropout: float) -> None:
     model, batch = tuned(base, dtype=dtype, lora_dropout=dropout), batch_of(base)
     loss, gradients, plain = learned(model, batch, torch.float32)
-    assert slim(model) == 2 * 8 + sum("norm" in type(m).__name__.lower() for m in model.modules())
+    assert slim(model) == 2 * 7 + sum("norm" in type(m).__name__.lower() for m in model.modules())
     ours, our_gradients, lean = learned(model, batch, torch.float32)
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=1e-5)
     assert our_gradients.keys() == gradients.keys()
@@ -98,7 +98,7 @@ def test_a_lora_on_small_weights_learns_the_same(base: Path, weights: str) -> No
 
 def test_recomputed_layers_learn_the_same(base: Path) -> None:
     model, batch = tuned(base, dtype=torch.float32, lora_dropout=0.3), batch_of(base)
-    slim(model, recomputed=True)
+    slim(model)
     loss, gradients, whole = learned(model, batch)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -107,20 +107,6 @@ def test_recomputed_layers_learn_the_same(base: Path) -> None:
     for name, gradient in gradients.items():
         torch.testing.assert_close(again_gradients[name], gradient)
     assert recomputed < whole / 2
-
-
-def test_the_product_in_a_gated_mlp_is_not_kept(base: Path) -> None:
-    plain, lean = (tuned(base, dtype=torch.float32) for _ in "ab")
-    batch = batch_of(base)
-    slim(plain, recomputed=True)
-    slim(lean)
-    loss, gradients, with_it = learned(plain, batch)
-    ours, our_gradients, without = learned(lean, batch)
-    wide = plain.get_base_model().config.intermediate_size * batch["input_ids"].numel() * 4
-    assert with_it - without == 2 * 2 * wide  # act(gate) and the product, in two layers
-    torch.testing.assert_close(ours, loss)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(our_gradients[name], gradient)
 
 
 def test_what_is_no_plain_lora_beside_the_base_stays_pefts(base: Path) -> None:

@@ -120,7 +120,8 @@ def test_a_batch_is_read_in_passes_on_a_processor_and_teaches_the_same(
     asked.clear()
     alone = train(samples, base, tmp_path / "alone", settings, options=Options(admit=asked.append, at_once=1))
     assert len(asked) == 3 * 8
-    assert set(asked) <= {wide(len(r.ids)) for r in rows}
+    # What is packed is not padded.
+    assert set(asked) <= {len(r.ids) if packing == "on" else wide(len(r.ids)) for r in rows}
     for name, tensor in lora(whole).items():
         torch.testing.assert_close(lora(alone)[name], tensor, rtol=1e-3, atol=1e-4)
 
@@ -294,7 +295,7 @@ def test_a_run_that_gets_no_better_ends_early_and_keeps_the_best(
     base: Path, samples: list[Window], tmp_path: Path
 ) -> None:
     # A rate so high that it gets worse after its best.
-    wild = with_(SETTINGS, learning_rate=0.3, num_train_epochs=30, eval_steps=1, early_stopping_patience=3)
+    wild = with_(SETTINGS, learning_rate=1.0, num_train_epochs=30, eval_steps=1, early_stopping_patience=3)
     run = train(samples, base, tmp_path / "run", wild)
     tune = [x["loss"] for x in run.record["tune"]]
     best = min(range(len(tune)), key=tune.__getitem__)
