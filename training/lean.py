@@ -63,11 +63,11 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
+        (kept,), (above,) = ctx.saved_tensors, upstream
         x = kept.detach().requires_grad_()
         with torch.enable_grad():
             y = ctx.work(x)
-        return *torch.autograd.grad(y, x, *upstream), None
+        return *torch.autograd.grad(y, x, above), None
 
 
 def slim(model: Any) -> int:
@@ -81,7 +81,7 @@ def slim(model: Any) -> int:
     """
     changed = 0
     for module in list(model.modules()):
-        if isinstance(module, LoraLayer) and type(module).__name__ in _LAYERS:
+        if _is_lora(module):
             module.forward = _lora(module, module.forward)
         elif _is_norm(module):
             module.forward = _norm(module.forward)
@@ -89,6 +89,10 @@ def slim(model: Any) -> int:
             continue
         changed += 1
     return changed
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and type(module).__name__ in _LAYERS
 
 
 def _is_norm(module: nn.Module) -> bool:

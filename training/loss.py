@@ -51,7 +51,7 @@ class _ChunkedNll(torch.autograd.Function):
             part = slice(start, min(start + chunk, len(targets)))
             logits, wanted = low[: part.stop - start], targets[part].unsqueeze(1)
             torch.mm(hidden[part].to(weight.dtype), weight.T, out=logits)
-            for few, ids in zip(logits.split(at_once), wanted.split(at_once), strict=True):
+            for few, ids in zip(torch.split(logits, at_once), torch.split(wanted, at_once), strict=True):
                 total += _nll(few, ids, full[: len(few)], softcap, slope=wants_gradient)
             if wants_gradient:
                 gradient[part] = (logits @ weight).to(gradient.dtype)

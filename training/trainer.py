@@ -103,7 +103,7 @@ class Trainer(SFTTrainer):
         if self.at_once is None:
             return self.parts
         rows = _rows(inputs)
-        together = max(1, self.at_once * rows // inputs["labels"].numel())
+        together = max(1, self.at_once * rows // int(inputs["labels"].numel()))
         return max(self.parts, math.ceil(rows / together))
 
     def _smaller(self, inputs: dict[str, Any], parts: int, error: Exception) -> None:
