@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, JsonOption, show
+from bot.cli.options import CONFIG, ConfigOption, JsonOption, hush, show
 from bot.errors import TwinError
 
 BENCHES = {
@@ -33,6 +33,7 @@ def bench(
     """The project's own figures, each beside its peer in the same run."""
     import importlib
 
+    hush()  # no bench asks a hub
     if name not in BENCHES:
         raise TwinError(f"no bench {name!r}; there are: {', '.join(BENCHES)}")
     try:
