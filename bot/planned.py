@@ -18,8 +18,8 @@ RETRY_S = 30.0
 _TRIES = 3
 """Times the model is asked, where others speak first or nothing comes that can be sent."""
 _LONG_AGO = timedelta(days=1)
-_FINAL = ("off", "stopped")
-"""Not tried again: the owner switched the scene off, or stops the program."""
+_FINAL = ("off", "stopped", "optout")
+"""Not tried again: the owner switched the scene off or stops the program, or whose chat it is opted out."""
 
 
 async def say(

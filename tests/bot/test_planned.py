@@ -68,11 +68,12 @@ async def test_too_late_it_is_dropped_and_what_was_in_the_way_is_told(hindrance:
     assert planned.missed(hindrance)
 
 
-async def test_where_the_twin_is_off_nothing_is_waited_for() -> None:
+@pytest.mark.parametrize("forbidden", ["off", "optout"])
+async def test_where_the_twin_is_off_or_not_wanted_nothing_is_waited_for(forbidden: str) -> None:
     began = time.monotonic()
-    assert await said(Doors(forbidden="off"), late_s=60) == "off"
+    assert await said(Doors(forbidden=forbidden), late_s=60) == forbidden
     assert time.monotonic() - began < 5
-    assert planned.missed("off")
+    assert planned.missed(forbidden)
 
 
 async def test_others_who_speak_first_only_delay_it_and_three_times_are_enough() -> None:
