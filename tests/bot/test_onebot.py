@@ -280,7 +280,8 @@ async def test_the_older_connection_ends_without_ending_the_newer(probe: Probe) 
 
 
 async def test_a_client_whose_heart_stops_is_given_up_and_may_come_back(probe: Probe) -> None:
-    quiet, well = NapCat(probe.url, TOKEN), NapCat(probe.url, TOKEN, account="3889000772")
+    quiet = NapCat(probe.url, TOKEN, beats_every_s=None)
+    well = NapCat(probe.url, TOKEN, account="3889000772")
     await quiet.open()
     await well.open()
     await quiet.heartbeat(200)

@@ -186,6 +186,7 @@ async def test_an_account_that_qq_logged_out_sends_nothing_until_its_heartbeat_s
     hardy: Daemon, client: NapCat
 ) -> None:
     scene = f"private:{OWNER}"
+    client.online = False
     await client.emit(
         valid=False, post_type="notice", notice_type="bot_offline", user_id=int(ACCOUNT), tag="下线", message="x"
     )
@@ -193,6 +194,7 @@ async def test_an_account_that_qq_logged_out_sends_nothing_until_its_heartbeat_s
     await client.say("在吗", user=OWNER)
     assert (await decided(hardy, scene, n + 1))[-1] == "offline"
     assert len(client.bubbles) == tried
+    client.online = True
     await client.heartbeat()
     await client.say("现在呢", user=OWNER)
     assert (await decided(hardy, scene, n + 2))[-1] in DONE

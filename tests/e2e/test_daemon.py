@@ -67,7 +67,7 @@ async def test_three_bubbles_get_one_answer(daemon: Daemon, client: NapCat) -> N
     (answer,) = await client.expect(1)
     await client.quiet(1.5)
     assert answer.segments == [napcat.text("刚睡醒"), {"type": "face", "data": {"id": "14"}}]
-    assert daemon.outcomes("private:101")[-1] == "spoke"
+    daemon.wait(lambda: daemon.outcomes("private:101")[-1:] == ["spoke"])
     assert daemon.outcomes("private:101").count("spoke") == 1
 
 
@@ -75,6 +75,7 @@ async def test_an_answer_of_two_lines_is_two_bubbles_in_order(daemon: Daemon, cl
     await client.say("吃什么", group=GROUP)
     assert [b.text for b in await client.expect(2)] == ["吃面", "加个蛋"]
     await client.quiet(0.5)
+    daemon.wait(lambda: len(daemon.stored(f"group:{GROUP}")) == 3)
     assert [m.origin for m in daemon.stored(f"group:{GROUP}")] == [Origin.HUMAN, Origin.TWIN, Origin.TWIN]
 
 
@@ -83,7 +84,7 @@ async def test_what_the_persona_ignores_gets_no_answer_and_why_says_so(daemon: D
     assert "石头" in (await client.expect(1))[0].text
     await client.say("在吗", group=202)
     await client.quiet(1.5)
-    assert daemon.outcomes("group:202") == ["silent"]
+    daemon.wait(lambda: daemon.outcomes("group:202") == ["silent"])
     why = await client.ask("/why", user=OWNER, group=202)
     assert "看到了，没说话" in why
     assert "配置·偏置 -30.0" in why
@@ -406,8 +407,13 @@ async def test_the_echo_of_our_own_bubble_is_not_the_persons(
     assert await client.ask("在吗", user=user) == "在的"
     await client.say("早", user=user)
     assert (await client.expect(1))[0].text == "早呀"
-    stored = daemon.stored(f"private:{user}")
-    assert [m.origin for m in stored if m.sender_id == ACCOUNT] == [Origin.TWIN, Origin.TWIN]
+
+    def ours() -> list[Origin]:
+        return [m.origin for m in daemon.stored(f"private:{user}") if m.sender_id == ACCOUNT]
+
+    daemon.wait(lambda: len(ours()) == 2)
+    await client.quiet(0.5)
+    assert ours() == [Origin.TWIN, Origin.TWIN]
     with daemon.archive() as archive:
         assert "held" not in [state for _, state in archive.timeline(Scene("private", str(user)), "state")]
 

@@ -60,6 +60,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     for line in (x for x in pages.commands(Path(pages.__file__).parent / "rolebench.md") if "libai" not in x):
         run = max((folder / "data" / "runs" / "cast").glob("*/"), default=folder).name
         words = shlex.split(line.replace("/RUN/", f"/{run}/"))[1:]
+        if words[0] == "chat":
+            words += ["--temperature", "0"]  # the likeliest answer, not one drawn
         done = subprocess.run(
             [sys.executable, "-m", "bot", *words], cwd=folder, capture_output=True, text=True,
             input="第3件事你怎么看？\n/quit\n", timeout=LINE_S, check=False,

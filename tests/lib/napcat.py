@@ -108,11 +108,15 @@ class NapCat:
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What the history actions tell, by `group:ID` or `private:ID`, oldest first."""
     older_by_default: bool = True
+    """Whether a page after an anchor is older without `reverseOrder`."""
     spoken: dict[int, str] = field(default_factory=dict)
     """Words of voice messages by message_id, for the client's speech-to-text."""
     images: dict[str, str] = field(default_factory=dict)
     """Path of the file of an image, by its name, for get_image."""
-    """Whether a page after an anchor is older without `reverseOrder`."""
+    online: bool = True
+    """Whether QQ has the account logged in, as heartbeats say."""
+    beats_every_s: float | None = 30.0
+    """Seconds between heartbeats, None for a client that says one and no more."""
 
     def __post_init__(self) -> None:
         self._socket: ClientConnection | ServerConnection | None = None
@@ -131,7 +135,7 @@ class NapCat:
         await self.close()
 
     async def open(self) -> None:
-        """Connect, and say so as NapCat does: lifecycle, then a heartbeat."""
+        """Connect, and say so as NapCat does: lifecycle, then heartbeats."""
         headers = {"X-Self-ID": self.account, "x-client-role": "Universal"}
         url = self.url
         if self.token is not None and self.authorization == "query":
@@ -149,6 +153,8 @@ class NapCat:
         self._spawn(self._listen(self._socket))
         await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
         await self.heartbeat()
+        if self.beats_every_s is not None:
+            self._spawn(self._beat(self.beats_every_s))
 
     @contextlib.asynccontextmanager
     async def serving(self, port: int) -> AsyncIterator[None]:
@@ -170,7 +176,7 @@ class NapCat:
 
     async def heartbeat(self, interval_ms: int = 30000) -> None:
         """Say that all is well, and when it will be said again."""
-        status = {"online": True, "good": True}
+        status = {"online": self.online, "good": True}
         await self.emit(post_type="meta_event", meta_event_type="heartbeat", status=status, interval=interval_ms)
 
     async def close(self) -> None:
@@ -318,6 +324,12 @@ class NapCat:
         if deliver:
             await self._send_event(event)
         return message_id
+
+    async def _beat(self, every_s: float) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await asyncio.sleep(every_s)
+                await self.heartbeat(round(every_s * 1000))
 
     def _next(self, place: str) -> tuple[int, int]:
         """A new id, as NapCat makes them (31 bits of an md5), and the scene's next running number."""
