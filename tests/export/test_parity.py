@@ -167,6 +167,8 @@ LIMITS = [
     (given([-2.0] * 10), given([-2.0 + 0.0301] * 10), False),
     (given([-2.0], [0.5, 0.5]), given([-2.0], [0.5 + 0.0199, 0.5 - 0.0199]), True),
     (given([-2.0], [0.5, 0.5]), given([-2.0], [0.5 + 0.0201, 0.5 - 0.0201]), False),
+    (given([-2.0] * 4), given([-2.13, -2.13, -1.87, -2.13]), True),
+    (given([-2.0] * 400), given([-2.13, -2.13, -1.87, -2.13] * 100), False),
     (given([-2.0, math.nan]), given([-2.0, -2.0]), False),
     (given([-2.0]), given([-math.inf]), False),
     (given([-2.0], [0.5]), given([-2.0], [math.nan]), False),

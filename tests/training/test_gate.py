@@ -315,6 +315,10 @@ def test_sample_answers_are_looked_at(answers: tuple[Answer, ...], expected: set
         ("好的\n好的\n好的\n好的", True),
         ("\n".join(["今天吃什么"] * 5), True),
         ("[图片]" * 6, True),
+        ("[捂脸]" * 8, False),
+        ("[捂脸]" * 9, True),
+        ("hahahahahaha", False),
+        ("这也太好笑了hahahahahaha", False),
     ],
 )
 def test_loops_are_told_from_laughter(text: str, expected: bool) -> None:

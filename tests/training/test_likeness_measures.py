@@ -297,6 +297,12 @@ def test_numbers_and_names_count_where_nobody_named_them_before() -> None:
     assert leak.told(["问老周"], {"老周", "阿泽"}, [""]) == [1]
 
 
+def test_laughter_round_sums_and_hotlines_are_nobodys_number_and_a_number_stands_as_a_whole() -> None:
+    assert leak.numbers(["2333333", "66666", "一共 100000", "打 12306 或 95588", "门牌 40717"]) == {"40717"}
+    assert leak.told(["是 140717 吧", "40717！"], {"40717"}, ["", ""]) == [0, 1]
+    assert leak.told(["是 40717 吧"], {"40717"}, ["140717 是什么"]) == [1], "another number was heard"
+
+
 def test_canaries_are_sentences_of_their_own_and_their_exposure_is_a_rank() -> None:
     planted = leak.canaries(8)
     assert len({c.secret for c in planted}) == 8

@@ -25,7 +25,8 @@ _MARKS = {"，": ",", "。": ".", "！": "!", "？": "?", "～": "~", "：": ":"
 _PARTICLES = re.compile(
     r"[吗呢吧啊呀哦嘛啦嗯欸诶哎唉哇呗咯喽嘞噢喔额呃哈]|\b(?:yeah|yep|oh|well|um+|uh+|hmm+|ok|okay|ah|aw+|wow)\b", re.I
 )
-_LAUGHTER = re.compile(r"哈{2,}|嘿{2,}|嘻{2,}|呵{2,}|h{3,}|(?:ha){2,}h?|笑死|233+|\blo+l\b|\blmao\b", re.I)
+LAUGHTER = re.compile(r"哈{2,}|嘿{2,}|嘻{2,}|呵{2,}|h{3,}|(?:ha){2,}h?|笑死|233+|\blo+l\b|\blmao\b", re.I)
+"""Chinese and English laughs, of any length."""
 _FACE = re.compile(r"\[[^\[\]\s]{1,12}\]")
 _NGRAMS = (1, 2)
 
@@ -189,7 +190,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[str], Counter[str]]:
 
 
 def _laughter(answer: str) -> Counter[str]:
-    found = (m.group().casefold() for m in _LAUGHTER.finditer(answer))
+    found = (m.group().casefold() for m in LAUGHTER.finditer(answer))
     return Counter(f"{laugh[:2]} {min(len(laugh), 6)}" for laugh in found) or Counter([_NONE])
 
 

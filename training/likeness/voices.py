@@ -111,11 +111,14 @@ class Voices:
     def _scores(
         self, name: str, asked: list[Question], questions: list[Question] | None, known: Scores | None
     ) -> list[tuple[float, int]]:
-        """-log p and tokens of the person's answers under a voice; empty where it was not scored."""
+        """-log p and tokens of the person's answers under a voice.
+
+        Empty where it was not scored, or not everywhere: a longer prompt may leave a window without its places.
+        """
         if questions is not None:
             found = self._once(f"words-{name}", _shown(questions), lambda: self._stage.scored(questions, name))
             return [(float(nll), int(n)) for nll, n in found]
-        return [known[q.key] for q in asked] if known else []
+        return [known[q.key] for q in asked] if known and all(q.key in known for q in asked) else []
 
     def _prodded(self, new: Voice) -> list[tuple[str, str]]:
         """(prompt, answer) of the new version where it is made to tell."""
