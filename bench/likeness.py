@@ -132,7 +132,7 @@ def trained_for(steps: int) -> config.Training:
     """Settings that fit two cores and half an hour."""
     return config.Training(
         num_train_epochs=2, max_steps=steps, learning_rate=5e-4, lora_dropout=0.0, per_device_train_batch_size=1,
-        model_max_length=WINDOW,
+        gradient_accumulation_steps=1, model_max_length=WINDOW,
     )  # fmt: skip
 
 
