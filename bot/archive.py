@@ -10,7 +10,7 @@ Every method is synchronous and short (under a millisecond on SQLite), so the da
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -68,6 +68,8 @@ _TABLES = ("messages", "decisions", "scene_log", "imports", "same_messages", "op
 """Every table of the schema."""
 SAME_ID_MS = 60_000
 """Messages of one id are one message when their times differ by less."""
+_FRESH_MAX = 2_000
+"""Messages just stored that are not read back to be heard."""
 SAID = ("spoke", "cut short")
 """Outcomes of decisions of which at least one bubble was sent."""
 UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError, RecursionError)
@@ -122,6 +124,7 @@ class Archive:
         self._url = sa.engine.make_url(url)
         self._waiting: deque[tuple[Message, str]] = deque()
         self._recalls: list[tuple[Scene, str, datetime]] = []
+        self._fresh: OrderedDict[tuple[Scene, str], Message] = OrderedDict()
         self._log: deque[tuple[sa.Table, dict[str, Any]]] = deque(maxlen=WAITING_MAX)
         self.lost = 0
         """Messages dropped: beyond `WAITING_MAX` while the store was broken, or of a kind it can never hold."""
@@ -186,6 +189,24 @@ class Archive:
             self._waiting.popleft()
             self.lost += 1
         return self.flush()
+
+    def add(self, message: Message) -> bool:
+        """Store one live message; False if it is a replay of one that is stored, or waits, already.
+
+        `get` gives it for a while without asking the store.
+
+        Raises:
+            ArchiveError: it cannot be written, and waits in memory.
+        """
+        if any(_is_replay(message, m) for m, _ in self._waiting):
+            return False
+        self.flush()  # what waited is not counted with it
+        new = self.append([message]) > 0 or self.waiting > 0
+        if new:
+            self._fresh[message.scene, message.id] = message
+            while len(self._fresh) > _FRESH_MAX:
+                self._fresh.popitem(last=False)
+        return new
 
     def flush(self) -> int:
         """Write what waits; gives how many messages were added, 0 if the store still refuses."""
@@ -255,6 +276,7 @@ class Archive:
         if scene.private and self.optouts.why(scene.id, time) is Why.FORGOTTEN:
             return False
         scene = self.scene_of_recall(scene, message_id)
+        self._fresh.pop((scene, message_id), None)
         self._recalls.append((scene, message_id, time))
         try:
             stored = self.get(scene, message_id) is not None
@@ -288,6 +310,10 @@ class Archive:
     def get(self, scene: Scene, message_id: str) -> Message | None:
         """One message, or None."""
         found = next((m for m, _ in self._waiting if m.scene == scene and m.id == message_id), None)
+        fresh = self._fresh.get((scene, message_id))
+        # Another process may have removed what somebody said.
+        if found is None and fresh is not None and self.optouts.why(fresh.sender_id, fresh.time) is not Why.FORGOTTEN:
+            found = fresh
         if found is None:
             c = messages_table.c
             rows = self._read(sa.select(messages_table).where(c.scene == str(scene), c.message_id == message_id))
@@ -309,16 +335,22 @@ class Archive:
         """Ids of a scene whose recall waits in memory."""
         return {message_id for place, message_id, _ in self._recalls if place == scene}
 
-    def window(self, scene: Scene, limit: int, after: datetime | None = None) -> list[Message]:
-        """The newest `limit` messages the model may see (not recalled, not system), oldest first."""
+    def window(
+        self, scene: Scene, limit: int, after: datetime | None = None, *, segments_of: str | None = None
+    ) -> list[Message]:
+        """The newest `limit` messages the model may see (not recalled, not system), oldest first.
+
+        With the raw segments of texts that contain `segments_of` alone, if it is given: half of a look's time went
+        into parsing them.
+        """
         c = messages_table.c
-        query = sa.select(messages_table).where(
+        query = sa.select(*self._columns(segments_of)).where(
             c.scene == str(scene), c.recalled.is_(False), c.origin != Origin.SYSTEM.value, self._not_hidden()
         )
         if after is not None:
             query = query.where(c.time_ms > milliseconds(after))
         rows = self._read(query.order_by(*(column.desc() for column in _ORDER)).limit(limit))
-        found = [message_of(row) for row in reversed(rows)]
+        found = _messages(scene, reversed(rows))
         pending = [m for m, _ in self._waiting if m.scene == scene and m.origin is not Origin.SYSTEM]
         pending = [m for m in pending if not m.recalled and not self._is_hidden(m)]
         if pending:
@@ -337,25 +369,12 @@ class Archive:
         Those of texts that contain `segments_of` are there if it is given.
         """
         c = messages_table.c
-        columns = (
-            c.message_id, c.sender_id, c.sender_name, c.time_ms, c.text, c.origin, c.reply_to,
-            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name, self._segments_column(segments_of),
-        )  # fmt: skip
-        query = sa.select(*columns).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
+        query = sa.select(*self._columns(segments_of)).where(c.scene == str(scene), c.origin != Origin.SYSTEM.value)
         if not recalled:
             query = query.where(c.recalled.is_(False), self._not_hidden())
         if until is not None:
             query = query.where(c.time_ms <= milliseconds(until))
-        found = [
-            Message(
-                key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
-                () if mentions == "[]" else tuple(json.loads(mentions)), taken_back, seq,
-                tuple(json.loads(raw)) if raw else (), scene_name,
-            )
-            for key, sender, name, ms, text, origin, reply_to, mentions, taken_back, seq, scene_name, raw in map(
-                tuple, self._read(query.order_by(*_ORDER))
-            )
-        ]  # fmt: skip
+        found = _messages(scene, self._read(query.order_by(*_ORDER)))
         hidden = self.optouts.hidden()
         if not hidden:
             return found
@@ -374,6 +393,14 @@ class Archive:
         return [
             Message(key, scene, who, "", _time(ms), "", Origin(origin)) for key, who, ms, origin in map(tuple, rows)
         ]
+
+    def _columns(self, segments_of: str | None) -> tuple[sa.ColumnElement[Any], ...]:
+        """What `_messages` reads."""
+        c = messages_table.c
+        return (
+            c.message_id, c.sender_id, c.sender_name, c.time_ms, c.text, c.origin, c.reply_to,
+            sa.cast(c.mentions, sa.Text), c.recalled, c.seq, c.scene_name, self._segments_column(segments_of),
+        )  # fmt: skip
 
     @staticmethod
     def _segments_column(of: str | None) -> sa.ColumnElement[Any]:
@@ -467,6 +494,7 @@ class Archive:
 
     def retell(self, scene: Scene, message_id: str, text: str) -> None:
         """Give a stored message another text, such as the words of a voice message; one taken back stays without."""
+        self._fresh.pop((scene, message_id), None)
         for place, (m, source) in enumerate(self._waiting):
             if m.scene == scene and m.id == message_id:
                 self._waiting[place] = (replace(m, text=text), source)
@@ -629,6 +657,7 @@ class Archive:
 
     def reconsider(self) -> None:
         """Treat what waits in memory as it is to be treated since somebody asked to be forgotten."""
+        self._fresh.clear()
         gone = self.optouts.why
         waiting = [(self.optouts.kept(m)[0], source) for m, source in self._waiting]
         self._waiting = deque((m, source) for m, source in waiting if m is not None)
@@ -786,6 +815,24 @@ def message_of(row: sa.Row[Any]) -> Message:
         mentions=tuple(row.mentions), recalled=row.recalled, seq=row.seq, segments=tuple(row.segments),
         scene_name=row.scene_name,
     )  # fmt: skip
+
+
+def _messages(scene: Scene, rows: Iterable[sa.Row[Any]]) -> list[Message]:
+    """Rows of `Archive._columns`, JSON parsed where there is any, as messages of a scene."""
+    return [
+        Message(
+            key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
+            () if mentions == "[]" else tuple(json.loads(mentions)), recalled, seq,
+            tuple(json.loads(raw)) if raw else (), scene_name,
+        )
+        for key, sender, name, ms, text, origin, reply_to, mentions, recalled, seq, scene_name, raw in map(tuple, rows)
+    ]  # fmt: skip
+
+
+def _is_replay(message: Message, other: Message) -> bool:
+    """Whether a message is another one once more: its id at nearly its time."""
+    same = (message.scene, message.id) == (other.scene, other.id)
+    return same and abs((message.time - other.time).total_seconds()) * 1000 < SAME_ID_MS
 
 
 def milliseconds(time: datetime) -> int:

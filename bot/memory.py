@@ -17,7 +17,7 @@ from bot.errors import ArchiveError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, spoken_by, system_of
-from bot.segments import Sticker, market_face
+from bot.segments import STICKER, Sticker, market_face
 from bot.shown import shown
 from bot.stickers import Stickers, folder
 
@@ -88,7 +88,8 @@ class Memory:
         rules = self._settings.conversation
         cleared = self._archive.latest(scene, MEMORY_KIND)
         limit = rules.max_turns * _MESSAGES_PER_TURN
-        stored = self._archive.window(scene, limit, cleared[1] if cleared else None)
+        of = STICKER if self._stickers.names else None
+        stored = self._archive.window(scene, limit, cleared[1] if cleared else None, segments_of=of)
         messages = self._shown(stored)
         people = frozenset(persona.spec.people)
         found = exchanges(messages, people, rules)

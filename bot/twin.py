@@ -145,20 +145,15 @@ class Twin:
             logger.warning("a message from the future is stored with the time it came at")
             self.odd["future"] += 1
             message = replace(message, time=now().replace(microsecond=0))
-        try:
-            known = self.archive.get(message.scene, message.id)
-        except ArchiveError as e:
-            logger.warning("whether a message is new is not known: {}", e)
-            known = None
-        if known is not None and abs((known.time - message.time).total_seconds()) < 60:
-            return False
         kept, _ = self.archive.optouts.kept(message) if heard else (message, None)
+        new = True
         try:
-            self.archive.append([kept] if kept is not None else [])
+            new = kept is None or self.archive.add(kept)
         except ArchiveError as e:
             logger.warning("a message waits in memory: {}", e)
-        self._watch()
-        return True
+        if new:
+            self._watch()
+        return new
 
     def record_own(self, message_id: str, scene: Scene, account: str, text: str) -> None:
         """Store what the program itself said in an account's name: a command's answer, a line to the owners.

@@ -17,6 +17,7 @@ from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, START, at, say
 from bot.archive import WAITING_MAX, Archive, Decision
 from bot.errors import ArchiveError
 from bot.message import Origin, Scene
+from bot.optouts import OptOuts
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def test_a_message_comes_back_as_it_was_stored(archive: Archive) -> None:
     )  # fmt: skip
     assert archive.append([said]) == 1
     assert archive.get(GROUP, said.id) == said
-    assert archive.window(GROUP, 10) == [said]
+    assert archive.window(GROUP, 10) == [replace(said, segments=())], "a look has no use for them"
+    assert archive.window(GROUP, 10, segments_of="嗨") == [said]
+    assert archive.window(GROUP, 10, segments_of="再见") == [replace(said, segments=())]
 
 
 def test_appending_twice_adds_nothing(archive: Archive) -> None:
@@ -66,6 +69,37 @@ def test_appending_twice_adds_nothing(archive: Archive) -> None:
 def test_twins_in_one_batch_are_stored_once(archive: Archive) -> None:
     said = say(0, FRIEND, "嗨")
     assert archive.append([said, said]) == 1
+
+
+def test_a_replay_is_told_from_a_new_message(archive: Archive, lock: sqlite3.Connection) -> None:
+    said = say(0, FRIEND, "在吗")
+    assert archive.add(said), "the store is locked: it waits"
+    assert not archive.add(said), "it waits already"
+    lock.rollback()
+    assert archive.add(say(1, FRIEND, "人呢")), "what waited is not counted with it"
+    assert not archive.add(said)
+    assert archive.add(replace(said, time=at(3600))), "the same id much later is another message"
+    archive.recall(GROUP, said.id, at(2))
+    assert not archive.add(said), "it was taken back"
+    assert texts(archive) == ["人呢", "在吗"]
+
+
+def test_what_was_just_stored_is_given_as_it_stands_now(archive: Archive, file: Path) -> None:
+    said = [say(i, FRIEND, text) for i, text in enumerate(("语音", "撤回的", "别人删的"))]
+    for message in said:
+        archive.add(message)
+    with sqlite3.connect(file) as other:
+        other.execute("UPDATE messages SET text = '改了'")
+    assert [archive.get(GROUP, m.id) for m in said] == said, "it is not read back"
+    archive.retell(GROUP, said[0].id, "[语音:晚点到]")
+    archive.recall(GROUP, said[1].id, at(5))
+    found = [archive.get(GROUP, m.id) for m in said]
+    assert [m and (m.text, m.recalled) for m in found] == [("[语音:晚点到]", False), ("", True), ("别人删的", False)]
+    with archive.engine.begin() as connection:  # as `twin forget` does beside a daemon
+        OptOuts(archive.engine).forget(connection, FRIEND, "owner", at(9))
+        connection.execute(sa.text("DELETE FROM messages"))
+    archive.optouts.reload()
+    assert archive.get(GROUP, said[2].id) is None
 
 
 def test_one_id_in_two_scenes_is_two_messages(archive: Archive) -> None:

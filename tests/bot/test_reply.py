@@ -1,14 +1,20 @@
+import asyncio
+import time
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from chats import ACCOUNT, FRIEND, GROUP, OTHER, say
 
+from bot.config import Settings
 from bot.decision import Moment, Verdict
-from bot.message import Message
+from bot.engine import Measure, Voice
+from bot.message import Message, Scene
 from bot.persona import Persona, Spec
-from bot.prompt import Exchange
-from bot.reply import Look, tidy, uncounted
+from bot.prompt import FORMATS, Exchange
+from bot.reply import Look, Replier, tidy, uncounted
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,32 @@ def test_an_answer_quotes_what_it_is_to_where_others_stand_between(
 ) -> None:
     found = look(*heard, to=to).quotes(newest.id if newest else "")
     assert found == (ASKED.id if quotes else None)
+
+
+async def test_scenes_that_look_at_once_leave_messages_their_turn() -> None:
+    """Between two windows the loop is free for as long as one took; else nobody is heard until the last is read."""
+    ticks, seen = 0, []
+
+    def window(*_: object) -> None:
+        seen.append(ticks)
+        time.sleep(0.02)
+
+    async def measure(_: Voice) -> Measure:
+        return Measure(1, len)
+
+    async def others() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(others())
+    replier = Replier(
+        Settings(), cast(Any, SimpleNamespace(window=window)), cast(Any, SimpleNamespace(measure=measure))
+    )
+    persona = look(ASKED, to=None).persona
+    voice = Voice("xiaoman/base", None, FORMATS["gemma"])
+    await asyncio.gather(*(replier._window(Scene("group", str(n)), persona, voice) for n in range(4)))
+    busy.cancel()
+    assert len(seen) == 4
+    assert all(later - earlier > 20 for earlier, later in pairwise(seen)), seen
