@@ -64,3 +64,8 @@ def test_an_answer_quotes_what_it_is_to_where_others_stand_between(
 ) -> None:
     found = look(*heard, to=to).quotes(newest.id if newest else "")
     assert found == (ASKED.id if quotes else None)
+
+
+def test_a_poke_cannot_be_quoted() -> None:
+    poked = say(0, FRIEND, "[戳一戳]", id=f"poke-0-{FRIEND}-{ACCOUNT}", mentions=(ACCOUNT,))
+    assert look(poked, AFTER, to=poked).quotes(AFTER.id) is None
