@@ -239,6 +239,7 @@ class Twin:
         """Let a persona answer in a scene, or `EVERYWHERE`, from now on; PersonaError if there is none of that name."""
         persona = self.personas.find(wanted)
         self.archive.note(scene, PERSONA_KIND, persona.name, now)
+        self.presence.decide_anew(scene)
         return self.load(persona.name)
 
     # -- the owner --------------------------------------------------------------------------------
