@@ -250,7 +250,7 @@ def without_mention(message: Message, person: str, names: Iterable[str] = ()) ->
     """
     at = [_data(s) for s in message.segments if s.get("type") == "at" and str(_data(s).get("qq")) == person]
     called = {person, *names, *(str(data.get("name") or "").lstrip("@") for data in at)} - {""}
-    text, segments = message.text, []
+    text, segments = message.text, list[Segment]()
     for name in sorted(called, key=len, reverse=True):
         text, found = re.subn(f"@{re.escape(name)}{_AFTER_NAME}", f"@{NOBODY}", text)
         if not found and person in message.mentions:  # QQ puts a blank behind a mention, other programs may not

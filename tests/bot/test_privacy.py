@@ -250,7 +250,7 @@ async def test_twin_forget_removes_what_a_running_twin_stored_before_it_knew(
     twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hear(twin, 1, WORDS)
-    removed, stored = forgetting.from_archive, []
+    removed, stored = forgetting.from_archive, list[bool]()
 
     def and_then_a_message_comes(archive: Archive, *rest: Any) -> Forgotten:
         found = removed(archive, *rest)
