@@ -26,7 +26,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlche
 
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.message import Message, Origin, Scene
-from bot.optouts import OptOuts, Why, without_words
+from bot.optouts import OptOuts, without_words
 
 WAITING_MAX = 20_000
 """Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
@@ -126,6 +126,7 @@ class Archive:
         self._recalls: list[tuple[Scene, str, datetime]] = []
         self._fresh: OrderedDict[tuple[Scene, str], Message] = OrderedDict()
         self._log: deque[tuple[sa.Table, dict[str, Any]]] = deque(maxlen=WAITING_MAX)
+        self._held_up = False
         self.lost = 0
         """Messages dropped: beyond `WAITING_MAX` while the store was broken, or of a kind it can never hold."""
         try:
@@ -184,7 +185,7 @@ class Archive:
         When the store cannot be written (disk full, locked), they wait in memory, are seen by `window`, and are
         written by the next call that can.
         """
-        self._waiting.extend((m, source) for m in messages)
+        self._waiting.extend((m, source) for m in messages if not self.optouts.leaves_nothing(m.scene, m.id, m.time))
         while len(self._waiting) > WAITING_MAX:
             self._waiting.popleft()
             self.lost += 1
@@ -212,6 +213,8 @@ class Archive:
         """Write what waits; gives how many messages were added, 0 if the store still refuses."""
         if not self.behind:
             return 0
+        if self._held_up:  # `twin forget` may have been what held the archive
+            self.reconsider()
         batch = list(self._waiting)
         try:
             with self._engine.begin() as connection:
@@ -222,11 +225,13 @@ class Archive:
                     connection.execute(sa.insert(table).values(row))
         except OperationalError as e:
             logger.warning("archive not writable, {} messages wait in memory: {}", len(batch), short(e))
+            self._held_up = True
             return 0
         except UNSTORABLE:
             return self._flush_singly()
         except SQLAlchemyError as e:
             raise ArchiveError(f"the archive {self.shown} cannot be written: {short(e)}") from e
+        self._held_up = False
         self._waiting.clear()
         self._recalls.clear()
         self._log.clear()
@@ -273,7 +278,7 @@ class Archive:
         recall waits in memory while the store cannot be written. Of a private chat with somebody who was forgotten
         nothing is stored.
         """
-        if scene.private and self.optouts.why(scene.id, time) is Why.FORGOTTEN:
+        if self.optouts.leaves_nothing(scene, moment=time):
             return False
         scene = self.scene_of_recall(scene, message_id)
         self._fresh.pop((scene, message_id), None)
@@ -387,7 +392,7 @@ class Archive:
         c = messages_table.c
         query = sa.select(c.message_id, c.sender_id, c.time_ms, c.origin).where(
             c.scene == str(scene), c.origin != Origin.SYSTEM.value, c.recalled.is_(False),
-            c.time_ms > milliseconds(since),
+            c.time_ms > milliseconds(since), self._not_hidden(),
         )  # fmt: skip
         rows = self._read(query.order_by(*_ORDER))
         return [
@@ -526,8 +531,11 @@ class Archive:
 
     def decide(self, decision: Decision) -> None:
         """Store a decision beside the messages; like a message, it waits in memory while the store refuses."""
+        if self.optouts.leaves_nothing(decision.scene):
+            return
+        of = "" if self.optouts.leaves_nothing(decision.scene, decision.message_id) else decision.message_id
         row = {
-            "scene": str(decision.scene), "message_id": decision.message_id, "time_ms": milliseconds(decision.time),
+            "scene": str(decision.scene), "message_id": of, "time_ms": milliseconds(decision.time),
             "persona": decision.persona, "version": decision.version, "outcome": decision.outcome, "why": decision.why,
         }  # fmt: skip
         self._log.append((decisions_table, row))
@@ -604,6 +612,8 @@ class Archive:
 
         Like a message, it waits in memory while the store cannot be written.
         """
+        if self.optouts.leaves_nothing(scene):
+            return
         self._log.append(
             (scene_log_table, {"scene": str(scene), "kind": kind, "value": value, "time_ms": milliseconds(time)})
         )
@@ -655,18 +665,42 @@ class Archive:
 
     # -- what must not be here any more -----------------------------------------------------------
 
+    def withhold(self, person: str, since: datetime, until: datetime | None) -> None:
+        """Take the words off what somebody said since they opted out, where they came before the wish was read.
+
+        Args:
+            person: QQ number.
+            since: when they opted out.
+            until: when they were back; None: they are not.
+
+        Raises:
+            ArchiveBusy: it cannot be written just now.
+        """
+        self.flush()
+        self._fresh.clear()
+        if self.behind:
+            raise ArchiveBusy(f"the archive {self.shown} cannot be written just now")
+        c = messages_table.c
+        when = [c.time_ms >= milliseconds(since), *([c.time_ms < milliseconds(until)] if until is not None else [])]
+        blank: dict[str, Any] = {
+            "sender_name": "", "text": "", "reply_to": None, "mentions": [], "segments": [], "recalled": True,
+        }  # fmt: skip
+        said = (c.sender_id == person, c.origin == Origin.HUMAN.value, *when)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.update(messages_table).where(*said).values(blank))
+        except SQLAlchemyError as e:
+            raise ArchiveBusy(f"the archive {self.shown} cannot be written: {short(e)}") from e
+
     def reconsider(self) -> None:
         """Treat what waits in memory as it is to be treated since somebody asked to be forgotten."""
         self._fresh.clear()
-        gone = self.optouts.why
+        gone = self.optouts.leaves_nothing
         waiting = [(self.optouts.kept(m)[0], source) for m, source in self._waiting]
         self._waiting = deque((m, source) for m, source in waiting if m is not None)
-        self._recalls = [r for r in self._recalls if not (r[0].private and gone(r[0].id, r[2]) is Why.FORGOTTEN)]
-        rows = [(t, row) for t, row in self._log if not self._of_forgotten(Scene.parse(row["scene"]))]
+        self._recalls = [r for r in self._recalls if not gone(r[0], moment=r[2])]
+        rows = [(t, row) for t, row in self._log if not gone(Scene.parse(row["scene"]))]
         self._log = deque(rows, maxlen=WAITING_MAX)
-
-    def _of_forgotten(self, scene: Scene) -> bool:
-        return scene.private and self.optouts.why(scene.id) is Why.FORGOTTEN
 
     def compact(self) -> None:
         """Write the whole store anew, so that nothing deleted is left in a page or in SQLite's write-ahead log.

@@ -133,6 +133,7 @@ def take(data: Path, personas: Personas, test: BlindTest, now: datetime) -> dict
     Raises:
         PersonaError: the version is gone.
     """
+    load(data, test.id)  # removed since it was begun, as /forgetme does, it does not come back
     save(data, test)
     folder = personas.root / test.persona / "versions" / test.version
     if not folder.is_dir():

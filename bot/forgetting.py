@@ -29,15 +29,17 @@ from bot.archive import Archive, decisions_table, message_of, messages_table, sc
 from bot.config import Settings
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import POKE_ID
-from bot.intake import imports_table, same_table, without_people
+from bot.intake import imports_table, same_table, without_file_name, without_people
 from bot.message import Message, Origin
-from bot.optouts import without_mention, without_quoted_words
+from bot.optouts import RELOAD_S, without_mention, without_quoted_words
 
-_SAMPLES = "samples.md"
-"""Answers beside the person's, in a run's folder (training/nightly.py): chat text."""
+_EXCERPTS = ("samples.md", "said-*.json")
+"""Answers beside the person's, and what every voice said, made to tell (training/likeness/voices.py): of a run."""
 _NAMES_MAX = 100
 PATIENCE_S = 5.0
 """Seconds to wait for an archive that others read: a daemon does for milliseconds, a night for minutes."""
+UNTIL_READ_S = RELOAD_S + 0.5
+"""Seconds after which a daemon that runs beside `twin forget` knows of it: until then it goes on storing."""
 _POLL_S = 0.1
 
 
@@ -117,12 +119,24 @@ def from_files(settings: Settings) -> Forgotten:
     anew by one command.
 
     Raises:
-        ArchiveError: what the model wrote cannot be cleared.
+        ArchiveError: a file cannot be removed, or what the model wrote not be cleared; all the others are.
     """
-    excerpts = [*(settings.data / blind.FOLDER).glob("*.json"), *(settings.data / "runs").glob(f"*/*/{_SAMPLES}")]
+    runs = settings.data / "runs"
+    excerpts = [
+        *(settings.data / blind.FOLDER).glob("*.json"), *(f for name in _EXCERPTS for f in runs.glob(f"*/*/{name}")),
+    ]  # fmt: skip
+    held: OSError | None = None
     for file in excerpts:
-        file.unlink(missing_ok=True)
-    return Forgotten(files=len(excerpts), written=_without_questions(settings.data / "cleaning.db"))
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as e:
+            held = e
+    written = _without_questions(settings.data / "cleaning.db")
+    if held is not None:
+        raise ArchiveError(
+            f"{held.filename!r} cannot be removed ({held.strerror}); close what reads it, or give the twin the right to"
+        ) from held
+    return Forgotten(files=len(excerpts), written=written)
 
 
 def _without_questions(file: Path) -> int:
@@ -160,7 +174,8 @@ class _Removal:
         """Remove all of it. First everything is read: the first change locks the others out until the last one."""
         c = messages_table.c
         scenes = set(self._connection.scalars(sa.select(c.scene).where(c.sender_id == self._person).distinct()))
-        own, others = self._count(self._theirs), self._others(scenes)
+        own, names = self._count(self._theirs), self._names()
+        others = self._others(scenes, names)
         # The account may be theirs: then its rows without a name are the program's own lines.
         account = self._count(sa.and_(c.sender_id == self._person, c.origin == Origin.TWIN.value)) > 0
         self._update(others, "text", "mentions", "segments")
@@ -168,6 +183,7 @@ class _Removal:
         commands = self._system_rows(account=account)
         self._own_rows()
         self._elsewhere()
+        self._file_names(names)
         return Forgotten(own + commands, tuple(sorted({*scenes, *self._touched})), private, len(others))
 
     def _names(self) -> list[str]:
@@ -218,13 +234,12 @@ class _Removal:
         }  # fmt: skip
         self._connection.execute(sa.update(messages_table).where(self._theirs).values(blank))
 
-    def _others(self, scenes: set[str]) -> list[dict[str, Any]]:
+    def _others(self, scenes: set[str], names: list[str]) -> list[dict[str, Any]]:
         """Others' messages that mention or quote them, as they are to be.
 
         They say `@某人`: by number anywhere, by name alone where nobody else there bears it. A quote names the message
         alone: some clients put its words into it.
         """
-        names = self._names()
         alone = self._names_alone(scenes, names)
         changed = []
         for pk, message, quotes in self._candidates(scenes, names):
@@ -279,6 +294,16 @@ class _Removal:
             bare = without_people(summary, lambda who: who == self._person)
             if bare != summary:
                 self._connection.execute(sa.update(imports_table).where(t.pk == pk).values(summary=bare))
+
+    def _file_names(self, names: list[str]) -> None:
+        """Their number and names in those of imported files."""
+        said = re.compile("|".join([rf"(?<!\d){re.escape(self._person)}(?!\d)", *map(re.escape, names)]))
+        for table in (messages_table, same_table, imports_table):
+            c = table.c.source
+            for source in list(self._connection.scalars(sa.select(c).where(c.like("import:%")).distinct())):
+                if said.search(source.split(":", 2)[2]):
+                    bare = without_file_name(source)
+                    self._connection.execute(sa.update(table).where(c == source).values(source=bare))
 
     def _poked(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether an id is of a poke by or at them: it says who poked whom."""

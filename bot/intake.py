@@ -8,7 +8,9 @@ On SQLite a batch is one statement over a JSON array: while it runs, in C, the i
 batch on another core (docs/decisions.md).
 """
 
+import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,7 +80,8 @@ class Intake:
     """
 
     def __init__(self, archive: Archive, source: str) -> None:
-        self._archive, self._source = archive, source
+        of_forgotten = any(archive.optouts.was_forgotten(number) for number in re.findall(r"\d+", source))
+        self._archive, self._source = archive, without_file_name(source) if of_forgotten else source
         self._engine = archive.engine
         self._flavour = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._spans: dict[str, tuple[int, int]] | None = None
@@ -268,10 +271,7 @@ class Intake:
         try:
             with self._busy(), self._engine.begin() as connection:
                 for recall in recalls:
-                    if (
-                        recall.scene.private
-                        and self._archive.optouts.why(recall.scene.id, recall.time) is Why.FORGOTTEN
-                    ):
+                    if self._archive.optouts.leaves_nothing(recall.scene, moment=recall.time):
                         continue
                     # `friend_recall` names the sender for the scene; a history that names nobody knows the scene.
                     named = recall.operator_id and recall.scene.private
@@ -314,6 +314,15 @@ class Intake:
 
     def _busy(self) -> "_Faults":
         return _Faults(self._archive)
+
+
+def without_file_name(source: str) -> str:
+    """A source (`import:format:file`) with a hash for the file's name, which may say whose chat it is.
+
+    The same for the same name: what a file of that name tells later is still the same source's.
+    """
+    *kind, name = source.split(":", 2)
+    return ":".join((*kind, hashlib.sha256(name.encode()).hexdigest()[:12]))
 
 
 def without_people(summary: dict[str, Any], gone: Callable[[str], bool]) -> dict[str, Any]:

@@ -476,9 +476,8 @@ class OneBotTransport:
         # Model output goes out as segments, never as a string: strings are parsed as CQ code.
         if poke := next((s for s in segments if s["type"] == "poke"), None):
             segments = [s for s in segments if s["type"] != "poke"]
-            poke_id = await self._poke(bot, scene, str(poke["data"]["id"]), origin)
-            if not segments:
-                return poke_id
+            if all(s["type"] == "reply" for s in segments):  # nothing is said beside it
+                return await self._poke(bot, scene, str(poke["data"]["id"]), origin)
         message = OneBotMessage([MessageSegment(s["type"], dict(s["data"])) for s in segments])
         target = {"group_id": int(scene.id)} if not scene.private else {"user_id": int(scene.id)}
         action = "send_private_msg" if scene.private else "send_group_msg"
@@ -495,6 +494,9 @@ class OneBotTransport:
         finally:
             maybe = failure in (SendFailure.UNKNOWN, SendFailure.SHADOWED)
             await self._outbox.end(flight, message_id, lost=maybe)
+        if poke:  # behind the words: those may be refused, and are then tried again
+            with contextlib.suppress(SendError):
+                await self._poke(bot, scene, str(poke["data"]["id"]), origin)
         return message_id
 
     async def _poke(self, bot: Any, scene: Scene, whom: str, origin: Origin) -> str:
@@ -510,7 +512,7 @@ class OneBotTransport:
 
     async def seen(self, account: str, scene: Scene, message_id: str) -> None:
         """Show that a scene was read up to a message; NapCat, LLBot and Lagrange know `mark_msg_as_read`."""
-        await self._show(account, "mark_msg_as_read", message_id=int(message_id) if message_id.isdecimal() else None)
+        await self._show(account, "mark_msg_as_read", message_id=_numeric(message_id))
 
     async def typing(self, account: str, scene: Scene) -> None:
         """Show in a private chat that something is being typed; NapCat and LLBot know `set_input_status`."""
@@ -522,13 +524,14 @@ class OneBotTransport:
         NapCat calls it `fetch_ptt_text`, LLBot `voice_msg_to_text`; Lagrange has neither.
         """
         bot = next((b for b in self._bots().values() if account in b.numbers), None)
-        if bot is None or not message_id.lstrip("-").isdecimal():
+        number = _numeric(message_id)
+        if bot is None or number is None:
             return None
         for action in ("fetch_ptt_text", "voice_msg_to_text"):
             if (account, action) in self._missing:
                 continue
             try:
-                answer = await bot.call_api(action, message_id=int(message_id), _timeout=_HEARD_WITHIN_S)
+                answer = await bot.call_api(action, message_id=number, _timeout=_HEARD_WITHIN_S)
             except ActionFailed as e:
                 if e.info.get("retcode") != _NO_SUCH_ACTION:
                     return None
@@ -553,6 +556,11 @@ class OneBotTransport:
                 logger.info("the OneBot client has no {}: not shown", action)
         except (ApiNotAvailable, NetworkError):
             logger.debug("{} was not answered", action)
+
+
+def _numeric(message_id: str) -> int | None:
+    """A message id as clients take it, negative ones with their sign; None for one of ours, such as a poke's."""
+    return int(message_id) if message_id.removeprefix("-").isdecimal() else None
 
 
 def _words(error: Exception) -> str:

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -23,7 +23,8 @@ from loguru import logger
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot.errors import ArchiveBusy
-from bot.message import Message, Origin, Segment
+from bot.events import POKE_ID
+from bot.message import Message, Origin, Scene, Segment
 
 _schema = sa.MetaData()
 optouts_table = sa.Table(
@@ -38,6 +39,10 @@ NOBODY = "某人"
 RELOAD_S = 2.0
 """Seconds after which the log is read again: `twin forget` writes it beside a running daemon."""
 _HASHED = "sha256:"
+_NUMBERS = ("qq", "user_id", "uin", "sender_id")
+"""Under these, clients say whose words are quoted or forwarded."""
+_OF_NOBODY = ("text", "at", "face")
+"""Segments that quote nobody: most there are, and an import looks at hundreds of thousands."""
 _AFTER_NAME = r"(?=[\s↵,，。！？!?：:、@\[]|$)"
 
 
@@ -103,6 +108,12 @@ class OptOuts:
         """Who opted them out, `self` or `owner`; None if they are not out."""
         return self._of(person)[-1].by if self.is_out(person) else None
 
+    def back(self, person: str, moment: datetime) -> datetime | None:
+        """When somebody came back (`in`) after a moment; None if they did not."""
+        time_ms = round(moment.timestamp() * 1000)
+        found = next((w.time_ms for w in self._of(person) if w.kind == "in" and w.time_ms > time_ms), None)
+        return None if found is None else datetime.fromtimestamp(found / 1000, UTC)
+
     def was_forgotten(self, person: str) -> bool:
         """Whether somebody asked to be forgotten, be it long ago."""
         return any(w.kind == "forgotten" for w in self._of(person))
@@ -114,6 +125,21 @@ class OptOuts:
 
     # -- what is kept -----------------------------------------------------------------------------
 
+    def leaves_nothing(self, scene: Scene, message_id: str = "", moment: datetime | None = None) -> bool:
+        """Whether not even a row without words may be stored, for where it stands or its id would say who was there.
+
+        So it is in a private chat with somebody forgotten, and with a poke by or at them: its id says who poked whom.
+
+        Args:
+            scene: where.
+            message_id: of the message, if it is about one.
+            moment: when (None: now).
+        """
+        if not self.any:
+            return False
+        told = message_id.split("-")[2:] if message_id.startswith(POKE_ID) else []
+        return any(self.why(p, moment) is Why.FORGOTTEN for p in (*told, *([scene.id] if scene.private else [])))
+
     def kept(self, message: Message, names: Mapping[str, Iterable[str]] = {}) -> tuple[Message | None, Why | None]:
         """A message as it may be stored (None: not at all), and why if that is not as it was said.
 
@@ -123,17 +149,21 @@ class OptOuts:
         """
         if not self.any:
             return message, None
-        private = message.scene.private and self.why(message.scene.id, message.time) is Why.FORGOTTEN
-        if private:
+        if self.leaves_nothing(message.scene, message.id, message.time):
             return None, Why.FORGOTTEN
         if message.origin is Origin.TWIN:
             return message, None
         why = self.why(message.sender_id, message.time)
         if why is not None:
             return without_words(message, named=why is Why.OUT), why
-        for person in {*message.mentions, *names}:
-            if self.why(person, message.time) is Why.FORGOTTEN:
-                message = without_mention(message, person, names.get(person, ()))
+        if any(s.get("type") == "reply" for s in message.segments):  # of whom its words are, it need not say
+            message = replace(message, segments=without_quoted_words(message.segments))
+        for person in {*message.mentions, *names, *_borne(message.segments)}:
+            match self.why(person, message.time):
+                case Why.FORGOTTEN:
+                    message = without_mention(message, person, names.get(person, ()))
+                case Why.OUT:
+                    message = _without_forwarded(message, person)
         return message, None
 
     # -- the log ----------------------------------------------------------------------------------
@@ -220,7 +250,7 @@ def without_mention(message: Message, person: str, names: Iterable[str] = ()) ->
     """
     at = [_data(s) for s in message.segments if s.get("type") == "at" and str(_data(s).get("qq")) == person]
     called = {person, *names, *(str(data.get("name") or "").lstrip("@") for data in at)} - {""}
-    text, segments = message.text, []
+    text, segments = message.text, list[Segment]()
     for name in sorted(called, key=len, reverse=True):
         text, found = re.subn(f"@{re.escape(name)}{_AFTER_NAME}", f"@{NOBODY}", text)
         if not found and person in message.mentions:  # QQ puts a blank behind a mention, other programs may not
@@ -228,7 +258,7 @@ def without_mention(message: Message, person: str, names: Iterable[str] = ()) ->
     for segment in message.segments:
         if segment.get("type") == "at" and str(_data(segment).get("qq")) == person:
             segments.append({"type": "text", "data": {"text": f"@{NOBODY}"}})
-        elif (kept := _scrubbed(segment, person)) is not None:
+        elif (kept := _bare(segment, person)) is not None:
             segments.append(kept)
     mentions = tuple(m for m in message.mentions if m != person)
     return replace(message, text=text, mentions=mentions, segments=tuple(segments))
@@ -240,6 +270,15 @@ def without_quoted_words(segments: Sequence[Segment]) -> tuple[Segment, ...]:
         {"type": "reply", "data": {k: v for k, v in _data(s).items() if k == "id"}} if s.get("type") == "reply" else s
         for s in segments
     )
+
+
+def _bare(segment: Segment, person: str) -> Segment | None:
+    """A segment without what bears somebody's number; None: nothing is left, or it is nested beyond what is kept."""
+    try:
+        bare: Segment | None = _scrubbed(segment, person)
+    except RecursionError:
+        return None
+    return bare
 
 
 def _scrubbed(value: Any, person: str) -> Any:
@@ -255,6 +294,26 @@ def _scrubbed(value: Any, person: str) -> Any:
     if isinstance(value, list | tuple):
         return [kept for v in value if (kept := _scrubbed(v, person)) is not None]
     return value
+
+
+def _without_forwarded(message: Message, person: str) -> Message:
+    """Somebody else's message without what they forwarded or quoted of one person; a mention of them stays."""
+    bare = (s if s.get("type") == "at" else _bare(s, person) for s in message.segments)
+    return replace(message, segments=tuple(s for s in bare if s is not None))
+
+
+def _borne(segments: Sequence[Segment]) -> set[str]:
+    """Numbers that raw segments bear beside those of mentions, at any depth: whose words they quote or forward."""
+    left: list[Any] = [s for s in segments if s.get("type") not in _OF_NOBODY]
+    found = set[str]()
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            found.update(str(value[key]) for key in _NUMBERS if key in value)
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value)
+    return found
 
 
 def _data(segment: Segment) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from bot.pacing import Pace, rhythm_s, situations
 from bot.persona import Pacing, Persona
 from bot.prompt import Exchange
 from bot.reply import Look, Replier
-from bot.scenes import Scenes
+from bot.scenes import EVERYWHERE, Scenes
 from bot.segments import to_segments
 from bot.stickers import kept
 
@@ -305,6 +305,18 @@ class Presence:
         """Whether QQ has an account logged in, as far as is known."""
         return account not in self._offline
 
+    def decide_anew(self, scene: Scene) -> None:
+        """Another persona answers in a scene (or `EVERYWHERE`): it decides what is not being said yet.
+
+        What was to be said first there is dropped: nobody waits for it.
+        """
+        for place, turn in self._turns.items():
+            if scene in (place, EVERYWHERE) and turn.task and not turn.task.done() and not turn.speaking:
+                if turn.fresh:
+                    self._start(place, turn)
+                else:
+                    self._stop(turn)
+
     def switch(self, scene: Scene, on: bool, now: datetime) -> None:
         """Turn the twin on or off in a scene."""
         self.scenes.switch(scene, on, now)
@@ -490,7 +502,7 @@ class Presence:
                 speak_at = since + (pace.first_s(bubble) if answers else pace.next_s(bubble))
                 await self._until(speak_at, look, pace.typing_s(bubble))
                 await asyncio.sleep(self.budget.wait_s(look.account, time.monotonic()))
-                if hindrance := self._hindrance(look.scene, look.account):
+                if hindrance := self._forbidden(look):
                     return hindrance if not sent else "cut short"
                 quote = look.quotes(turn.newest) if not sent else None
                 await self._deliver(look, turn, bubble, [*_reply_to(quote), *segments], first=not sent)
@@ -506,6 +518,17 @@ class Presence:
         finally:
             await bubbles.aclose()
         return "spoke" if sent else "empty"
+
+    def _forbidden(self, look: Look) -> str | None:
+        """What forbids the next bubble: whom it is said to opted out meanwhile, or what forbids any there; or nothing.
+
+        `ignore` drops what answers their words; nobody has said a word yet where the twin speaks first, nor has another
+        process that writes a wish down (`twin forget`) a presence to tell.
+        """
+        whom = look.to.sender_id if look.to else look.scene.id if look.scene.private else ""
+        if whom and self._archive.optouts.is_out(whom):
+            return "optout"
+        return self._hindrance(look.scene, look.account)
 
     async def _until(self, speak_at: float, look: Look, typing_s: float) -> None:
         """Wait for a bubble's moment (monotonic seconds), typing it towards the end where that is shown."""
@@ -533,7 +556,7 @@ class Presence:
                     raise
                 turn.speaking = not first
                 await asyncio.sleep(_RETRY_S)
-                if self._hindrance(look.scene, look.account):
+                if self._forbidden(look):
                     raise
 
     async def _send(self, look: Look, turn: _Turn, bubble: str, segments: list[dict[str, Any]]) -> None:

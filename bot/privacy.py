@@ -49,6 +49,8 @@ class Privacy:
         if out_by is not None and (by == "owner" or out_by == "self"):
             return False
         if wishes.why(person) is not Why.FORGOTTEN:
+            # First the words: a wish written down would not be asked for again where they could not be taken off.
+            self._twin.archive.withhold(person, moment, wishes.back(person, moment))
             wishes.note(person, "out", by, moment)
         self._twin.presence.ignore(person)
         return out_by is None
@@ -90,11 +92,15 @@ class Privacy:
         for scene in map(Scene.parse, found.scenes):
             self._twin.memory.forget(scene)
         await self._twin.engine.forget(lambda seat: seat.partition("|")[0] in found.scenes)
-        stickers = self._twin.stickers.forget(person)
-        files = await in_thread(forgetting.from_files, self._twin.settings)
-        compacted = await in_thread(forgetting.compacted, self._twin.archive, self._patience_s)
-        if not compacted and self._compacting is None:
-            self._compacting = asyncio.create_task(self._compact_later())
+        try:
+            try:
+                files = await in_thread(forgetting.from_files, self._twin.settings)
+            finally:
+                stickers = self._twin.stickers.forget(person)
+        finally:  # whatever stood in the way beside it, the archive's own file must not keep what was deleted
+            compacted = await in_thread(forgetting.compacted, self._twin.archive, self._patience_s)
+            if not compacted and self._compacting is None:
+                self._compacting = asyncio.create_task(self._compact_later())
         logger.info("somebody was forgotten: {} messages, {} mentions", found.messages, found.mentions)
         return replace(
             found,

@@ -15,6 +15,7 @@ from bot.config import Settings
 from bot.decision import Moment, Verdict, decide, local_hour, loop_shift, moment_of
 from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import PersonaError
+from bot.events import POKE_ID
 from bot.memory import Memory, Window
 from bot.message import Message, Scene
 from bot.persona import Persona
@@ -70,7 +71,7 @@ class Look:
             newest: id of the last message heard in the scene; empty where it was taken back.
         """
         heard = self.exchange.heard
-        if self.to is None:
+        if self.to is None or self.to.id.startswith(POKE_ID):  # a poke has no id that QQ knows
             return None
         between = heard[heard.index(self.to) + 1 :]
         follows = newest in ("", heard[-1].id) and all(m.sender_id == self.to.sender_id for m in between)

@@ -19,6 +19,7 @@ from typing import Any
 from loguru import logger
 
 from bot import config
+from bot.errors import ArchiveError
 from bot.message import Message, Segment
 from bot.segments import STICKER, to_text
 
@@ -69,15 +70,21 @@ class Stickers:
     def __init__(self, folder: Path, rules: config.Stickers) -> None:
         self._folder = folder
         self._rules = rules
-        self._all = {s.sha256: s for s in _stored(folder)} if rules.enabled else {}
-        self.names: Mapping[str, str] = {}
-        """Names by key: what `named` needs."""
-        self._index()
+        self._read: object = None
+        self._all: dict[str, Sticker] = {}
+        self._names: Mapping[str, str] = {}
+        self._refresh()
 
     @property
     def enabled(self) -> bool:
         """Whether stickers are collected and sent."""
         return self._rules.enabled
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Names by key: what `named` needs."""
+        self._refresh()
+        return self._names
 
     @property
     def max_file_bytes(self) -> int:
@@ -86,6 +93,7 @@ class Stickers:
 
     def seen(self, key: str, sender_id: str, when: datetime) -> bool:
         """Note that somebody sent a sticker; False if the library lacks it."""
+        self._refresh()
         for sticker in self._all.values():
             if key in sticker.keys:
                 self._keep(_used(sticker, key, sender_id, when))
@@ -109,6 +117,7 @@ class Stickers:
         if suffix is None or len(content) > min(self.max_file_bytes, self._max_bytes):
             logger.info("a sticker of {} bytes is not kept: {}", len(content), "too large" if suffix else "no picture")
             return None
+        self._refresh()
         digest = hashlib.sha256(content).hexdigest()
         known = self._all.get(digest)
         if known is None:
@@ -122,6 +131,7 @@ class Stickers:
 
     def segment(self, text: str, people: Collection[str]) -> dict[str, Any] | None:
         """The segment of `[动画表情:name]` as one of these people sends it; None if the library has none of theirs."""
+        self._refresh()
         said = _SAID.fullmatch(text)
         found = next((s for s in self._all.values() if said and s.name == said[1] and set(s.senders) & {*people}), None)
         if found is None:
@@ -135,18 +145,34 @@ class Stickers:
         return {"type": "image", "data": data | {"name": f"{found.keys[0].upper()}.{found.suffix}"}}
 
     def forget(self, person: str) -> int:
-        """Drop what somebody sent, but for what another of the imitated people sent, too; gives how many files went."""
-        library = self._all if self.enabled else {s.sha256: s for s in _stored(self._folder)}
+        """Drop what somebody sent, but for what another of the imitated people sent, too; gives how many files went.
+
+        Raises:
+            ArchiveError: a file cannot be removed, or the index not be written; doing it again later is the same.
+        """
+        library = {s.sha256: s for s in _listed(self._folder)}
         theirs = [s for s in library.values() if person in s.senders]
-        for sticker in theirs:
-            left = tuple(sender for sender in sticker.senders if sender != person)
-            if left:
-                library[sticker.sha256] = replace(sticker, senders=left)
-            else:
-                del library[sticker.sha256]
-                (self._folder / sticker.file).unlink(missing_ok=True)
-        if theirs:
-            self._write_index(library)
+        held: OSError | None = None
+        try:
+            for sticker in theirs:
+                left = tuple(sender for sender in sticker.senders if sender != person)
+                if left:
+                    library[sticker.sha256] = replace(sticker, senders=left)
+                    continue
+                try:
+                    (self._folder / sticker.file).unlink(missing_ok=True)
+                    del library[sticker.sha256]
+                except OSError as e:  # it stays in the index, to be found when this is done again
+                    held = e
+            if theirs:
+                self._write_index(library)
+            if held is not None:
+                raise held
+        except OSError as e:
+            raise ArchiveError(
+                f"a sticker of theirs cannot be removed from {str(self._folder)!r} ({e.strerror}); give the twin the "
+                "right to write there, or free disk space"
+            ) from e
         return sum(s.sha256 not in library for s in theirs)
 
     @property
@@ -164,10 +190,16 @@ class Stickers:
     def _write_index(self, library: Mapping[str, Sticker]) -> None:
         index = json.dumps([asdict(s) for s in library.values()], ensure_ascii=False, indent=1)
         _write(self._folder / INDEX, index.encode())
-        self._index()
+        self._refresh()
 
-    def _index(self) -> None:
-        self.names = {key: s.name for s in self._all.values() for key in s.keys}
+    def _refresh(self) -> None:
+        """Read the index where it is not as it was read last: `twin forget` writes it beside a running daemon."""
+        if not self.enabled:
+            return
+        stamp = _stamp(self._folder / INDEX)
+        if stamp != self._read:
+            self._read, self._all = stamp, {s.sha256: s for s in _stored(self._folder)}
+            self._names = {key: s.name for s in self._all.values() for key in s.keys}
 
 
 def names(settings: config.Settings) -> Mapping[str, str]:
@@ -252,15 +284,27 @@ def _suffix(content: bytes) -> str | None:
 
 def _stored(folder: Path) -> list[Sticker]:
     """What the index lists and lies there whole."""
+    return [s for s in _listed(folder) if _size(folder / s.file) == s.size_bytes]
+
+
+def _listed(folder: Path) -> list[Sticker]:
+    """What the index lists."""
     try:
         rows = json.loads((folder / INDEX).read_text("utf-8"))
-        found = [Sticker(**(row | {k: tuple(row[k]) for k in ("keys", "senders")})) for row in rows]
+        return [Sticker(**(row | {k: tuple(row[k]) for k in ("keys", "senders")})) for row in rows]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as e:
         logger.error("the sticker library {} cannot be read: {}; it begins anew", str(folder / INDEX), type(e).__name__)
         return []
-    return [s for s in found if _size(folder / s.file) == s.size_bytes]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _size(path: Path) -> int | None:

@@ -22,7 +22,6 @@ from bot.engine import AbsentEngine, ReplyEngine
 from bot.errors import ArchiveError, EngineError, PersonaError, TwinError
 from bot.memory import Memory
 from bot.message import Message, Origin, Scene
-from bot.optouts import Why
 from bot.persona import Persona, Personas
 from bot.presence import Presence, Transport
 from bot.remote import RemoteEngine
@@ -158,11 +157,8 @@ class Twin:
     def record_own(self, message_id: str, scene: Scene, account: str, text: str) -> None:
         """Store what the program itself said in an account's name: a command's answer, a line to the owners.
 
-        The model never sees it, and no later import of the account's history takes it for the person's words. In a
-        private chat with somebody who was forgotten nothing is stored.
+        The model never sees it, and no later import of the account's history takes it for the person's words.
         """
-        if scene.private and self.archive.optouts.why(scene.id) is Why.FORGOTTEN:
-            return
         segments = ({"type": "text", "data": {"text": text}},)
         said = Message(message_id, scene, account, "", now(), text, Origin.SYSTEM, segments=segments)
         try:
@@ -238,6 +234,7 @@ class Twin:
         """Let a persona answer in a scene, or `EVERYWHERE`, from now on; PersonaError if there is none of that name."""
         persona = self.personas.find(wanted)
         self.archive.note(scene, PERSONA_KIND, persona.name, now)
+        self.presence.decide_anew(scene)
         return self.load(persona.name)
 
     # -- the owner --------------------------------------------------------------------------------

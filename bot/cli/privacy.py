@@ -1,5 +1,6 @@
 """`twin forget`: somebody is removed, by number; what `/forgetme` does, for whoever has no chat with the twin."""
 
+import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -26,13 +27,20 @@ def forget(
             f"Remove every message of {number}, the private chat with them, their name and mentions, for good?",
             abort=True,
         )
-    archive = Archive(settings.archive_url)
+    archive, moment = Archive(settings.archive_url), datetime.now(UTC)
     try:
         corrected = corrections.forget(archive, number)
-        found = forgetting.from_archive(archive, number, datetime.now(UTC), "owner")
-        gone = stickers.Stickers(stickers.folder(settings), settings.stickers).forget(number)
-        files = forgetting.from_files(settings)
-        compacted = forgetting.compacted(archive)
+        found = forgetting.from_archive(archive, number, moment, "owner")
+        try:
+            try:
+                files = forgetting.from_files(settings)
+            finally:
+                gone = stickers.Stickers(stickers.folder(settings), settings.stickers).forget(number)
+        finally:
+            # A running twin may have written what it heard before it read of this.
+            time.sleep(forgetting.UNTIL_READ_S)
+            forgetting.from_archive(archive, number, moment, "owner")
+            compacted = forgetting.compacted(archive)
     finally:
         archive.close()
     shown = asdict(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any
 
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
@@ -44,6 +45,8 @@ class Opener:
         self._rates: dict[Scene, Rates] = {}
         self._learned: datetime | None = None
         self._learning: asyncio.Task[dict[Scene, Rates]] | None = None
+        self._dense: dict[str, asyncio.Task[None]] = {}
+        """Planned messages that came due while one of theirs was still waited for, and who tells the owner."""
 
     async def start(self) -> None:
         """Begin to watch the clock, where there is anything to say first."""
@@ -54,6 +57,7 @@ class Opener:
             trigger = CronTrigger.from_crontab(message.cron, timezone=zone)
             self._scheduler.add_job(self.planned, trigger, args=[message], id=f"planned {number}", **_PLANNED)
         if self._scheduler.get_jobs():
+            self._scheduler.add_listener(self._skipped, EVENT_JOB_MAX_INSTANCES)
             self._scheduler.start()
 
     async def stop(self) -> None:
@@ -62,6 +66,14 @@ class Opener:
             self._scheduler.shutdown(wait=False)
         if self._learning is not None:  # a thread cannot be stopped, and the archive it reads is closed next
             await asyncio.wait([self._learning])
+
+    def _skipped(self, event: JobSubmissionEvent) -> None:
+        """A planned message is due again while it may still be said for the time before: the owner is told once."""
+        job = self._scheduler.get_job(event.job_id)
+        if job is None or not job.args or event.job_id in self._dense:
+            return
+        text = texts.PLANNED_DENSE.format(scene=job.args[0].scene, minutes=self._rules.late_s / 60)
+        self._dense[event.job_id] = asyncio.create_task(self._twin.tell_owner(text))
 
     async def planned(self, message: Scheduled) -> None:
         """Say what is due, or a little later; tell the owner where it comes to nothing."""

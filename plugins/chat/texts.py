@@ -45,11 +45,16 @@ OUTCOMES = {
     "failed: bug": "想说，但客户端不认这条消息",
 }  # fmt: skip
 PLANNED_MISSED = "原定 {time} 在 {scene} 说的话没说成：{why}。"
+PLANNED_DENSE = (
+    "{scene} 的定时消息排得太密：上一次还在等机会说，这一次又到点了，就跳过了，之后再跳过不再提醒。"
+    "把 cron 排稀一些，或把 [opening] late_s（现在是 {minutes:.0f} 分钟）改小。"
+)
 PLANNED_WHY = {
     "nobody": "没有连上的账号在那里", "late": "电脑睡过了头，太晚了", "off": "那里关着（/twin on 打开）",
     "held": "本人刚在那里说过话", "cancelled": "别人先开口了，就先回了别人", "empty": "没生成出内容",
     "quiet": "一直是安静时段", "budget": "那阵子说得够多了", "muted": "在那里被禁言了", "paused": "疑似被风控，正停着",
     "offline": "账号掉线了", "busy": "一直在回别人的话", "failed: fault": "程序出错了，看日志",
+    "optout": "对方退出了（/optout）",
 }  # fmt: skip
 OPENINGS = {"own": "（自己先开口的）", "schedule": "（按计划先开口的）"}
 OUTCOME_FAILED = "想说，没发出去（{how}）"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from loguru import logger
 
@@ -47,14 +48,22 @@ class Catcher:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _catch_up(self, account: str, until: datetime) -> None:
-        """The worker's edge: a scene that cannot be asked for, the account not being in it, is left as it is."""
+        """The worker's edge: nobody waits for it to hear of a fault."""
+        try:
+            await self._ask(account, until)
+        except Exception as e:  # noqa: BLE001 - the worker's edge
+            logger.opt(exception=e).error("what account {} missed is not all asked for", account)
+
+    async def _ask(self, account: str, until: datetime) -> None:
+        """Ask for what was missed; a scene that cannot be asked for, the account not being in it, is left as it is."""
         pages = added = 0
         wishes: list[Message] = []
         try:
             for scene, since in self._scenes(account, until):
                 try:
                     backfill = Backfill(self._call_of(account), self._twin.archive, self._pause_s)
-                    filled = await backfill.catch_up(scene, since, until, lambda m: self._is_command(m, wishes))
+                    is_command = partial(self._is_command, wishes=wishes, since=since)
+                    filled = await backfill.catch_up(scene, since, until, is_command)
                 except ImportFault as e:
                     logger.info("what was missed in a {} scene is not known: {}", scene.kind, e)
                     continue
@@ -68,8 +77,8 @@ class Catcher:
             await self._obey(wishes, account)
         logger.info("account {}: {} missed messages in {} pages", account, added, pages)
 
-    def _is_command(self, message: Message, wishes: list[Message]) -> bool:
-        if self._twin.commands.name_of(message) in _WISHES:
+    def _is_command(self, message: Message, wishes: list[Message], since: datetime) -> bool:
+        if message.time >= since and self._twin.commands.name_of(message) in _WISHES:  # before, it came by itself
             wishes.append(message)
         return self._twin.commands.is_command(message)
 

@@ -56,6 +56,16 @@ def test_the_score_is_how_often_the_real_one_was_picked(tmp_path: Path, personas
     assert kept == {"id": test.id, "time": "2026-12-01T00:00:00+00:00", **score}
 
 
+def test_a_test_that_was_removed_meanwhile_does_not_come_back(tmp_path: Path, personas: Personas) -> None:
+    file = blind.save(tmp_path, pairs_of())
+    asked = blind.load(tmp_path, "0123456789ab").picked(0, 1)
+    file.unlink()  # as /forgetme does
+    with pytest.raises(PersonaError, match="there is no blind test"):
+        blind.take(tmp_path, personas, asked, NOW)
+    assert not file.exists()
+    assert blind.results(personas, "xiaoman", "v1") == []
+
+
 def test_picks_taken_in_again_replace_the_score_and_another_test_has_its_own(
     tmp_path: Path, personas: Personas
 ) -> None:

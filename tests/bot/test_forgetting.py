@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from chats import ACCOUNT, FRIEND, GROUP, ME, at, say
 
 from bot import config, corrections, forgetting
-from bot.archive import Archive, Decision
+from bot.archive import Archive, Decision, decisions_table, messages_table, scene_log_table
 from bot.config import Settings
 from bot.corrections import How
-from bot.errors import ArchiveBusy
+from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import POKE_ID, Recall
 from bot.forgetting import Forgotten
-from bot.intake import Intake
+from bot.intake import Intake, imports_table, same_table, without_file_name
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
 from bot.stickers import Stickers
@@ -221,6 +223,63 @@ def test_an_old_history_does_not_bring_them_back(archive: Archive) -> None:
     assert told["o5"].text == "早"
 
 
+def numbers_left(archive: Archive) -> list[str]:
+    """Every cell of the archive that says her number."""
+    tables = (messages_table, decisions_table, scene_log_table, same_table, imports_table)
+    with archive.engine.connect() as connection:
+        rows = [row for table in tables for row in connection.execute(sa.select(table)).all()]
+    return [str(cell) for row in rows for cell in row if WHO in str(cell)]
+
+
+def test_what_is_still_under_way_when_they_are_forgotten_leaves_no_number(archive: Archive) -> None:
+    fill(archive)
+    forget(archive)
+    said, poke = f"{POKE_ID}{10**18}-{ACCOUNT}-{WHO}", f"{POKE_ID}600-{ME}-{WHO}"
+    archive.append([
+        say(600, ACCOUNT, "在路上的一句", CHAT, id="late", origin=Origin.TWIN),
+        say(600, ACCOUNT, "好", CHAT, id="told", sender_name="", origin=Origin.SYSTEM),
+        say(600, ACCOUNT, "[戳一戳]", id=said, origin=Origin.TWIN),
+        say(600, ACCOUNT, "群里的一句", id="here", origin=Origin.TWIN),
+    ])  # fmt: skip
+    archive.decide(Decision(CHAT, "tp11", at(600), "xiaoman", None, "spoke"))
+    archive.decide(Decision(GROUP, poke, at(600), "xiaoman", None, "spoke"))
+    archive.note(CHAT, "state", "on", at(600))
+    assert numbers_left(archive) == []
+    assert archive.history(CHAT, recalled=True) == []
+    assert archive.history(GROUP)[-1].id == "here"
+    assert (archive.decisions(CHAT, 9), archive.timeline(CHAT, "state")) == ([], [])
+    assert [d.message_id for d in archive.decisions(GROUP, 1)] == [""]
+    archive.optouts.note(WHO, "in", "self", at(700))
+    archive.append([say(800, ACCOUNT, "又来了", CHAT, id="again", origin=Origin.TWIN)])
+    archive.note(CHAT, "state", "on", at(800))
+    assert [m.id for m in archive.history(CHAT)] == ["again"]
+    assert len(archive.timeline(CHAT, "state")) == 1
+
+
+@pytest.mark.parametrize("named", [f"friend_{WHO}.json", f"导出:{NAME}.txt"], ids=["number", "name"])
+def test_names_of_imported_files_do_not_say_whose_chat_it_was(archive: Archive, named: str) -> None:
+    source, other = f"import:ntqq:{named}", "import:chatlab:group.json"
+    Intake(archive, source).take([theirs(1), mine(3, "收到")])
+    Intake(archive, other).take([theirs(1, id="c1"), mine(3, "收到", id="c3"), mine(200, "晚安", id="c200")])
+    Intake(archive, source).take([mine(200, "晚安", id="p200")])
+    Intake(archive, source).finished("digest", {"messages": 3})
+    forget(archive)
+    with archive.engine.connect() as connection:
+        sources = [set(connection.scalars(sa.select(t.c.source))) for t in (messages_table, same_table, imports_table)]
+    bare = without_file_name(source)
+    assert sources == [{bare, other}, {bare, other}, {bare}]
+    assert re.fullmatch(r"import:ntqq:[0-9a-f]{12}", bare)
+
+
+def test_nor_do_those_of_files_imported_later(archive: Archive) -> None:
+    forget(archive)
+    for number in (WHO, f"{WHO}1"):
+        Intake(archive, f"import:ntqq:friend_{number}.json").finished(number, {})
+    with archive.engine.connect() as connection:
+        sources = list(connection.scalars(sa.select(imports_table.c.source).order_by(imports_table.c.pk)))
+    assert sources == [without_file_name(f"import:ntqq:friend_{WHO}.json"), f"import:ntqq:friend_{WHO}1.json"]
+
+
 def test_the_account_s_own_person_is_forgotten_and_the_twin_s_words_are_not(archive: Archive) -> None:
     """The bot runs on the person's own account: their number is the sender of the twin's bubbles, too."""
     lines = [
@@ -250,6 +309,26 @@ def test_what_waits_in_memory_is_forgotten_too(file: Path) -> None:
     assert [(m.sender_id, m.text) for m in archive.history(GROUP, recalled=True)] == [("", ""), (ME, "好")]
     assert [s.scene for s in archive.scenes()] == [GROUP]
     assert (archive.timeline(CHAT, "state"), len(archive.timeline(GROUP, "state"))) == ([], 1)
+    archive.close()
+
+
+def test_what_waits_while_another_process_forgets_somebody_is_written_without_them(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(f"sqlite:///{file}")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    archive.append([theirs(1), theirs(2, scene=CHAT)])
+    assert archive.waiting == 2
+    other.execute("ROLLBACK")
+    other.close()
+    process = Archive(f"sqlite:///{file}")
+    forgetting.from_archive(process, WHO, at(500), "owner")
+    process.close()
+    monkeypatch.setattr("bot.optouts.RELOAD_S", 0.0)
+    assert archive.flush() == 1
+    assert [(m.sender_id, m.text) for m in archive.history(GROUP, recalled=True)] == [("", "")]
+    assert [s.scene for s in archive.scenes()] == [GROUP]
     archive.close()
 
 
@@ -292,7 +371,8 @@ def test_excerpts_of_chats_go_and_versions_are_named(tmp_path: Path) -> None:
     )
     for folder in (tmp_path / "blind", run, version):
         folder.mkdir(parents=True)
-    for excerpt in (tmp_path / "blind" / "0123456789ab.json", run / "samples.md"):
+    said = [run / f"said-{voice}.json" for voice in ("shown", "person", "likeness-q8")]
+    for excerpt in (tmp_path / "blind" / "0123456789ab.json", run / "samples.md", *said):
         excerpt.write_text(WORDS, "utf-8")
     (run / "train.json").write_text("{}")
     with sqlite3.connect(tmp_path / "cleaning.db") as made:
@@ -300,12 +380,23 @@ def test_excerpts_of_chats_go_and_versions_are_named(tmp_path: Path) -> None:
         made.executemany("INSERT INTO verdicts VALUES (?, ?)", [("a", json.dumps(WORDS)), ("b", "4"), ("c", "[1, 2]")])
     made.close()
     found = forgetting.from_files(settings)
-    assert (found.files, found.written) == (2, 1)
+    assert (found.files, found.written) == (5, 1)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
         "cleaning.db", "runs/xiaoman/20260101-000000/train.json",
     ]  # fmt: skip
     assert not any(s in (tmp_path / "cleaning.db").read_bytes() for s in spelled(WORDS))
     assert forgetting.left(settings) == {"versions": [version], "runs": [run]}
+
+
+def test_an_excerpt_that_cannot_be_removed_is_named_and_the_others_go(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "xiaoman" / "20260101-000000"
+    stuck = tmp_path / "blind" / "aaaaaaaaaaaa.json"
+    stuck.mkdir(parents=True)  # no file: it cannot be unlinked, whoever runs this
+    run.mkdir(parents=True)
+    (run / "samples.md").write_text(WORDS, "utf-8")
+    with pytest.raises(ArchiveError, match=r"aaaaaaaaaaaa\.json.* cannot be removed"):
+        forgetting.from_files(Settings(paths=config.Paths(data=tmp_path)))
+    assert not (run / "samples.md").exists()
 
 
 @pytest.mark.parametrize("enabled", [True, False])

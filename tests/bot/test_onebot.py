@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from napcat import ACCOUNT, NapCat
 from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
 from websockets.exceptions import InvalidStatus
 
-from bot.errors import SendFailure
+from bot.errors import SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.onebot import Echo, LooseMessageEvent, Outbox, TwinAdapter, failure_of, raw_event
+from bot.onebot import Echo, LooseMessageEvent, OneBotTransport, Outbox, TwinAdapter, failure_of, raw_event
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "s3cret-4711"
@@ -386,8 +387,64 @@ async def test_a_poke_goes_out_as_a_poke_and_words_beside_it_as_words(probe: Pro
     await client.say("send [戳一戳]", user=10001)
     done = await probe.done("send [戳一戳]")
     calls = [(c["action"], c["params"].get("user_id")) for c in client.calls if c["action"] != "get_login_info"]
-    assert calls == [("friend_poke", 10001), ("send_private_msg", 10001), ("friend_poke", 10001)]
+    assert calls == [("send_private_msg", 10001), ("friend_poke", 10001), ("friend_poke", 10001)]
     assert done["result"].startswith("poke-")
+
+
+@dataclass
+class Client:
+    """A bot as the transport uses one: what it was called with, and what it fails with."""
+
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    failures: dict[str, deque[Exception]] = field(default_factory=dict)
+    numbers = frozenset({ACCOUNT})
+    self_id = ACCOUNT
+
+    async def call_api(self, action: str, **params: Any) -> Any:
+        self.calls.append((action, params))
+        if self.failures.get(action):
+            raise self.failures[action].popleft()
+        return {"message_id": 7, "text": "听到的"}
+
+
+def transport_of(client: Client) -> OneBotTransport:
+    return OneBotTransport(Outbox(), 1.0, lambda: {ACCOUNT: client})
+
+
+POKED: dict[str, Any] = {"type": "poke", "data": {"id": "10001"}}
+
+
+async def test_a_poke_with_a_quote_alone_is_a_poke_and_no_empty_message() -> None:
+    client = Client()
+    made = await transport_of(client).send(ACCOUNT, HELLO[0], [napcat.reply(5), POKED])
+    assert [action for action, _ in client.calls] == ["friend_poke"]
+    assert made.startswith("poke-")
+
+
+async def test_words_that_are_refused_and_said_again_poke_once() -> None:
+    client = Client(failures={"send_private_msg": deque([ActionFailed(retcode=1200, message="EventChecker Failed")])})
+    transport, bubble = transport_of(client), [POKED, *HELLO[1]]
+    with pytest.raises(SendError):
+        await transport.send(ACCOUNT, HELLO[0], bubble)
+    assert await transport.send(ACCOUNT, HELLO[0], bubble) == "7"
+    assert [action for action, _ in client.calls] == ["send_private_msg", "send_private_msg", "friend_poke"]
+
+
+async def test_words_that_were_said_are_not_said_again_for_a_poke_that_fails() -> None:
+    client = Client(failures={"friend_poke": deque([ActionFailed(retcode=1200, message="EventChecker Failed")])})
+    assert await transport_of(client).send(ACCOUNT, HELLO[0], [POKED, *HELLO[1]]) == "7"
+
+
+@pytest.mark.parametrize(
+    ("message_id", "number"), [("7", 7), ("-2147483648", -2147483648), ("poke-1-2-3", None), ("--7", None)]
+)
+async def test_ids_of_either_sign_are_shown_as_read_and_listened_to(message_id: str, number: int | None) -> None:
+    client = Client()
+    transport = transport_of(client)
+    await transport.seen(ACCOUNT, HELLO[0], message_id)
+    heard = await transport.transcribed(ACCOUNT, message_id)
+    assert [params["message_id"] for _, params in client.calls] == ([] if number is None else [number] * 2)
+    assert (heard is None) is (number is None)
 
 
 async def test_an_echo_before_the_answer_waits_for_it() -> None:

@@ -153,6 +153,59 @@ def test_a_mention_of_somebody_forgotten_is_kept_without_name_and_number(archive
     assert (kept.text, kept.mentions, why) == ("@某人 在吗", (), None)
 
 
+ID_ALONE = {"type": "reply", "data": {"id": "7"}}
+OTHERS_ALONE = {"type": "forward", "data": {"id": "f", "content": [{"user_id": 5, "message": [text("别人的话")]}]}}
+FORWARDED: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "a node": (NODE, ()),
+    "a forward": (FORWARD, (OTHERS_ALONE,)),
+    "a quote": ({"type": "reply", "data": {"id": "7", "text": "她的话", "qq": OTHER}}, (ID_ALONE,)),
+    "a quote without a number": ({"type": "reply", "data": {"id": "7", "text": "她的话"}}, (ID_ALONE,)),
+}
+
+
+@pytest.mark.parametrize("wish", ["out", "forgotten"])
+@pytest.mark.parametrize(("raw", "kept_of_it"), FORWARDED.values(), ids=FORWARDED)
+def test_what_others_forward_or_quote_does_not_bring_their_words_back(
+    archive: Archive, wish: str, raw: dict[str, Any], kept_of_it: tuple[Any, ...]
+) -> None:
+    if wish == "out":
+        archive.optouts.note(OTHER, "out", "self", at(10))
+    else:
+        forget(archive, OTHER, 10)
+    kept, why = archive.optouts.kept(say(20, ME, "[聊天记录]看", segments=(raw, text("看"))))
+    assert kept is not None
+    assert (kept.text, kept.segments, why) == ("[聊天记录]看", (*kept_of_it, text("看")), None)
+
+
+def test_a_mention_of_somebody_out_is_others_words_and_stays(archive: Archive) -> None:
+    archive.optouts.note(OTHER, "out", "self", at(10))
+    said = say(20, ME, "@小红 在吗", mentions=(OTHER,), segments=(mention(OTHER, name="小红"), text(" 在吗")))
+    assert archive.optouts.kept(said) == (said, None)
+
+
+def test_a_forward_without_end_is_kept_without_what_it_forwards(archive: Archive) -> None:
+    forget(archive, OTHER, 10)
+    inner: list[Any] = [{"type": "node", "data": {"user_id": OTHER, "content": [text("她的话")]}}]
+    for _ in range(300):
+        inner = [{"type": "forward", "data": {"id": "1", "content": inner}}]
+    kept, _ = archive.optouts.kept(say(20, ME, "[聊天记录]", segments=(*inner, text("看"))))
+    assert kept is not None
+    assert kept.segments == (text("看"),)
+
+
+@pytest.mark.parametrize("who", [(FRIEND, OTHER), (OTHER, FRIEND)], ids=["at them", "by them"])
+def test_of_a_poke_by_or_at_somebody_forgotten_nothing_is_kept_for_its_id_names_them(
+    archive: Archive, who: tuple[str, str]
+) -> None:
+    poke = say(20, who[0], "[戳一戳]", id=f"poke-20-{who[0]}-{who[1]}", mentions=(who[1],))
+    archive.optouts.note(OTHER, "out", "self", at(5))
+    assert archive.optouts.kept(poke)[0] is not None, "of somebody out the number is known anyway"
+    forget(archive, OTHER, 10)
+    assert archive.optouts.kept(poke) == (None, Why.FORGOTTEN)
+    other = say(20, FRIEND, "[戳一戳]", id=f"poke-20-{FRIEND}-{ME}", mentions=(ME,))
+    assert archive.optouts.kept(other) == (other, None)
+
+
 def test_words_of_somebody_out_read_as_taken_back_until_they_are_in_again(archive: Archive) -> None:
     said = [say(1, OTHER, "以前的话"), say(2, ME, "嗯"), say(3, FRIEND, "喂")]
     archive.append(said)
@@ -167,6 +220,7 @@ def test_words_of_somebody_out_read_as_taken_back_until_they_are_in_again(archiv
     assert quoted is not None
     assert (quoted.text, quoted.recalled) == ("", True)
     assert archive.count([OTHER]) == 0
+    assert [m.sender_id for m in archive.times(GROUP, at(0))] == [ME, FRIEND]
     assert archive.containing("以前", [OTHER], 5) == []
     assert "小红" not in archive.speakers(GROUP)
     archive.optouts.note(OTHER, "in", "self", at(20))

@@ -99,3 +99,8 @@ async def test_scenes_that_look_at_once_leave_messages_their_turn() -> None:
     busy.cancel()
     assert len(seen) == 4
     assert all(later - earlier > 20 for earlier, later in pairwise(seen)), seen
+
+
+def test_a_poke_cannot_be_quoted() -> None:
+    poked = say(0, FRIEND, "[戳一戳]", id=f"poke-0-{FRIEND}-{ACCOUNT}", mentions=(ACCOUNT,))
+    assert look(poked, AFTER, to=poked).quotes(AFTER.id) is None

@@ -13,6 +13,7 @@ from chats import FRIEND, GROUP, ME, say
 from bot import config, stickers
 from bot.archive import Archive
 from bot.engine import Measure
+from bot.errors import ArchiveError
 from bot.memory import Memory
 from bot.message import Message
 from bot.persona import Persona, Spec
@@ -111,6 +112,50 @@ def test_somebody_elses_sticker_is_not_the_personas(tmp_path: Path) -> None:
     assert found.segment(f"[动画表情:{name}]", {ME}) is None
     found.seen(md5(picture(1)), ME, WHEN)
     assert found.segment(f"[动画表情:{name}]", {ME}) is not None
+
+
+def test_what_another_process_forgot_is_not_written_back(tmp_path: Path) -> None:
+    running = library(tmp_path)
+    name = add(running, 1, sender=FRIEND)
+    for sender in (FRIEND, ME):
+        add(running, 2, sender=sender)
+    assert library(tmp_path).forget(FRIEND) == 1  # `twin forget`
+    assert not running.seen(md5(picture(1)), ME, WHEN)
+    assert name not in running.names.values()
+    assert running.segment(f"[动画表情:{name}]", {FRIEND}) is None
+    add(running, 3)
+    rows = json.loads((tmp_path / "index.json").read_text("utf-8"))
+    assert [row["senders"] for row in rows] == [[ME], [ME]]
+
+
+def test_a_sticker_that_cannot_be_removed_is_said_and_found_again(tmp_path: Path) -> None:
+    found = library(tmp_path)
+    for n in (1, 2):
+        add(found, n, sender=FRIEND)
+    add(found, 2, sender=ME)
+    add(found, 3, sender=FRIEND)
+    stuck = tmp_path / f"{hashlib.sha256(picture(1)).hexdigest()}.gif"
+    stuck.unlink()
+    stuck.mkdir()  # no file: it cannot be unlinked, whoever runs this
+    with pytest.raises(ArchiveError, match="cannot be removed"):
+        found.forget(FRIEND)
+    assert [p.name for p in tmp_path.glob("*.gif")].count(stuck.name) == 1
+    assert len(list(tmp_path.glob("*.gif"))) == 2, "the others went"
+    stuck.rmdir()
+    assert found.forget(FRIEND) == 1
+    assert [row["senders"] for row in json.loads((tmp_path / "index.json").read_text("utf-8"))] == [[ME]]
+
+
+def test_an_index_that_cannot_be_written_is_said_and_written_when_it_is_done_again(tmp_path: Path) -> None:
+    found = library(tmp_path)
+    add(found, 1, sender=FRIEND)
+    beside = tmp_path / ".index.json.tmp"
+    beside.mkdir()  # in the way of the new index
+    with pytest.raises(ArchiveError, match="cannot be removed"):
+        found.forget(FRIEND)
+    beside.rmdir()
+    found.forget(FRIEND)
+    assert json.loads((tmp_path / "index.json").read_text("utf-8")) == []
 
 
 def test_a_library_that_is_off_knows_nothing(tmp_path: Path) -> None:

@@ -123,6 +123,21 @@ def test_a_shipped_persona_is_installed_with_the_notice_of_its_terms(tmp_path: P
 GROUP = Scene("group", "20001")
 
 
+async def test_another_persona_is_told_the_presence_after_it_was_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin, _ = baseless(tmp_path)
+    (tmp_path / "data" / "personas" / "other").mkdir()
+    (tmp_path / "data" / "personas" / "other" / "persona.toml").write_text('display_name = "别人"\n', "utf-8")
+    told: list[tuple[Scene, str]] = []
+    monkeypatch.setattr(
+        twin.presence, "decide_anew", lambda scene: told.append((scene, twin.presence.scenes.persona(scene)))
+    )
+    assert twin.switch_persona(GROUP, "other", datetime.now(UTC)).name == "other"
+    assert told == [(GROUP, "other")]
+    await twin.close()
+
+
 def said(number: int, text: str, scene: Scene = GROUP, **changed: Any) -> Message:
     sent = {"segments": ({"type": "text", "data": {"text": text}},), **changed}
     return Message(str(number), scene, "10001", "阿强", datetime.now(UTC), text, **sent)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chats import ACCOUNT, FRIEND, GROUP, PRIVATE
+from loguru import logger
 from plugged import plugged
 from stage import Stage
 
@@ -106,6 +107,49 @@ async def test_a_wish_that_was_missed_counts_from_when_it_was_said(stage: Stage)
     assert wishes == [(FRIEND, datetime.fromtimestamp(told[1]["time"], UTC))]
     assert stage.archive.window(GROUP, 9) == []
     assert stage.said == []
+
+
+async def test_a_wish_that_came_by_itself_is_not_obeyed_again_at_every_connection(stage: Stage) -> None:
+    told = [missed(GROUP, "/optout", 300), missed(GROUP, "/optin", 250), missed(GROUP, "在", 50)]
+    known(stage, GROUP, 100)
+    catcher, wishes = catcher_of(stage, Clients({str(GROUP): told}).of), []
+
+    async def wish(call: Call) -> str:
+        wishes.append(call.time)
+        return "好"
+
+    for name in ("optout", "optin"):
+        catcher._twin.commands.add(name, Who.EVERYONE, wish, always=True)
+    for _ in range(2):
+        catcher.connected(ACCOUNT)
+        await asyncio.gather(*catcher._tasks.values())
+    assert wishes == []
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "在"]
+
+
+@pytest.mark.parametrize("fault", ["asking", "obeying"])
+async def test_a_fault_while_catching_up_is_logged(stage: Stage, fault: str) -> None:
+    known(stage, GROUP, 600)
+    clients = Clients({str(GROUP): [missed(GROUP, "/optout", 300)]})
+
+    def of(account: str) -> Any:
+        if fault == "asking":
+            raise RuntimeError("a fault of ours")
+        return clients.of(account)
+
+    async def opt_out(call: Call) -> str:
+        raise RuntimeError("a fault of ours")
+
+    catcher = catcher_of(stage, of)
+    catcher._twin.commands.add("optout", Who.EVERYONE, opt_out, always=True)
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="ERROR", format="{message}")  # type: ignore[arg-type]
+    catcher.connected(ACCOUNT)
+    await asyncio.gather(*catcher._tasks.values(), return_exceptions=True)
+    logger.remove(sink)
+    assert len(logged) == 1
+    assert "not all asked for" in logged[0]
+    assert "a fault of ours" in logged[0], "with where it happened"
 
 
 async def test_what_comes_by_itself_at_once_does_not_hide_what_was_missed(stage: Stage) -> None:

@@ -184,6 +184,37 @@ async def test_a_planned_message_that_comes_to_nothing_is_told_the_owner_in_word
     stage.archive.close()
 
 
+async def test_a_planned_message_whose_chat_opted_out_is_told_as_that(tmp_path: Path, opener: Any) -> None:
+    planned = Scheduled(cron="* * * * *", scene="private:10001", prompt="叫大家起床")
+    stage = Stage(tmp_path, opener, schedule=(planned,))
+    stage.presence.hindrance = "optout"
+    await stage.opener.planned(planned)
+    (told,) = stage.told
+    assert told.endswith("在 private:10001 说的话没说成：对方退出了（/optout）。")
+    stage.archive.close()
+
+
+async def test_a_plan_denser_than_it_may_be_late_is_told_the_owner_once(tmp_path: Path, opener: Any) -> None:
+    planned = Scheduled(cron="* * * * *", scene="group:20001", prompt="叫大家起床")
+    stage = Stage(tmp_path, opener, enabled=False, schedule=(planned,), late_s=1800)
+    stage.presence.hindrance = "quiet"
+    await stage.opener.start()
+    scheduler = stage.opener._scheduler
+    (job,) = scheduler.get_jobs()
+    scheduler.reschedule_job(job.id, trigger="interval", seconds=0.05)
+    async with asyncio.timeout(10):
+        while not stage.told:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    assert len(stage.told) == 1
+    assert stage.told[0].startswith("group:20001 的定时消息排得太密")
+    assert "30 分钟" in stage.told[0]
+    assert "起床" not in stage.told[0], "it is logged, and words are not"
+    assert len(stage.presence.opened) == 1, "the others were skipped"
+    await stage.opener.stop()
+    stage.archive.close()
+
+
 async def test_after_a_long_sleep_of_the_machine_a_planned_message_is_not_said_but_told(
     tmp_path: Path, opener: Any
 ) -> None:
