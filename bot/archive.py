@@ -26,7 +26,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlche
 
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.message import Message, Origin, Scene
-from bot.optouts import OptOuts, without_words
+from bot.optouts import OptOuts, Why, without_words
 
 WAITING_MAX = 20_000
 """Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
