@@ -268,8 +268,7 @@ class Night(Groundwork):
         if settings.eval_data_path is not None:
             held_out = read([settings.eval_data_path], self.persona.spec.system_prompt)
         version = self.persona.version if settings.start == "continue" else None
-        until = None if version is None else version.manifest.corpus.get("until")
-        since = None if until is None else datetime.fromisoformat(until)  # to an imported LoRA everything is new
+        since = None if version is None else self._learned_until  # to an imported LoRA everything is new
         return qlora.Options(
             extra=selection.Extra(read(settings.general_chat, ""), held_out, since),
             going_on=None if version is None else self._peft_of(version), deepspeed=self.deepspeed,

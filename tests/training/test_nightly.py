@@ -21,8 +21,8 @@ from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
 from bot.errors import PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
-from bot.persona import Base, Manifest, Personas
-from training import samples
+from bot.persona import Base, Manifest, Personas, Version
+from training import samples, selection
 from training.nightly import ATTEMPTS_MAX, Night
 from training.state import write_state
 
@@ -193,17 +193,17 @@ def test_one_night_at_a_time_and_the_lock_of_a_dead_one_is_free(settings: Settin
     assert night(settings).run().kind == "skipped"
 
 
-def published(settings: Settings, name: str, corpus: dict[str, Any]) -> None:
+def published(settings: Settings, name: str, corpus: dict[str, Any], base: str = SHA) -> Version:
     """A serving version, as a night would have left it."""
     result = settings.data / "result"
     result.mkdir()
     (result / "lora.gguf").write_bytes(b"GGUF")
     manifest = Manifest(
-        version=name, created="", base=Base(file="base.gguf", sha256=SHA, architecture="gemma3"), format="gemma",
+        version=name, created="", base=Base(file="base.gguf", sha256=base, architecture="gemma3"), format="gemma",
         system_prompt="", files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
     )  # fmt: skip
     (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-    Personas(settings.data / "personas", SHA).publish("xiaoman", result)
+    return Personas(settings.data / "personas", base).publish("xiaoman", result)
 
 
 def say(settings: Settings, count: int, first: datetime, prefix: str) -> None:
@@ -242,6 +242,25 @@ def test_the_newest_day_waits_for_the_next_night_once_something_serves(settings:
     made._whole = True
     assert made.snapshot["own_messages"] == 3 + 4, "what waits is new to the next night"
     assert now - timedelta(hours=25) < datetime.fromisoformat(made.snapshot["newest"]) < now - timedelta(hours=23)
+
+
+def test_a_day_that_waited_is_new_to_the_night_after_which_goes_on(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    training = Training(start="continue", replay=0, model_max_length=64)
+    settings = settings.model_copy(update={"training": training})
+    now, sha = datetime.now(UTC), sha256(tiny.gguf)
+    for hours in range(30, 80):
+        say(settings, 1, now - timedelta(hours=hours), f"{hours} hours ago ")
+    before, day = now - timedelta(hours=26), timedelta(days=1)  # the night before
+    learned = {"until": before.isoformat(), "learned_until": (before - day).isoformat()}
+    folder = published(settings, "20260303-000000", learned, sha).folder
+    tinymodel.random_lora(tiny, folder / "peft", seed=1)
+    made = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
+    selected = selection.select(made.windows, training, made._options().extra)
+    in_train = [w for w in made.windows if samples.trained_positions(w)]
+    waited = [w for w in in_train if w.newest is not None and w.newest > before - day]
+    assert selected.counts["new"] == len(waited) > 5
+    assert len(in_train) > len(waited) + 5, "what it learned is not new"
 
 
 def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings, tmp_path: Path) -> None:
