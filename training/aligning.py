@@ -98,7 +98,10 @@ def align(
     for stale in run_dir.glob(f"{_SCRATCH}*"):  # of a pass that was killed
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=run_dir) as made:
-        record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
+        try:
+            record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
+        finally:
+            device.free()
         # First what it will be, then the weights: a kill between the two only has the pass done again.
         weights = Path(made) / "lora" / _WEIGHTS
         record["lora"] = sha256(weights if record["outcome"] == "kept" else peft / _WEIGHTS)

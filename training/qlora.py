@@ -102,6 +102,8 @@ def train(
             world.first(lambda: runs.clear(run_dir))
             settings = settings.model_copy(update={"compute_dtype": "float32"})
             world.first(lambda: runs.forget_chosen(run_dir))
+        finally:
+            device.free()
 
 
 class _Session:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import living
 import pytest
 import tinymodel
 import torch
@@ -174,6 +175,14 @@ def test_a_pass_that_costs_what_was_learned_is_undone(lesson: Lesson, run: Path)
     assert record["after"]["tune"] > record["before"]["tune"] + aligning.RISE_MAX
     assert sha256(run / "peft" / "adapter_model.safetensors") == before
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [], "nothing half-made is left"
+
+
+def test_a_model_that_learned_preferences_leaves_memory(lesson: Lesson, run: Path) -> None:
+    few = SETTINGS.model_copy(update={"preference_epochs": 1})
+    with living.seen() as models:
+        aligning.align(lesson.pairs(n=4), [], [], lesson.base, run, run / "peft", few)
+        assert models
+        assert all(model() is None for model in models)
 
 
 def test_of_a_pass_that_goes_too_far_a_part_is_kept(lesson: Lesson, run: Path) -> None:
