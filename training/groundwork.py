@@ -142,7 +142,7 @@ class Groundwork:
         return self.windows if same else self._rendered(system_prompt)
 
     def _rendered(self, system_prompt: str) -> list[samples.Window]:
-        model = Model(self.base_path)
+        model = Model(self.base_path, 0, vocab_only=True)
         try:
             self.__dict__["format"], self.__dict__["architecture"] = model.format, model.architecture
             return samples.windows(self.learned, model, model.format, system_prompt, self._window_max, self._newest)

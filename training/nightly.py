@@ -341,7 +341,7 @@ class Night(Groundwork):
         return proof.HeldOut(
             [_passage(w) for w in self.windows if _held_out(w)],
             [p for part in self.learned.scenes for p in self._pieces(part)],
-            spoken, self._window_max, self.settings.training.threads,
+            spoken, self._window_max, self.settings.training.threads, self.settings.engine,
         )  # fmt: skip
 
     @property
@@ -434,7 +434,7 @@ class Night(Groundwork):
         self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
     ) -> list[evaluate.Scored]:
         self.progress("evaluate", 0, len(windows), whose)
-        scorer = Scorer(model, lora, self._window_max, self.settings.training.threads)
+        scorer = Scorer(model, lora, self._window_max, self.settings.training.threads, self.settings.engine)
         try:
             return evaluate.score(
                 windows, scorer, scorer.model.end_id,

@@ -18,7 +18,7 @@ from bot import corrections
 from bot.archive import Archive
 from bot.checksum import sha256
 from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
-from bot.errors import PersonaError, TrainingError
+from bot.errors import EngineError, PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
@@ -274,6 +274,18 @@ def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings,
     assert made.persona.spec.system_prompt not in shown
     assert [x.message_id for w in other for x in w.labels] == [x.message_id for w in made.windows for x in w.labels]
     assert made.windows_for(made.persona.spec.system_prompt) is made.windows
+
+
+def test_a_night_puts_the_base_where_the_engine_does(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    nowhere = settings.model_copy(update={"engine": Engine(tensor_split=(1.0,) * 999)})
+    made = Night(nowhere, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    write_state(made.folder / "train.json", {})
+    assert made.windows, "the vocabulary needs no place"
+    for work in (made.evaluate_version, made.prove, lambda: made._voices._stage.scored([], "base")):
+        with pytest.raises(EngineError, match="tensor_split names 999 GPUs"):
+            work()
 
 
 def test_what_a_version_learned_is_counted_in_its_snapshot(settings: Settings) -> None:
