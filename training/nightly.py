@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ ATTEMPTS_FILE = "attempts.json"
 ATTEMPTS_MAX = 3
 """A night that failed or was killed this often is given up, so that a broken step does not run for ever."""
 _KILLED = "killed"
+PARITY_WINDOWS = 64
+"""Held-out windows that parity reads at most: transformers reads them in float32 on the processor, and the noise that
+its limits allow for is small by then (2,000 heard tokens and as many labels). The gate reads all of them."""
 HEARD_TOKENS = 32
 """Tokens of others' words a window on which single probabilities are compared, too."""
 
@@ -339,7 +343,7 @@ class Night(Groundwork):
         held_out = [(w, x) for w in self.windows for x in _held_out(w)]
         spoken = answers.spread([w.ids[: x.start] for w, x in held_out if not x.silence], GREEDY_PROMPTS)
         return proof.HeldOut(
-            [_passage(w) for w in self.windows if _held_out(w)],
+            [_passage(w) for w in answers.spread([w for w in self.windows if _held_out(w)], PARITY_WINDOWS)],
             [p for part in self.learned.scenes for p in self._pieces(part)],
             spoken, self._window_max, self.settings.training.threads, self.settings.engine,
         )  # fmt: skip
@@ -416,19 +420,31 @@ class Night(Groundwork):
     def _scored_once(
         self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
     ) -> list[evaluate.Scored]:
-        """Scores as an earlier attempt left them, if they are of the same files and labels."""
-        file = self.folder / f"scored-{whose}.json"
-        read = map(repr, (w for w in windows if _held_out(w)))
+        """Scores; of a window that the same files scored before, in this night or an earlier one, those of then."""
         of_model = self.base_sha256 if model == self.base_path else digest(model)
-        made_of = _digest([of_model, sha256(lora) if lora else "", *read])
-        kept = read_state(file) or {}
-        if kept.get("made_of") == made_of:
-            with suppress(KeyError, TypeError, ValueError):
-                labels = evaluate.held_out(windows)
-                return [evaluate.Scored(x, *row) for x, row in zip(labels, kept["scored"], strict=True)]
-        found = self._scored(whose, model, lora, windows)
-        write_state(file, {"made_of": made_of, "scored": [[x.nll, x.tokens, x.p_silent, x.cluster] for x in found]})
-        return found
+        made_of = _digest([of_model, sha256(lora) if lora else ""])
+        asked = {_scored_as(w): w for w in windows if evaluate.held_out([w])}
+        kept = self._kept_scores(made_of)
+        missing = {name: w for name, w in asked.items() if name not in kept}
+        if missing:
+            found = iter(self._scored(whose, model, lora, list(missing.values())))
+            for name, window in missing.items():
+                kept[name] = [(x.nll, x.p_silent) for x in islice(found, len(evaluate.held_out([window])))]
+        scored = {name: kept[name] for name in asked}
+        write_state(self.folder / f"scored-{whose}.json", {"made_of": made_of, "scored": scored})
+        return evaluate.scored(windows, (values for w in windows for values in scored.get(_scored_as(w), ())))
+
+    def _kept_scores(self, made_of: str) -> dict[str, list[evaluate.Values]]:
+        """Scores by window that the same files gave before: in this run, else in the newest in which they were asked.
+
+        What serves was new in the run it was made in, and the base stays for years.
+        """
+        for folder in (self.folder, *sorted(self._runs.glob("*/"), reverse=True)):
+            for file in sorted(folder.glob("scored-*.json")):
+                kept = read_state(file) or {}
+                if kept.get("made_of") == made_of and isinstance(kept.get("scored"), dict):
+                    return {name: [(nll, p) for nll, p in values] for name, values in kept["scored"].items()}
+        return {}
 
     def _scored(
         self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
@@ -602,6 +618,11 @@ def _as_served(calibration: Calibration | None, keep: float) -> Calibration:
 
 def _held_out(window: samples.Window) -> list[samples.Label]:
     return [x for x in window.labels if x.split is not samples.Split.TRAIN]
+
+
+def _scored_as(window: samples.Window) -> str:
+    """Names a window by what scoring reads of it."""
+    return _digest([repr((window.ids, [(x.start, x.trained) for x in evaluate.held_out([window])]))])
 
 
 def _passage(window: samples.Window) -> parity.Passage:

@@ -22,8 +22,8 @@ from bot.errors import EngineError, PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
-from training import samples, selection
-from training.nightly import ATTEMPTS_MAX, Night
+from training import evaluate, samples, selection
+from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
 
 ME, SCENE = "10001", Scene("private", "20001")
@@ -193,14 +193,17 @@ def test_one_night_at_a_time_and_the_lock_of_a_dead_one_is_free(settings: Settin
     assert night(settings).run().kind == "skipped"
 
 
-def published(settings: Settings, name: str, corpus: dict[str, Any], base: str = SHA) -> Version:
+def published(
+    settings: Settings, name: str, corpus: dict[str, Any], base: str = SHA, lora: Path | None = None
+) -> Version:
     """A serving version, as a night would have left it."""
     result = settings.data / "result"
+    prompt = Personas(settings.data / "personas", base).find("xiaoman").spec.system_prompt
     result.mkdir()
-    (result / "lora.gguf").write_bytes(b"GGUF")
+    (result / "lora.gguf").write_bytes(lora.read_bytes() if lora else b"GGUF")
     manifest = Manifest(
         version=name, created="", base=Base(file="base.gguf", sha256=base, architecture="gemma3"), format="gemma",
-        system_prompt="", files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
+        system_prompt=prompt, files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
     )  # fmt: skip
     (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
     return Personas(settings.data / "personas", base).publish("xiaoman", result)
@@ -345,6 +348,69 @@ def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(setti
     assert changed.bare == figures.bare
     made._answers()
     assert steps == ["export", "evaluate", "gate"]
+
+
+def chat(settings: Settings, days: range) -> None:
+    """A question and its answer a day."""
+    archive = Archive(settings.archive_url)
+    for day in days:
+        when = SNAPSHOT + timedelta(days=day)
+        heard = Message(f"heard{day}", SCENE, "20001", "阿泽", when, f"在吗{day}")
+        archive.append([heard, Message(f"said{day}", SCENE, ME, "小满", when + timedelta(seconds=5), "在")])
+    archive.close()
+
+
+def test_what_did_not_change_since_an_earlier_night_is_not_scored_again(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    told: list[tuple[str, int]] = []
+    small = settings.model_copy(update={"training": Training(model_max_length=96, threads=1), "gate": Gate(newest_h=0)})
+
+    def made() -> Night:
+        told.clear()
+        found = Night(
+            small, "xiaoman", tiny.gguf, sha256(tiny.gguf),
+            lambda step, done, of, whose: told.append((whose, of)) if step == "evaluate" and not done else None, None,
+        )  # fmt: skip
+        found._run = found.new_folder()
+        return found
+
+    chat(settings, range(60))
+    first = made()
+    tinymodel.random_lora(tiny, first.folder / "peft", seed=1)
+    before = first.measure()
+    held_out = len({x.message_id for x in evaluate.held_out(first.windows)})
+    assert [whose for whose, _ in told] == ["new", "base"]
+
+    # The version is published, and some days later another one is made.
+    lora = published(settings, "20260303-000000", {}, sha256(tiny.gguf), first.export()).lora
+    assert lora is not None
+    chat(settings, range(60, 90))
+    second = made()
+    tinymodel.random_lora(tiny, second.folder / "peft", seed=2)
+    after = second.measure()
+    added = len({x.message_id for x in evaluate.held_out(second.windows)}) - held_out
+    assert added > 2
+    scored = dict(told)
+    assert scored["new"] >= scored["serving"] + scored["base"]
+    assert scored["serving"] == scored["base"] <= added, "a window that grew is another one"
+    assert after.serving is not None
+    assert after.serving.scored[: held_out - 1] == before.new.scored[: held_out - 1]
+    anew = second._scored("serving", tiny.gguf, lora, second.windows)
+    assert after.serving.scored == anew
+
+
+def test_parity_reads_windows_spread_over_the_history_and_no_more_than_it_needs(
+    settings: Settings, tmp_path: Path
+) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(-600, 0))
+    small = settings.model_copy(update={"training": Training(model_max_length=96)})
+    made = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    held_out = [w.ids for w in made.windows if any(x.split is not samples.Split.TRAIN for x in w.labels)]
+    read = [p.ids for p in made.held_out.passages]
+    assert len(read) == PARITY_WINDOWS < len(held_out)
+    assert read[0] == held_out[0]
+    assert held_out.index(read[-1]) > len(held_out) * 0.9
 
 
 def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings: Settings, tmp_path: Path) -> None:
