@@ -4,7 +4,7 @@ What is served first, what was trained after that is closed: both models at once
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class HeldOut:
     prompts: Sequence[Sequence[int]]
     n_ctx: int
     n_threads: int | None = None
-    settings: config.Engine = config.Engine()
+    settings: config.Engine = field(default_factory=config.Engine)
 
 
 @dataclass(frozen=True, slots=True)
