@@ -243,7 +243,8 @@ class Night(Groundwork):
             made = [c for c in corrections.current(archive, until=until) if c.persona == self.persona.name]
             pairs = preferences.pairs(
                 archive, made, self.learned, HFTokenizer(self.checkpoint), self.format, self.persona.spec.system_prompt,
-                self._window_max, until, self.settings.corpus,
+                self._window_max, until, self.settings.corpus, newest=self._newest,
+                stickers=self.snapshot.get("stickers", {}),
             )  # fmt: skip
         finally:
             archive.close()
