@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
+from bot.config import Training
 from bot.errors import TrainingError, TwinError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version
 from bot.prompt import FORMATS, Piece
@@ -250,7 +251,7 @@ class Night(Groundwork):
             archive.close()
         replay, tune = (batches.rows_of(self.windows, split) for split in (samples.Split.TRAIN, samples.Split.TUNE))
         peft = self.folder / runs.LORA_FOLDER
-        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self.settings.training)
+        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self._as_trained)
 
     def targets(self) -> list[str]:
         """What would be trained, a line each: nothing is read but the shape of the base."""
@@ -334,9 +335,16 @@ class Night(Groundwork):
                 f"run {self.folder.name!r} did not finish (it has no {runs.RECORD_FILE}); `twin train` goes on with it"
             )
         tokenizer = HFTokenizer(self.checkpoint)
-        how = precision.chosen(self.settings.training, device.here())
+        how = precision.chosen(self._as_trained, device.here())
         peft = self.folder / runs.LORA_FOLDER
         return proof.Trained(self.checkpoint, peft, tokenizer.format, tokenizer, how.quantization)
+
+    @property
+    def _as_trained(self) -> Training:
+        """bot.toml's [training] with how the run held the base and what it computed in, which it may have changed."""
+        record = read_state(self.folder / runs.RECORD_FILE) or {}
+        found = {name: record[name] for name in ("precision", "compute_dtype") if name in record}
+        return self.settings.training.model_copy(update=found)
 
     @cached_property
     def held_out(self) -> proof.HeldOut:

@@ -20,11 +20,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from bot.config import Training
 from bot.errors import TrainingError
-from training import world
+from training import device, world
 from training.batches import IGNORED, ByLength, Row, collate, pack, wide
 from training.lean import slim
 from training.loss import Unusable, teach_sparse_loss
-from training.precision import Precision
+from training.precision import Precision, scaled
 
 _FIRST_STEPS = 20
 """A loss that is no number within these is the numbers' fault; later it is the learning rate's."""
@@ -167,7 +167,7 @@ def trainer(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(steps(len(rows), settings) * settings.warmup_ratio),
         bf16=False,  # weights are bf16 already; autocast on top only costs
-        fp16=cuda and precision.dtype == torch.float16,  # there small gradients need their scale
+        fp16=scaled(precision, device.here()),
         **_recompute(bool(settings.gradient_checkpointing)),
         # The loss is ours: Liger's would not know of it.
         liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import living
 import pytest
@@ -19,7 +20,9 @@ from bot.config import Training
 from bot.decision import Moment
 from training import aligning
 from training.batches import Row, rows_of
+from training.device import Device
 from training.hf import HFTokenizer
+from training.precision import Precision
 from training.preferences import Pair
 from training.qlora import train
 from training.samples import Label, Split, Window
@@ -191,6 +194,17 @@ def test_of_a_pass_that_goes_too_far_a_part_is_kept(lesson: Lesson, run: Path) -
     assert record["part"] < 1
     assert record["before"]["margin"] < record["after"]["margin"]
     assert record["after"]["tune"] <= record["before"]["tune"] + aligning.RISE_MAX
+
+
+def test_a_gpus_float16_scales_the_loss_of_the_pass_too(lesson: Lesson, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(lesson.base)
+
+    def scaled(kind: Literal["cuda", "cpu"], dtype: torch.dtype) -> bool:
+        where = Device(kind, "a card", 16_000_000_000)
+        return bool(aligning._arguments(model, tmp_path, SETTINGS, Precision("none", dtype), where)["fp16"])
+
+    assert scaled("cuda", torch.float16)
+    assert not any(scaled(*x) for x in (("cuda", torch.float32), ("cuda", torch.bfloat16), ("cpu", torch.float16)))
 
 
 def test_a_pass_is_run_once_and_anew_over_another_lora_or_other_pairs(lesson: Lesson, run: Path) -> None:

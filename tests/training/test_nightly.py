@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import tinymodel
+import torch
+from peft import PeftModel
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bot import corrections
 from bot.archive import Archive
@@ -522,8 +525,8 @@ def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path:
     assert given.manifest is None
 
 
-def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Settings, tmp_path: Path) -> None:
-    tiny = tinymodel.build(tmp_path / "tiny")
+def corrected(settings: Settings, tiny: tinymodel.Tiny) -> Night:
+    """A training by hand whose owner corrected the twin every day, half of the times as another persona."""
     training = Training(
         precision="none", r=4, max_steps=2, model_max_length=128, threads=1, preference_min_pairs=2,
         preference_learning_rate=1e-3, preference_epochs=1,
@@ -544,9 +547,32 @@ def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Set
             archive, said, corrections.How.HUSH, (), by=ME, told=None, persona=whose, now=when + timedelta(minutes=9)
         )
     archive.close()
-    run = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
+    return Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+
+
+def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Settings, tmp_path: Path) -> None:
+    run = corrected(settings, tinymodel.build(tmp_path / "tiny")).train()
     record = json.loads((run / "preferences.json").read_text("utf-8"))
     assert (record["outcome"], record["lora"]) == ("kept", sha256(run / "peft" / "adapter_model.safetensors"))
     in_train = [day for day in range(1, 24, 2) if samples.split_of(SCENE, f"a{day}") is samples.Split.TRAIN]
     assert record["pairs"] == len(in_train) > 6, "of another persona, or held out, none is trained"
     assert record["after"]["margin"] > record["before"]["margin"]
+
+
+def test_what_follows_the_training_holds_the_base_as_the_training_did(settings: Settings, tmp_path: Path) -> None:
+    # As after a loss that was no number in 16-bit numbers, on a processor that has them.
+    tiny = tinymodel.build(tmp_path / "tiny")
+    made, held = corrected(settings, tiny), set()
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    write_state(made.folder / "train.json", {"precision": "nf4", "compute_dtype": "float32"})
+    assert made.trained.nf4 is not None
+    write_state(made.folder / "train.json", {"precision": "none", "compute_dtype": "float32"})
+
+    def look(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, PeftModel):
+            held.add(module.get_base_model().get_input_embeddings().weight.dtype)
+
+    handle = register_module_forward_pre_hook(look)
+    assert made.prefer()["pairs"] > 6
+    handle.remove()
+    assert held == {torch.float32}
