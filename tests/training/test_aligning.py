@@ -189,7 +189,9 @@ def test_a_model_that_learned_preferences_leaves_memory(lesson: Lesson, run: Pat
 
 
 def test_of_a_pass_that_goes_too_far_a_part_is_kept(lesson: Lesson, run: Path) -> None:
-    record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", SETTINGS)
+    # A quarter of the way costs a quarter of what is allowed: processors differ.
+    far = SETTINGS.model_copy(update={"preference_learning_rate": 1e-3})
+    record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", far)
     assert record["outcome"] == "kept"
     assert record["part"] < 1
     assert record["before"]["margin"] < record["after"]["margin"]
