@@ -46,6 +46,7 @@ def together(base: Path, folder: Path, settings: Training, *more: str) -> list[d
 def test_two_processes_learn_what_one_does_with_a_batch_as_large_as_both(base: Path, tmp_path: Path) -> None:
     told = together(base, tmp_path / "two", SETTINGS)
     assert [(x["rank"], x["world"], x["processes"]) for x in told] == [(0, 2, 2), (1, 2, 2)]
+    assert all(x["patience_s"] >= 3600 for x in told), "while one fetches a base the others wait"
     assert {x["wrapped"] for x in told} == {"DistributedDataParallel"}
     assert told[0]["lora"] == told[1]["lora"]
     whole = SETTINGS.model_copy(update={"per_device_train_batch_size": 6})
