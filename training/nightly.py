@@ -25,7 +25,7 @@ from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Training
 from bot.errors import TrainingError, TwinError
-from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version
+from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, Piece
 from bot.scorer import Scorer
 from export import lora, merged, parity, proof
@@ -381,6 +381,7 @@ class Night(Groundwork):
         keep = self.settings.training.silence_keep
         new = self._scored_once("new", self.base_path, self.export(), self.windows)
         calibration = evaluate.fit_calibration(new, keep)
+        served = deciding(calibration, self.learned.counts["silences"], keep)
         serving = None
         if self.persona.version is not None:
             manifest = self.persona.version.manifest
@@ -391,7 +392,7 @@ class Night(Groundwork):
             serving = gate.Candidate(scored, figures, self.persona.version.calibration)
         bare = self._scored_once("base", self.base_path, None, self.windows)
         return _Figures(
-            gate.Candidate(new, evaluate.metrics(new, calibration, keep), _as_served(calibration, keep)), serving,
+            gate.Candidate(new, evaluate.metrics(new, calibration, keep), served), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
         )  # fmt: skip
 
@@ -618,11 +619,6 @@ def _decisions(points: Sequence[silence.Point]) -> dict[str, Any]:
             for name, rate in rates.items()
         },
     }
-
-
-def _as_served(calibration: Calibration | None, keep: float) -> Calibration:
-    """What decides for a version: its fit, else P(silent) alone (as `bot.persona.Version.calibration` has it)."""
-    return calibration or Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
 
 
 def _held_out(window: samples.Window) -> list[samples.Label]:

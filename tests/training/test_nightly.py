@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,25 @@ def test_what_did_not_change_since_an_earlier_night_is_not_scored_again(settings
     assert after.serving.scored[: held_out - 1] == before.new.scored[: held_out - 1]
     anew = second._scored("serving", tiny.gguf, lora, second.windows)
     assert after.serving.scored == anew
+
+
+@pytest.mark.parametrize("unanswered", [0, 3])
+def test_the_gate_judges_the_rule_that_will_serve(settings: Settings, tmp_path: Path, unanswered: int) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(40))
+    archive = Archive(settings.archive_url)
+    for day in range(unanswered):
+        archive.append([Message(f"quiet{day}", SCENE, "20001", "阿泽", SNAPSHOT + timedelta(days=day, hours=5), "好")])
+    archive.close()
+    small = settings.model_copy(update={"training": Training(model_max_length=96, threads=1, silence_keep=0.5)})
+    made = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    judged = made.measure()
+    assert judged.calibration is None, "too little to fit one"
+    version = published(settings, "20260303-000000", dict(made.learned.counts), sha256(tiny.gguf))
+    keep = version.manifest.model_copy(update={"settings": {"silence_keep": 0.5}})
+    assert judged.new.calibration == replace(version, manifest=keep).calibration
+    assert (judged.new.calibration is None) is (unanswered == 0)
 
 
 def test_parity_reads_windows_spread_over_the_history_and_no_more_than_it_needs(
