@@ -343,7 +343,7 @@ class Night(Groundwork):
     def _as_trained(self) -> Training:
         """bot.toml's [training] with how the run held the base and what it computed in, which it may have changed."""
         record = read_state(self.folder / runs.RECORD_FILE) or {}
-        found = {name: record[name] for name in ("precision", "compute_dtype") if name in record}
+        found: dict[str, Any] = {name: record[name] for name in ("precision", "compute_dtype") if name in record}
         return self.settings.training.model_copy(update=found)
 
     @cached_property

@@ -596,3 +596,13 @@ def test_what_follows_the_training_holds_the_base_as_the_training_did(settings: 
     assert made.prefer()["pairs"] > 6
     handle.remove()
     assert held == {torch.float32}
+
+
+def test_a_run_leaves_a_merged_checkpoint_where_that_is_set(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(40))
+    training = Training(precision="none", r=4, max_steps=1, model_max_length=128, threads=1, merge_and_save=True)
+    merging = settings.model_copy(update={"training": training})
+    run = Night(merging, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
+    assert json.loads((run / "merged" / "parity.json").read_text("utf-8"))["parity"]["passed"]
+    assert (run / "merged" / "config.json").is_file()
