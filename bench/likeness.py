@@ -219,7 +219,7 @@ def _canaries(
     out = sum(c.secret in a.text for c in planted for a in said)
     rng = random.Random(7)
     others = [leak.secret_of(rng) for _ in range(OTHER_SECRETS)]
-    scorer = Scorer(base_path, night.export(), WINDOW, settings.training.threads)
+    scorer = Scorer(base_path, night.export(), WINDOW, settings.training.threads, settings.engine)
     exposures = []
     for question in asked:
         context, _ = encode(render(question.renderer, question.history, question.quoted), scorer.model)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from loguru import logger
 
+from bot import config
 from bot.errors import EngineError
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, broken_up, format_for
@@ -180,6 +181,14 @@ class Model:
         runs = (self.tokens(blank * n, control=False) for blank in BLANKS for n in range(1, BLANKS_MAX))
         self.no_first_word = [*self.end_ids, *{ids[0] for ids in runs if len(ids) == 1}]
         """What an answer never begins with: an end of turn, or nothing but blanks."""
+
+    @classmethod
+    def of(cls, path: Path, settings: config.Engine) -> Model:
+        """A GGUF, put where `[engine]` says; raises EngineError."""
+        return cls(
+            path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
+            main_gpu=settings.main_gpu, tensor_split=settings.tensor_split,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""

@@ -46,10 +46,7 @@ class Served:
         self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None, label: str = ""
     ) -> None:
         with contextlib.ExitStack() as undo:
-            self.model = Model(
-                path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
-                main_gpu=settings.main_gpu, tensor_split=settings.tensor_split,
-            )  # fmt: skip
+            self.model = Model.of(path, settings)
             undo.callback(self.model.close)
             self.context = Context(
                 self.model, settings.kv_tokens, settings.n_seq_max, settings.n_batch, settings.n_threads,

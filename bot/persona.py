@@ -211,6 +211,22 @@ class Manifest(Part):
         return "merged" if self.merged else "lora"
 
 
+def deciding(fitted: Calibration | None, silences: int, silence_keep: float) -> Calibration | None:
+    """What decides for a version: its fit, else P(silent) as the model gives it; None: the built-in rule.
+
+    None where no silence was learned at all, as of training sets alone or by another program's trainer: what the model
+    makes of saying nothing means nothing then.
+
+    Args:
+        fitted: None where there was too little history to fit one.
+        silences: that were labels.
+        silence_keep: part of them that was trained.
+    """
+    if fitted is not None or not silences:
+        return fitted
+    return Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=silence_keep)
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """A verified version: its folder and manifest."""
@@ -241,15 +257,9 @@ class Version:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The fitted decision; P(silent) as the model gives it where there was too little history to fit one.
-
-        None where no silence was learned at all, as of training sets alone or by another program's trainer: what the
-        model makes of saying nothing means nothing then.
-        """
-        if self.manifest.calibration is not None or not self.manifest.corpus.get("silences"):
-            return self.manifest.calibration
+        """What decides for it, as the gate judged it."""
         keep = float(self.manifest.settings.get("silence_keep", 1.0))
-        return Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
+        return deciding(self.manifest.calibration, self.manifest.corpus.get("silences") or 0, keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bot import config
 from bot.llama import Context, Model, log_probs
 
 
@@ -21,14 +22,18 @@ class Scorer:
         lora: a LoRA, or None for the bare base.
         n_ctx: tokens of the longest window.
         n_threads: CPU threads.
+        settings: where the weights are put, as those that answer are: beside a bot on the GPU there may be no room.
 
     Raises:
         EngineError: the base or the LoRA cannot be loaded.
     """
 
-    def __init__(self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None) -> None:
+    def __init__(
+        self, base: Path, lora: Path | None, n_ctx: int, n_threads: int | None = None,
+        settings: config.Engine = config.Engine(),  # noqa: B008 - frozen
+    ) -> None:  # fmt: skip
         with contextlib.ExitStack() as undo:
-            self.model = Model(base)
+            self.model = Model.of(base, settings)
             undo.callback(self.model.close)
             self._context = Context(self.model, n_ctx, 1, min(256, n_ctx), n_threads, n_outputs=min(256, n_ctx))
             undo.callback(self._context.close)

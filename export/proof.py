@@ -4,13 +4,14 @@ What is served first, what was trained after that is closed: both models at once
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as lc
 from tokenizers import Tokenizer as HFVocabulary
 
+from bot import config
 from bot.errors import ExportError
 from bot.llama import Model
 from bot.persona import Base
@@ -57,6 +58,7 @@ class HeldOut:
         prompts: ids up to where an answer begins, for the greedy texts.
         n_ctx: tokens of the longest window.
         n_threads: CPU threads; None: as `bot.llama` chooses.
+        settings: `[engine]`: where what is served is put.
     """
 
     passages: Sequence[parity.Passage]
@@ -64,6 +66,7 @@ class HeldOut:
     prompts: Sequence[Sequence[int]]
     n_ctx: int
     n_threads: int | None = None
+    settings: config.Engine = field(default_factory=config.Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut
         ExportError: the checkpoint or LoRA cannot be loaded, or there is nothing held out.
         EngineError: llama.cpp cannot load the export: no vocabulary without an end of turn gets this far.
     """
-    scorer = Scorer(model, adapter, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads)
+    scorer = Scorer(model, adapter, held_out.n_ctx + GREEDY_TOKENS, held_out.n_threads, held_out.settings)
     try:
         asked = _Asked(held_out, scorer.model.end_id, scorer.model.ends)
         vocabulary = _vocabulary(trained, scorer.model, held_out.pieces, merged=adapter is None)

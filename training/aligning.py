@@ -38,14 +38,17 @@ from bot.errors import TrainingError
 from training import device, precision
 from training.base import load
 from training.batches import IGNORED, Row
+from training.device import Device
 from training.loss import measuring, sparse_nll
+from training.precision import Precision
 from training.preferences import Pair
 from training.samples import Split
 from training.state import read_state, write_state
 
 RECORD_FILE = "preferences.json"
 RISE_MAX = 0.05
-"""Nats per token the tune loss may rise by: half of what the gate lets a version be worse by (`gate.WORSE_MAX`)."""
+"""Nats per token the tune loss may rise by: half of what the gate lets words be worse by (`[gate] words_worse_max`, as
+shipped)."""
 _WEIGHTS = "adapter_model.safetensors"
 _BATCH = 2
 """Pairs in a forward pass; KTO's KL term needs more than one. Few prompts fit beside two answers each."""
@@ -70,7 +73,7 @@ def align(
         checkpoint: base, a Hugging Face folder (`training.base.checkpoint`).
         run_dir: where `preferences.json` is kept.
         peft: the LoRA's folder; its weights are replaced in one step.
-        settings: bot.toml's [training].
+        settings: bot.toml's [training], precision and compute_dtype as the run had them.
 
     Returns:
         What preferences.json holds: `outcome` (`too few`, `kept`, `undone`), `pairs`, `loss` and `beta`, the
@@ -98,7 +101,10 @@ def align(
     for stale in run_dir.glob(f"{_SCRATCH}*"):  # of a pass that was killed
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=run_dir) as made:
-        record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
+        try:
+            record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
+        finally:
+            device.free()
         # First what it will be, then the weights: a kill between the two only has the pass done again.
         weights = Path(made) / "lora" / _WEIGHTS
         record["lora"] = sha256(weights if record["outcome"] == "kept" else peft / _WEIGHTS)
@@ -125,9 +131,10 @@ def _passed(
 ) -> dict[str, Any]:  # fmt: skip
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = _model(checkpoint, peft, settings)
+    how = precision.chosen(settings, device.here())
+    model = _model(checkpoint, peft, settings, how)
     before, start = _measured(model, pairs, tune), _tuned(model)
-    trainer = (_dpo if settings.preference_loss == "dpo" else _kto)(model, pairs, made / "checkpoints", settings)
+    trainer = (_dpo if settings.preference_loss == "dpo" else _kto)(model, pairs, made / "checkpoints", settings, how)
     _in_float(model)  # TRL makes the LoRA of a quantized base bf16, in which small updates vanish
     trainer.replay = random.Random(settings.seed).sample(replay, len(replay))
     trainer.remove_callback(PrinterCallback)
@@ -165,8 +172,8 @@ def _go(model: Any, start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]
             parameter.copy_(torch.lerp(start[name], end[name], part))
 
 
-def _model(checkpoint: Path, peft: Path, settings: Training) -> Any:
-    base = load(checkpoint, precision.chosen(settings, device.here()), trust=settings.trust_remote_code)
+def _model(checkpoint: Path, peft: Path, settings: Training, how: Precision) -> Any:
+    base = load(checkpoint, how, trust=settings.trust_remote_code)
     try:
         model: Any = PeftModel.from_pretrained(base, peft, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
@@ -211,20 +218,20 @@ class _KTO(_Ours, KTOTrainer):
     pass
 
 
-def _dpo(model: Any, pairs: Sequence[Pair], out: Path, settings: Training) -> Any:
+def _dpo(model: Any, pairs: Sequence[Pair], out: Path, settings: Training, how: Precision) -> Any:
     data = Dataset.from_list([
         {"prompt_ids": list(p.prompt), "chosen_ids": list(p.chosen or ()), "rejected_ids": list(p.rejected)}
         for p in pairs
     ])  # fmt: skip
     args = DPOConfig(
-        **_arguments(model, out, settings), loss_type=["sigmoid", "sft"], loss_weights=[1.0, _SFT_WEIGHT],
-        beta=settings.preference_beta,
+        **_arguments(model, out, settings, how, device.here()), loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, _SFT_WEIGHT], beta=settings.preference_beta,
     )  # fmt: skip
     collator = DataCollatorForPreference(pad_token_id=0)
     return _DPO(model=model, args=args, train_dataset=data, data_collator=collator, processing_class=_nobody())
 
 
-def _kto(model: Any, pairs: Sequence[Pair], out: Path, settings: Training) -> Any:
+def _kto(model: Any, pairs: Sequence[Pair], out: Path, settings: Training, how: Precision) -> Any:
     rows = [
         {"prompt_ids": list(p.prompt), "completion_ids": list(answer), "label": good}
         for p in pairs
@@ -238,7 +245,7 @@ def _kto(model: Any, pairs: Sequence[Pair], out: Path, settings: Training) -> An
         row["KL_completion_ids"] = rows[first + (number - first - 1) % _BATCH]["completion_ids"]
     good = sum(bool(r["label"]) for r in rows)
     args = KTOConfig(
-        **_arguments(model, out, settings), beta=settings.preference_beta,
+        **_arguments(model, out, settings, how, device.here()), beta=settings.preference_beta,
         # Both sides weigh alike (KTO, arXiv:2402.01306, section 4.2), as far as there are two.
         undesirable_weight=good / (len(rows) - good) if good else 1.0,
     )  # fmt: skip
@@ -247,12 +254,13 @@ def _kto(model: Any, pairs: Sequence[Pair], out: Path, settings: Training) -> An
     return _KTO(model=model, args=args, train_dataset=data, data_collator=collator, processing_class=_nobody())
 
 
-def _arguments(model: Any, out: Path, settings: Training) -> dict[str, Any]:
-    cuda = torch.cuda.is_available()
+def _arguments(model: Any, out: Path, settings: Training, how: Precision, where: Device) -> dict[str, Any]:
+    cuda = where.kind == "cuda"
     return {
         "output_dir": str(out), "per_device_train_batch_size": _BATCH, "num_train_epochs": settings.preference_epochs,
         "learning_rate": settings.preference_learning_rate, "lr_scheduler_type": "constant",
         "max_grad_norm": settings.max_grad_norm, "optim": "adamw_torch", "bf16": False,
+        "fp16": precision.scaled(how, where),
         "gradient_checkpointing": model.num_parameters() > 1_000_000_000, "seed": settings.seed, "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": not cuda,
         "dataloader_pin_memory": cuda, "remove_unused_columns": False, "max_length": None,

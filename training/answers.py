@@ -50,6 +50,11 @@ class Question:
         """Names the decision point, as `training.evaluate.Scored.key` does."""
         return (self.scene, self.history[-1].heard[-1].id)
 
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """Its conversation: message ids tell them apart within a scene alone."""
+        return (self.scene, self.conversation)
+
     def told(self, system: str) -> "Question":
         """The same with another system prompt."""
         return replace(self, renderer=replace(self.renderer, system=system))

@@ -3,6 +3,7 @@
 Chosen once a run and kept with it, so that a run that goes on has the values it began with.
 """
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,7 @@ def choose(
         paged = device.kind == "cuda"
         found.put("optim", "paged_adamw_8bit" if paged else "adamw_torch_fused", str(device.kind))
     if settings.attn_implementation == "auto":
-        flash = device.kind == "cuda" and flash_attention()
+        flash = flash_attention(device, how.dtype)
         found.put("attn_implementation", "flash_attention_2" if flash else "sdpa", "installed" if flash else "built in")
     if settings.packing == "auto":
         flash = found.value("attn_implementation") == "flash_attention_2"
@@ -201,8 +202,14 @@ def _steps(found: _Filling, data: Data, processes: int) -> None:
     found.fill("gradient_accumulation_steps", joined, f"{batches / joined:.0f} optimizer steps")
 
 
-def flash_attention() -> bool:
-    """Whether flash attention is installed."""
-    import importlib.util
+def flash_attention(device: Device, dtype: torch.dtype, *, installed: bool | None = None) -> bool:
+    """Whether flash attention can be used: it computes in 16 bits, on cards as new as those with bfloat16 (Ampere).
 
-    return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    Args:
+        device: where.
+        dtype: what is computed in.
+        installed: whether it is there; None: as it is.
+    """
+    if device.kind != "cuda" or not device.bfloat16 or dtype == torch.float32:
+        return False
+    return importlib.util.find_spec("flash_attn") is not None if installed is None else installed

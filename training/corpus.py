@@ -162,11 +162,10 @@ def _built(
             # The person talking with their own twin: they are the other side there, and nothing is a label.
             counts["scenes_with_own_twin"] += 1
             continue
-        stored = archive.history(scene, until, recalled=True, segments_of=STICKER if stickers else None)
+        stored = _history(archive, scene, until, stickers)
         if known_until is None or not any(_by_person(m, who) for m in stored if _worded(m)):
             counts["scenes_without_person"] += 1
             continue
-        stored = [named(m, stickers) for m in stored]
         scenes.append(_scene(scene, stored, archive.timeline(scene, "state"), who, rules, known_until, cleaning))
     scenes = _without_duplicates(scenes, cleaning)
     return _assembled(scenes, who, names, rules, counts)
@@ -179,15 +178,22 @@ def of_scene(
     rules: Conversation,
     until: datetime | None = None,
     cleaning: Cleaning = Cleaning(),  # noqa: B008 - frozen
+    stickers: Mapping[str, str] = {},
 ) -> SceneCorpus:
     """One scene as `build` cuts it, also where it holds no label (the person talking with their own twin).
 
     Raises:
         ArchiveError: the store cannot be read.
     """
-    stored = archive.history(scene, until, recalled=True)
+    stored = _history(archive, scene, until, stickers)
     known_until = until or (stored[-1].time if stored else datetime.now(UTC))
     return _scene(scene, stored, archive.timeline(scene, "state"), people, rules, known_until, cleaning)
+
+
+def _history(archive: Archive, scene: Scene, until: datetime | None, stickers: Mapping[str, str]) -> list[Message]:
+    """Everything of a scene, with what was taken back; stickers have their names."""
+    stored = archive.history(scene, until, recalled=True, segments_of=STICKER if stickers else None)
+    return [named(m, stickers) for m in stored]
 
 
 def twin_was_off(timeline: Timeline, start: datetime, stop: datetime) -> bool:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from loguru import logger
@@ -33,6 +33,10 @@ _MIN_PACES = 5
 """Measurements that quantiles need."""
 _L2 = 1.0
 """scikit-learn's C on standardized features: mild, and keeps weights finite where a split is separable."""
+
+
+Values: TypeAlias = tuple[float, float]
+"""What a model gives a label: -log p summed over its trained tokens (nats), and P(silent)."""
 
 
 class Measure(Protocol):
@@ -112,15 +116,23 @@ def score(
         splits: which.
         progress: told (windows done, of how many).
     """
-    found: list[Scored] = []
-    clusters = _clusters(windows)
+    values: list[Values] = []
     for number, window in enumerate(windows):
         labels = held_out([window], splits)
         if labels:
-            found += _score_window(window, labels, scorer, end_id, clusters)
+            values += _score_window(window, labels, scorer, end_id)
         if progress:
             progress(number + 1, len(windows))
-    return found
+    return scored(windows, values, splits)
+
+
+def scored(windows: Sequence[Window], values: Iterable[Values], splits: Collection[Split] = HELD_OUT) -> list[Scored]:
+    """The labels of some splits with what a model gave them before, in the order of `held_out`."""
+    clusters = _clusters(windows)
+    return [
+        Scored(x, nll, len(x.trained), p_silent, clusters[x.scene, x.message_id])
+        for x, (nll, p_silent) in zip(held_out(windows, splits), values, strict=True)
+    ]
 
 
 def held_out(windows: Sequence[Window], splits: Collection[Split] = HELD_OUT) -> list[Label]:
@@ -140,20 +152,16 @@ def _clusters(windows: Sequence[Window]) -> dict[tuple[str, str], int]:
     return numbers
 
 
-def _score_window(
-    window: Window, labels: Sequence[Label], scorer: Measure, end_id: int, clusters: dict[tuple[str, str], int]
-) -> list[Scored]:
+def _score_window(window: Window, labels: Sequence[Label], scorer: Measure, end_id: int) -> list[Values]:
     wanted: list[tuple[int, int]] = []
     for label in labels:
         wanted.append((label.start, end_id))
         wanted += [(i, window.ids[i]) for i in label.trained]
     values = iter(scorer.log_probs(window.ids, wanted))
-    found = []
+    found: list[Values] = []
     for label in labels:
         p_silent = math.exp(next(values))
-        nll = -sum(float(next(values)) for _ in label.trained)
-        cluster = clusters[label.scene, label.message_id]
-        found.append(Scored(label, nll, len(label.trained), p_silent, cluster))
+        found.append((-sum(float(next(values)) for _ in label.trained), p_silent))
     return found
 
 

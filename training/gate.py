@@ -243,15 +243,19 @@ _AT_PLACES = (
 )  # fmt: skip
 """Measures of answers that the table shows; all of them are in the manifest."""
 _JUDGED = {
-    "loss": (Fault.WORSE_THAN_SERVING, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE),
+    "loss": (Fault.WORSE_THAN_SERVING, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE, Fault.NOT_A_NUMBER),
     "newest": (Fault.WORSE_ON_NEWEST,),
     "auc_text": (Fault.SILENCE_COLLAPSED,),
     "brier": (Fault.WORSE_SILENCE,),
     "reply_rate": (Fault.MUTE,),
     "style": (Fault.WORSE_STYLE,),
     "useful": (Fault.EMPTY_ANSWERS, Fault.CONTROL_TOKENS, Fault.BAD_ANSWERS),
+    "parity": (Fault.PARITY,),
+    "leaks": (Fault.LEAKS,),
 }
 """Faults that a row of the table stands for."""
+_COMPARED = ("newest", "brier", "style")
+"""Rows that are judged by their difference alone: without one, nothing was judged."""
 
 
 def _rows(
@@ -269,15 +273,21 @@ def _rows(
         order = (assessment.NEW, assessment.SERVING, assessment.PROMPTED)
         for name in _AT_PLACES:
             figures[name] = [likeness.voices.get(voice, {}).get(name) for voice in order]
-    return tuple(
-        Row(name, found[0], found[1], found[2], differences.get(name), _kept(name, faults))
+    rows = [
+        Row(name, found[0], found[1], found[2], differences.get(name), _kept(name, found[0], faults, differences))
         for name, found in figures.items()
         if found[0] is not None or found[2] is not None
-    )
+    ]
+    counted = ["parity"] if likeness is None else ["parity", "leaks"]
+    return (*rows, *(Row(name, None, None, None, passed=not faults & set(_JUDGED[name])) for name in counted))
 
 
-def _kept(name: str, faults: set[Fault]) -> bool | None:
-    return not faults & set(_JUDGED[name]) if name in _JUDGED else None
+def _kept(
+    name: str, figure: Figure | None, faults: set[Fault], differences: dict[str, Figure | None]
+) -> bool | None:  # fmt: skip
+    if name not in _JUDGED or figure is None or (name in _COMPARED and differences[name] is None):
+        return None
+    return not faults & set(_JUDGED[name])
 
 
 def _reply_rate(model: Candidate) -> Figure | None:

@@ -142,7 +142,7 @@ class Groundwork:
         return self.windows if same else self._rendered(system_prompt)
 
     def _rendered(self, system_prompt: str) -> list[samples.Window]:
-        model = Model(self.base_path)
+        model = Model(self.base_path, 0, vocab_only=True)
         try:
             self.__dict__["format"], self.__dict__["architecture"] = model.format, model.architecture
             return samples.windows(self.learned, model, model.format, system_prompt, self._window_max, self._newest)
@@ -194,12 +194,19 @@ class Groundwork:
         learned = self.persona.version.manifest.corpus if self.persona.version else {}
         known_sets = learned.get("set_names", [])
         in_sets = sets.answers_in(self._sets, [name for name in sets.stored(self._sets) if name not in known_sets])
-        until, known = learned.get("learned_until") or learned.get("until"), learned.get("own_messages")
+        known = learned.get("own_messages")
         newest = self._newest_since(datetime.now(UTC))
         waiting = self._own_messages(newest) if newest else 0
-        later = max(0, self._own_messages(datetime.fromisoformat(until) if until else None) - waiting)
+        later = max(0, self._own_messages(self._learned_until) - waiting)
         # Imports of older history add to the total alone; recalls take from it, but not from what was said since.
         return in_sets + (later if known is None else max(later, self._own_messages() - waiting - int(known)))
+
+    @property
+    def _learned_until(self) -> datetime | None:
+        """The moment the serving version learned up to: its newest day waited; None of an imported one, or of none."""
+        learned = self.persona.version.manifest.corpus if self.persona.version else {}
+        until = learned.get("learned_until") or learned.get("until")
+        return datetime.fromisoformat(until) if until else None
 
     def _own_messages(self, after: datetime | None = None) -> int:
         archive = Archive(self.settings.archive_url)

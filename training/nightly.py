@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pydantic import ValidationError
 from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
+from bot.config import Training
 from bot.errors import TrainingError, TwinError
-from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version
+from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, Piece
 from bot.scorer import Scorer
 from export import lora, merged, parity, proof
@@ -71,6 +73,9 @@ ATTEMPTS_FILE = "attempts.json"
 ATTEMPTS_MAX = 3
 """A night that failed or was killed this often is given up, so that a broken step does not run for ever."""
 _KILLED = "killed"
+PARITY_WINDOWS = 64
+"""Held-out windows that parity reads at most: transformers reads them in float32 on the processor, and the noise that
+its limits allow for is small by then (2,000 heard tokens and as many labels). The gate reads all of them."""
 HEARD_TOKENS = 32
 """Tokens of others' words a window on which single probabilities are compared, too."""
 
@@ -239,13 +244,14 @@ class Night(Groundwork):
             made = [c for c in corrections.current(archive, until=until) if c.persona == self.persona.name]
             pairs = preferences.pairs(
                 archive, made, self.learned, HFTokenizer(self.checkpoint), self.format, self.persona.spec.system_prompt,
-                self._window_max, until, self.settings.corpus,
+                self._window_max, until, self.settings.corpus, newest=self._newest,
+                stickers=self.snapshot.get("stickers", {}),
             )  # fmt: skip
         finally:
             archive.close()
         replay, tune = (batches.rows_of(self.windows, split) for split in (samples.Split.TRAIN, samples.Split.TUNE))
         peft = self.folder / runs.LORA_FOLDER
-        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self.settings.training)
+        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self._as_trained)
 
     def targets(self) -> list[str]:
         """What would be trained, a line each: nothing is read but the shape of the base."""
@@ -268,8 +274,7 @@ class Night(Groundwork):
         if settings.eval_data_path is not None:
             held_out = read([settings.eval_data_path], self.persona.spec.system_prompt)
         version = self.persona.version if settings.start == "continue" else None
-        until = None if version is None else version.manifest.corpus.get("until")
-        since = None if until is None else datetime.fromisoformat(until)  # to an imported LoRA everything is new
+        since = None if version is None else self._learned_until  # to an imported LoRA everything is new
         return qlora.Options(
             extra=selection.Extra(read(settings.general_chat, ""), held_out, since),
             going_on=None if version is None else self._peft_of(version), deepspeed=self.deepspeed,
@@ -330,9 +335,16 @@ class Night(Groundwork):
                 f"run {self.folder.name!r} did not finish (it has no {runs.RECORD_FILE}); `twin train` goes on with it"
             )
         tokenizer = HFTokenizer(self.checkpoint)
-        how = precision.chosen(self.settings.training, device.here())
+        how = precision.chosen(self._as_trained, device.here())
         peft = self.folder / runs.LORA_FOLDER
         return proof.Trained(self.checkpoint, peft, tokenizer.format, tokenizer, how.quantization)
+
+    @property
+    def _as_trained(self) -> Training:
+        """bot.toml's [training] with how the run held the base and what it computed in, which it may have changed."""
+        record = read_state(self.folder / runs.RECORD_FILE) or {}
+        found: dict[str, Any] = {name: record[name] for name in ("precision", "compute_dtype") if name in record}
+        return self.settings.training.model_copy(update=found)
 
     @cached_property
     def held_out(self) -> proof.HeldOut:
@@ -340,9 +352,9 @@ class Night(Groundwork):
         held_out = [(w, x) for w in self.windows for x in _held_out(w)]
         spoken = answers.spread([w.ids[: x.start] for w, x in held_out if not x.silence], GREEDY_PROMPTS)
         return proof.HeldOut(
-            [_passage(w) for w in self.windows if _held_out(w)],
+            [_passage(w) for w in answers.spread([w for w in self.windows if _held_out(w)], PARITY_WINDOWS)],
             [p for part in self.learned.scenes for p in self._pieces(part)],
-            spoken, self._window_max, self.settings.training.threads,
+            spoken, self._window_max, self.settings.training.threads, self.settings.engine,
         )  # fmt: skip
 
     @property
@@ -369,6 +381,7 @@ class Night(Groundwork):
         keep = self.settings.training.silence_keep
         new = self._scored_once("new", self.base_path, self.export(), self.windows)
         calibration = evaluate.fit_calibration(new, keep)
+        served = deciding(calibration, self.learned.counts["silences"], keep)
         serving = None
         if self.persona.version is not None:
             manifest = self.persona.version.manifest
@@ -379,7 +392,7 @@ class Night(Groundwork):
             serving = gate.Candidate(scored, figures, self.persona.version.calibration)
         bare = self._scored_once("base", self.base_path, None, self.windows)
         return _Figures(
-            gate.Candidate(new, evaluate.metrics(new, calibration, keep), _as_served(calibration, keep)), serving,
+            gate.Candidate(new, evaluate.metrics(new, calibration, keep), served), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
         )  # fmt: skip
 
@@ -417,25 +430,37 @@ class Night(Groundwork):
     def _scored_once(
         self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
     ) -> list[evaluate.Scored]:
-        """Scores as an earlier attempt left them, if they are of the same files and labels."""
-        file = self.folder / f"scored-{whose}.json"
-        read = map(repr, (w for w in windows if _held_out(w)))
+        """Scores; of a window that the same files scored before, in this night or an earlier one, those of then."""
         of_model = self.base_sha256 if model == self.base_path else digest(model)
-        made_of = _digest([of_model, sha256(lora) if lora else "", *read])
-        kept = read_state(file) or {}
-        if kept.get("made_of") == made_of:
-            with suppress(KeyError, TypeError, ValueError):
-                labels = evaluate.held_out(windows)
-                return [evaluate.Scored(x, *row) for x, row in zip(labels, kept["scored"], strict=True)]
-        found = self._scored(whose, model, lora, windows)
-        write_state(file, {"made_of": made_of, "scored": [[x.nll, x.tokens, x.p_silent, x.cluster] for x in found]})
-        return found
+        made_of = _digest([of_model, sha256(lora) if lora else ""])
+        asked = {_scored_as(w): w for w in windows if evaluate.held_out([w])}
+        kept = self._kept_scores(made_of)
+        missing = {name: w for name, w in asked.items() if name not in kept}
+        if missing:
+            found = iter(self._scored(whose, model, lora, list(missing.values())))
+            for name, window in missing.items():
+                kept[name] = [(x.nll, x.p_silent) for x in islice(found, len(evaluate.held_out([window])))]
+        scored = {name: kept[name] for name in asked}
+        write_state(self.folder / f"scored-{whose}.json", {"made_of": made_of, "scored": scored})
+        return evaluate.scored(windows, (values for w in windows for values in scored.get(_scored_as(w), ())))
+
+    def _kept_scores(self, made_of: str) -> dict[str, list[evaluate.Values]]:
+        """Scores by window that the same files gave before: in this run, else in the newest in which they were asked.
+
+        What serves was new in the run it was made in, and the base stays for years.
+        """
+        for folder in (self.folder, *sorted(self._runs.glob("*/"), reverse=True)):
+            for file in sorted(folder.glob("scored-*.json")):
+                kept = read_state(file) or {}
+                if kept.get("made_of") == made_of and isinstance(kept.get("scored"), dict):
+                    return {name: [(nll, p) for nll, p in values] for name, values in kept["scored"].items()}
+        return {}
 
     def _scored(
         self, whose: str, model: Path, lora: Path | None, windows: Sequence[samples.Window]
     ) -> list[evaluate.Scored]:
         self.progress("evaluate", 0, len(windows), whose)
-        scorer = Scorer(model, lora, self._window_max, self.settings.training.threads)
+        scorer = Scorer(model, lora, self._window_max, self.settings.training.threads, self.settings.engine)
         try:
             return evaluate.score(
                 windows, scorer, scorer.model.end_id,
@@ -596,13 +621,13 @@ def _decisions(points: Sequence[silence.Point]) -> dict[str, Any]:
     }
 
 
-def _as_served(calibration: Calibration | None, keep: float) -> Calibration:
-    """What decides for a version: its fit, else P(silent) alone (as `bot.persona.Version.calibration` has it)."""
-    return calibration or Calibration(intercept=0.0, weights={"log_odds": 1.0}, silence_keep=keep)
-
-
 def _held_out(window: samples.Window) -> list[samples.Label]:
     return [x for x in window.labels if x.split is not samples.Split.TRAIN]
+
+
+def _scored_as(window: samples.Window) -> str:
+    """Names a window by what scoring reads of it."""
+    return _digest([repr((window.ids, [(x.start, x.trained) for x in evaluate.held_out([window])]))])
 
 
 def _passage(window: samples.Window) -> parity.Passage:

@@ -68,6 +68,11 @@ def chosen(settings: Training, device: Device) -> Precision:
     return Precision(weights, torch.bfloat16 if device.bfloat16 else torch.float16)
 
 
+def scaled(precision: Precision, device: Device) -> bool:
+    """Whether the loss is scaled up for the backward pass: in a GPU's float16 small gradients would vanish."""
+    return device.kind == "cuda" and precision.dtype == torch.float16
+
+
 def require(precision: Precision, device: Device, quantize: Callable[[Precision, Device], None] | None = None) -> None:
     """Quantize a few numbers as the base will be, so that a driver too old is told before minutes of loading.
 

@@ -4,7 +4,7 @@ The prompt is rendered as training and the live twin render it, up to the very m
 belongs to the split of its conversation: what the gate judges by is not trained here either.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from bot.shown import as_shown
 from training import corpus
 from training.answers import Question
 from training.corpus import Corpus, SceneCorpus
-from training.samples import Split, renderer_for, split_of
+from training.samples import Split, newest_of, renderer_for, split_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ def pairs(
     max_length: int,
     until: datetime | None = None,
     cleaning: Cleaning = Cleaning(),  # noqa: B008 - frozen
+    *,
+    newest: datetime | None = None,
+    stickers: Mapping[str, str] = {},
 ) -> list[Pair]:
     """Pairs of one persona's corrections, oldest first.
 
@@ -62,6 +65,8 @@ def pairs(
         max_length: tokens of prompt and answer at most.
         until: messages after this are not seen.
         cleaning: what is shown.
+        newest: conversations that began at this moment or later wait, as in `training.samples.windows`.
+        stickers: names of the sticker library by key (`bot.stickers.names`).
 
     Raises:
         ArchiveError: the store cannot be read.
@@ -71,20 +76,21 @@ def pairs(
     for correction in corrected:
         if correction.scene not in scenes:
             scenes[correction.scene] = corpus.of_scene(
-                archive, correction.scene, learned.people, learned.rules, until, cleaning
+                archive, correction.scene, learned.people, learned.rules, until, cleaning, stickers
             )
         part = scenes[correction.scene]
         place = next((n for n, e in enumerate(part.exchanges) for m in e.heard if m.id == correction.on), None)
         if place is not None:
             renderer = renderer_for(part, learned, fmt, system_prompt)
-            pair = _pair(correction, part, place, renderer, tokenizer, max_length, cleaning)
+            split = split_at(part, place, newest_of(part, newest))
+            pair = _pair(correction, part, place, renderer, tokenizer, max_length, cleaning, split)
             found += [pair] if pair is not None else []
     return found
 
 
 def _pair(
     correction: Correction, part: SceneCorpus, place: int, renderer: Renderer, tokenizer: Tokenizer, max_length: int,
-    cleaning: Cleaning,
+    cleaning: Cleaning, split: Split,
 ) -> Pair | None:  # fmt: skip
     exchange = part.exchanges[place]
     last = next(n for n, m in enumerate(exchange.heard) if m.id == correction.on)
@@ -107,7 +113,7 @@ def _pair(
     history = (*part.exchanges[:place], asked)
     question = Question(str(part.scene), renderer, history, part.quoted, "", "")
     prompt, _ = encode(question.pieces(count, room), tokenizer)
-    return Pair(tuple(prompt), chosen, rejected, split_of(part.scene, part.conversation[place]))
+    return Pair(tuple(prompt), chosen, rejected, split)
 
 
 def _wanted(correction: Correction, exchange: Exchange) -> tuple[str, ...] | None:

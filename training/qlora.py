@@ -6,6 +6,7 @@ folder (`training.runs`); a killed run goes on from its newest checkpoint. Nothi
 """
 
 import errno
+import math
 import shutil
 import signal
 import threading
@@ -102,6 +103,8 @@ def train(
             world.first(lambda: runs.clear(run_dir))
             settings = settings.model_copy(update={"compute_dtype": "float32"})
             world.first(lambda: runs.forget_chosen(run_dir))
+        finally:
+            device.free()
 
 
 class _Session:
@@ -130,14 +133,17 @@ class _Session:
             logger.info("training goes on from {}", last.name)
         with _signals(watch.stop):
             made.train(resume_from_checkpoint=str(last) if last else None)
+        if not watch.best_step:
+            raise made.unusable(math.nan)
         record = self._record(made, watch, found)
         world.first(lambda: self._finish(record))
+        watch.end_if_asked()  # during the last measurement, after the last step
         return Run(self.run_dir, self.run_dir / runs.LORA_FOLDER, record)
 
     def _base(self, settings: Training) -> Any:
         attention = settings.attn_implementation
         if attention == "auto":
-            attention = "flash_attention_2" if self.device.kind == "cuda" and choices.flash_attention() else "sdpa"
+            attention = "flash_attention_2" if choices.flash_attention(self.device, self.how.dtype) else "sdpa"
         model = load(self.checkpoint, self.how, attn_implementation=attention, trust=settings.trust_remote_code)
         if self.how.weights == "fp8":
             fp8.shrink(model)

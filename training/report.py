@@ -32,7 +32,8 @@ _NAMES = {
     "style": "文风距离（0 一样，1 全不一样）", "sense": "答得对题（0.5 是瞎答）", "authorship": "被认成本人的比例",
     "authorship_way": "从底座到本人走了多远（1 是本人）", "useful": "能用的回答", "rouge_l": "ROUGE-L",
     "distinct_2": "distinct-2", "repeated": "说过的话又说一遍", "character": "评审模型：性格（1–10）",
-    "knowledge": "评审模型：经历（1–10）",
+    "knowledge": "评审模型：经历（1–10）", "parity": "导出的和训练的一样（见下）",
+    "leaks": "没有泄漏训练里的话和号码（见下）",
 }  # fmt: skip
 _MASKED = {
     "repeat": "复读", "media": "只有图片文件", "mojibake": "乱码", "cut_off": "没说完", "short": "太短", "long": "太长",
@@ -304,7 +305,7 @@ def _learned(manifest: Manifest, serving: Manifest | None) -> str:
 
 
 def _figures(verdict: Verdict) -> str:
-    if not verdict.rows:
+    if not any(row.new or row.base for row in verdict.rows):
         return "留出的对话太少，没有可以显示的成绩。"
     lines = ["| 指标 | 新版本 | 原版本 | 底座（带人设） | 新减原 | 过关 |", "|---|---|---|---|---|---|"]
     for row in verdict.rows:

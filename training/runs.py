@@ -22,6 +22,8 @@ RECORD_FILE = "train.json"
 MARK_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 LORA_FOLDER = "peft"
+BEST_FOLDER = "best"
+"""The LoRA with the best held-out loss while the run lasts."""
 CHECKPOINTS = "checkpoints"
 _STALE = (RECORD_FILE, "tune.json", "loss.png", METRICS_FILE)
 _OF_THE_MACHINE = {"threads", "logging_steps", "save_steps", "save_total_limit", "merge_and_save"}
@@ -58,7 +60,10 @@ def claim(folder: Path, name: str) -> dict[str, Any] | None:
     """Make the folder this run's: the record of the same run if it is finished, else None; another run's is cleared."""
     mark = folder / MARK_FILE
     if (read_state(mark) or {}).get("identity") == name:
-        return read_state(folder / RECORD_FILE) if (folder / LORA_FOLDER).is_dir() else None
+        record, lora, best = read_state(folder / RECORD_FILE), folder / LORA_FOLDER, folder / BEST_FOLDER
+        if record is None and lora.is_dir() and not best.is_dir():  # killed while it was put in place
+            os.replace(lora, best)
+        return record if lora.is_dir() else None
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_state(mark, {"identity": name})
@@ -67,7 +72,7 @@ def claim(folder: Path, name: str) -> dict[str, Any] | None:
 
 def clear(folder: Path) -> None:
     """Take away what a run made; its name stays."""
-    for stale in (CHECKPOINTS, "best", LORA_FOLDER):
+    for stale in (CHECKPOINTS, BEST_FOLDER, LORA_FOLDER):
         shutil.rmtree(folder / stale, ignore_errors=True)
     for stale in _STALE:
         (folder / stale).unlink(missing_ok=True)
@@ -121,6 +126,6 @@ def cut_metrics(folder: Path, step: int) -> None:
 def finish(folder: Path, record: dict[str, Any]) -> None:
     """Put the result in place; train.json last, it says that the run is finished."""
     shutil.rmtree(folder / LORA_FOLDER, ignore_errors=True)
-    os.replace(folder / "best", folder / LORA_FOLDER)
+    os.replace(folder / BEST_FOLDER, folder / LORA_FOLDER)
     write_state(folder / RECORD_FILE, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -106,6 +106,18 @@ def split_of(scene: Scene, first_message_id: str) -> Split:
     return Split.TUNE if draw < _TEST_PART + _TUNE_PART else Split.TRAIN
 
 
+def split_at(part: SceneCorpus, place: int, newest: frozenset[str]) -> Split:
+    """The split of an exchange: its conversation's, or `NEWEST` where that would be trained and waits.
+
+    Args:
+        part: the scene.
+        place: of the exchange.
+        newest: the conversations that wait, from `newest_of`.
+    """
+    split = split_of(part.scene, part.conversation[place])
+    return Split.NEWEST if split is Split.TRAIN and part.conversation[place] in newest else split
+
+
 def windows(
     corpus: Corpus, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt: str, max_length: int,
     newest: datetime | None = None,
@@ -178,7 +190,7 @@ class _Packer:
         after, _ = encode(renderer.said(Exchange(), trained=False)[1:], tokenizer, bos=False)
         self._after = len(after)  # tokens behind end-of-turn, such as Gemma's line break
         self.dropped = 0
-        self._newest = _newest(part, newest)
+        self._newest = newest_of(part, newest)
         self._turns: dict[tuple[int, bool], _Turn] = {}
 
     def pack(self) -> list[Window]:
@@ -243,7 +255,6 @@ class _Packer:
 
     def _label(self, index: int, turn: _Turn, start: int) -> Label:
         part, corpus, exchange = self.part, self.corpus, self.part.exchanges[index]
-        split = split_of(part.scene, part.conversation[index])
         by_person = bool(exchange.said) and exchange.said[0].origin is Origin.HUMAN
         moment = moment_of(
             exchange, last_spoke=part.last_spoke[index], ids=corpus.ids, names=corpus.names, quoted=part.quoted,
@@ -256,7 +267,7 @@ class _Packer:
             silence=not exchange.said,
             # Where the twin was on, quiet counts for nothing: counting answers there would lean towards speaking.
             decision=bool(exchange.heard) and (part.counted_silence[index] or (by_person and part.twin_off[index])),
-            split=Split.NEWEST if split is Split.TRAIN and part.conversation[index] in self._newest else split,
+            split=split_at(part, index, self._newest),
             scene=str(part.scene),
             message_id=(exchange.heard[-1] if exchange.heard else exchange.said[0]).id,
             moment=moment,
@@ -264,7 +275,7 @@ class _Packer:
         )
 
 
-def _newest(part: SceneCorpus, since: datetime | None) -> frozenset[str]:
+def newest_of(part: SceneCorpus, since: datetime | None) -> frozenset[str]:
     """The conversations of a scene that began at a moment or later; none of a training set, which has no times."""
     if since is None or part.of_set:
         return frozenset()

@@ -20,11 +20,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from bot.config import Training
 from bot.errors import TrainingError
-from training import world
+from training import device, world
 from training.batches import IGNORED, ByLength, Row, collate, pack, wide
 from training.lean import slim
 from training.loss import Unusable, teach_sparse_loss
-from training.precision import Precision
+from training.precision import Precision, scaled
 
 _FIRST_STEPS = 20
 """A loss that is no number within these is the numbers' fault; later it is the learning rate's."""
@@ -62,16 +62,21 @@ class Trainer(SFTTrainer):
         here = (inputs["labels"] != IGNORED).sum()
         value, labels, step = float(total.detach()), int(here), self.state.global_step
         if world.anywhere(not math.isfinite(value) or (value == 0 and labels > 0 and step == 0), total.device):
-            raise Unusable(
-                f"the loss became {value} at step {step}; lower [training] learning_rate (it is "
-                f"{self.args.learning_rate:g})",
-                early=step < _FIRST_STEPS,
-            )
+            raise self.unusable(value)
         self.tokens_done += labels
         if num_items_in_batch is None:
             return total / here.clamp(min=1)
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * scale / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+    def unusable(self, loss: float) -> Unusable:
+        """A loss that is no number, told."""
+        step = self.state.global_step
+        return Unusable(
+            f"the loss became {loss} at step {step}; lower [training] learning_rate (it is "
+            f"{self.args.learning_rate:g})",
+            early=step < _FIRST_STEPS,
+        )
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; where it does not fit in memory, in halves, which sum to the same gradient.
@@ -167,7 +172,7 @@ def trainer(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(steps(len(rows), settings) * settings.warmup_ratio),
         bf16=False,  # weights are bf16 already; autocast on top only costs
-        fp16=cuda and precision.dtype == torch.float16,  # there small gradients need their scale
+        fp16=scaled(precision, device.here()),
         **_recompute(bool(settings.gradient_checkpointing)),
         # The loss is ours: Liger's would not know of it.
         liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},

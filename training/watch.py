@@ -19,7 +19,7 @@ from bot.config import Training
 from training import world
 from training.batches import Row, collate
 from training.loss import measuring
-from training.runs import METRICS_FILE, cut_metrics
+from training.runs import BEST_FOLDER, METRICS_FILE, cut_metrics
 from training.state import read_state, write_state
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
@@ -75,7 +75,7 @@ class Watch(TrainerCallback):
         self.tune: list[dict[str, float]] = []
         """Held-out loss in nats per token by step and epoch."""
         self.best_step = 0
-        """Step whose LoRA is kept."""
+        """Step whose LoRA is kept; 0: none, since no held-out loss was a number."""
 
     @property
     def seconds(self) -> float:
@@ -94,7 +94,7 @@ class Watch(TrainerCallback):
         """Take up what an interrupted session measured."""
         self._began, self.resumed_at = time.monotonic(), state.global_step
         file = self._run_dir / "tune.json"
-        if file.is_file() and (self._run_dir / "best").is_dir():
+        if file.is_file() and (self._run_dir / BEST_FOLDER).is_dir():
             self.tune = (read_state(file) or {}).get("tune", [])
             self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
         if world.is_first():
@@ -110,6 +110,14 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End here, if that was asked."""
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """End as the signal would have, if one came.
+
+        Raises:
+            SystemExit: it came.
+        """
         if self._stop_signal is not None:
             raise SystemExit(128 + self._stop_signal)
 
@@ -145,7 +153,7 @@ class Watch(TrainerCallback):
         now = world.first(self._tune_loss)
         if now is None or now < best:
             if world.is_first():
-                self._save(self._run_dir / "best")
+                self._save(self._run_dir / BEST_FOLDER)
             self.best_step = state.global_step
         if now is None:
             return

@@ -5,6 +5,7 @@ Alone, everything here does nothing.
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from torch import distributed
 from bot.errors import TrainingError, TwinError
 
 T = TypeVar("T")
+_PATIENCE = timedelta(hours=6)
+"""How long the others wait for the first, which may fetch a base meanwhile: torch would end them after 10 minutes."""
 ZERO2 = Path(__file__).with_name("zero2.json")
 """The shipped DeepSpeed configuration: optimizer states and gradients shared out, no optimizer of its own."""
 
@@ -73,4 +76,4 @@ def _join() -> None:
     if not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)

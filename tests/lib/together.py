@@ -48,6 +48,7 @@ def main() -> None:
         "wrapped": seen["wrapped"],
         "processes": run.record["processes"],
         "threads": torch.get_num_threads(),
+        "patience_s": distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
     }
     folder.with_name(f"{folder.name}-rank-{told['rank']}.json").write_text(json.dumps(told), "utf-8")
     world.leave()

@@ -4,7 +4,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import living
 import pytest
 import tinymodel
 import torch
@@ -18,7 +20,9 @@ from bot.config import Training
 from bot.decision import Moment
 from training import aligning
 from training.batches import Row, rows_of
+from training.device import Device
 from training.hf import HFTokenizer
+from training.precision import Precision
 from training.preferences import Pair
 from training.qlora import train
 from training.samples import Label, Split, Window
@@ -176,12 +180,33 @@ def test_a_pass_that_costs_what_was_learned_is_undone(lesson: Lesson, run: Path)
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [], "nothing half-made is left"
 
 
+def test_a_model_that_learned_preferences_leaves_memory(lesson: Lesson, run: Path) -> None:
+    few = SETTINGS.model_copy(update={"preference_epochs": 1})
+    with living.seen() as models:
+        aligning.align(lesson.pairs(n=4), [], [], lesson.base, run, run / "peft", few)
+        assert models
+        assert all(model() is None for model in models)
+
+
 def test_of_a_pass_that_goes_too_far_a_part_is_kept(lesson: Lesson, run: Path) -> None:
-    record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", SETTINGS)
+    # A quarter of the way costs a quarter of what is allowed: processors differ.
+    far = SETTINGS.model_copy(update={"preference_learning_rate": 1e-3})
+    record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", far)
     assert record["outcome"] == "kept"
     assert record["part"] < 1
     assert record["before"]["margin"] < record["after"]["margin"]
     assert record["after"]["tune"] <= record["before"]["tune"] + aligning.RISE_MAX
+
+
+def test_a_gpus_float16_scales_the_loss_of_the_pass_too(lesson: Lesson, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(lesson.base)
+
+    def scaled(kind: Literal["cuda", "cpu"], dtype: torch.dtype) -> bool:
+        where = Device(kind, "a card", 16_000_000_000)
+        return bool(aligning._arguments(model, tmp_path, SETTINGS, Precision("none", dtype), where)["fp16"])
+
+    assert scaled("cuda", torch.float16)
+    assert not any(scaled(*x) for x in (("cuda", torch.float32), ("cuda", torch.bfloat16), ("cpu", torch.float16)))
 
 
 def test_a_pass_is_run_once_and_anew_over_another_lora_or_other_pairs(lesson: Lesson, run: Path) -> None:

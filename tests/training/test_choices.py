@@ -73,6 +73,15 @@ def test_the_device_decides_precision_window_and_optimizer() -> None:
     assert choices.window(Training(model_max_length=99), GPU) == 99
 
 
+@pytest.mark.parametrize(("device", "dtype", "usable"), [
+    (GPU, torch.bfloat16, True), (GPU, torch.float16, True), (GPU, torch.float32, False),
+    (OLD_GPU, torch.float16, False), (CPU, torch.bfloat16, False),
+])  # fmt: skip
+def test_flash_attention_is_for_16_bits_on_newer_cards(device: Device, dtype: torch.dtype, usable: bool) -> None:
+    assert choices.flash_attention(device, dtype, installed=True) is usable
+    assert not choices.flash_attention(device, dtype, installed=False)
+
+
 def test_a_batch_fits_in_memory_first_by_recomputing_then_by_being_smaller() -> None:
     plain = SMALL.activation_bytes(4 * 500, recomputed=False)
     recomputed = [SMALL.activation_bytes(n * 500, recomputed=True) for n in (4, 1)]

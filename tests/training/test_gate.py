@@ -21,6 +21,7 @@ from training.likeness.assessment import (
     RETRIEVAL,
     SERVING,
     Assessment,
+    Leaks,
     Likeness,
     Place,
     Spoken,
@@ -147,6 +148,32 @@ def test_a_version_that_decides_worse_than_the_serving_one_is_refused_beyond_noi
     assert row.passed is False
     assert row.difference is not None
     assert row.difference.low > 0
+
+
+def marks(found: Verdict) -> dict[str, bool | None]:
+    """What the table says of each row."""
+    return {row.name: row.passed for row in found.rows}
+
+
+def test_what_was_not_compared_is_not_said_to_be_kept() -> None:
+    model = candidate(4.0)
+    alone = verdict(model, None, BASE_MODEL, True, GOOD, alike(REAL))
+    assert alone.passed
+    assert [marks(alone)[name] for name in ("brier", "style")] == [None, None], "there is none to compare with"
+    beside = marks(verdict(model, model, BASE_MODEL, True, GOOD, alike(REAL, REAL)))
+    assert [beside[name] for name in ("brier", "style", "parity", "leaks")] == [True] * 4
+    mute = replace(model, metrics=model.metrics.model_copy(update={"auc_text": None}))
+    assert marks(judged(mute))["auc_text"] is None
+    lost = [replace(x, nll=math.nan) for x in model.scored]
+    assert marks(judged(replace(model, scored=lost)))["loss"] is False
+
+
+def test_parity_and_leaks_stand_in_the_table() -> None:
+    leaking = alike(REAL).model_copy(update={"leaks": Leaks(answers=60, runs=9)})
+    found = verdict(candidate(4.0), None, BASE_MODEL, False, GOOD, leaking)
+    assert faults(found) == {Fault.PARITY, Fault.LEAKS}
+    assert (marks(found)["parity"], marks(found)["leaks"]) == (False, False)
+    assert "leaks" not in marks(judged(candidate(4.0))), "nobody looked"
 
 
 def newest(loss: float, n: int = 40) -> list[Scored]:

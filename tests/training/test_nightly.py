@@ -7,23 +7,27 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tinymodel
+import torch
+from peft import PeftModel
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bot import corrections
 from bot.archive import Archive
 from bot.checksum import sha256
 from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
-from bot.errors import PersonaError, TrainingError
+from bot.errors import EngineError, PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
-from bot.persona import Base, Manifest, Personas
-from training import samples
-from training.nightly import ATTEMPTS_MAX, Night
+from bot.persona import Base, Manifest, Personas, Version
+from training import evaluate, samples, selection
+from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
 
 ME, SCENE = "10001", Scene("private", "20001")
@@ -193,17 +197,20 @@ def test_one_night_at_a_time_and_the_lock_of_a_dead_one_is_free(settings: Settin
     assert night(settings).run().kind == "skipped"
 
 
-def published(settings: Settings, name: str, corpus: dict[str, Any]) -> None:
+def published(
+    settings: Settings, name: str, corpus: dict[str, Any], base: str = SHA, lora: Path | None = None
+) -> Version:
     """A serving version, as a night would have left it."""
     result = settings.data / "result"
+    prompt = Personas(settings.data / "personas", base).find("xiaoman").spec.system_prompt
     result.mkdir()
-    (result / "lora.gguf").write_bytes(b"GGUF")
+    (result / "lora.gguf").write_bytes(lora.read_bytes() if lora else b"GGUF")
     manifest = Manifest(
-        version=name, created="", base=Base(file="base.gguf", sha256=SHA, architecture="gemma3"), format="gemma",
-        system_prompt="", files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
+        version=name, created="", base=Base(file="base.gguf", sha256=base, architecture="gemma3"), format="gemma",
+        system_prompt=prompt, files={"lora.gguf": sha256(result / "lora.gguf")}, corpus=corpus,
     )  # fmt: skip
     (result / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-    Personas(settings.data / "personas", SHA).publish("xiaoman", result)
+    return Personas(settings.data / "personas", base).publish("xiaoman", result)
 
 
 def say(settings: Settings, count: int, first: datetime, prefix: str) -> None:
@@ -244,6 +251,25 @@ def test_the_newest_day_waits_for_the_next_night_once_something_serves(settings:
     assert now - timedelta(hours=25) < datetime.fromisoformat(made.snapshot["newest"]) < now - timedelta(hours=23)
 
 
+def test_a_day_that_waited_is_new_to_the_night_after_which_goes_on(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    training = Training(start="continue", replay=0, model_max_length=64)
+    settings = settings.model_copy(update={"training": training})
+    now, sha = datetime.now(UTC), sha256(tiny.gguf)
+    for hours in range(30, 80):
+        say(settings, 1, now - timedelta(hours=hours), f"{hours} hours ago ")
+    before, day = now - timedelta(hours=26), timedelta(days=1)  # the night before
+    learned = {"until": before.isoformat(), "learned_until": (before - day).isoformat()}
+    folder = published(settings, "20260303-000000", learned, sha).folder
+    tinymodel.random_lora(tiny, folder / "peft", seed=1)
+    made = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
+    selected = selection.select(made.windows, training, made._options().extra)
+    in_train = [w for w in made.windows if samples.trained_positions(w)]
+    waited = [w for w in in_train if w.newest is not None and w.newest > before - day]
+    assert selected.counts["new"] == len(waited) > 5
+    assert len(in_train) > len(waited) + 5, "what it learned is not new"
+
+
 def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "gemma3")
     made = Night(settings, "xiaoman", tiny.gguf, SHA, silent, None)
@@ -255,6 +281,18 @@ def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings,
     assert made.persona.spec.system_prompt not in shown
     assert [x.message_id for w in other for x in w.labels] == [x.message_id for w in made.windows for x in w.labels]
     assert made.windows_for(made.persona.spec.system_prompt) is made.windows
+
+
+def test_a_night_puts_the_base_where_the_engine_does(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    nowhere = settings.model_copy(update={"engine": Engine(tensor_split=(1.0,) * 999)})
+    made = Night(nowhere, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    write_state(made.folder / "train.json", {})
+    assert made.windows, "the vocabulary needs no place"
+    for work in (made.evaluate_version, made.prove, lambda: made._voices._stage.scored([], "base")):
+        with pytest.raises(EngineError, match="tensor_split names 999 GPUs"):
+            work()
 
 
 def test_what_a_version_learned_is_counted_in_its_snapshot(settings: Settings) -> None:
@@ -314,6 +352,88 @@ def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(setti
     assert changed.bare == figures.bare
     made._answers()
     assert steps == ["export", "evaluate", "gate"]
+
+
+def chat(settings: Settings, days: range) -> None:
+    """A question and its answer a day."""
+    archive = Archive(settings.archive_url)
+    for day in days:
+        when = SNAPSHOT + timedelta(days=day)
+        heard = Message(f"heard{day}", SCENE, "20001", "阿泽", when, f"在吗{day}")
+        archive.append([heard, Message(f"said{day}", SCENE, ME, "小满", when + timedelta(seconds=5), "在")])
+    archive.close()
+
+
+def test_what_did_not_change_since_an_earlier_night_is_not_scored_again(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    told: list[tuple[str, int]] = []
+    small = settings.model_copy(update={"training": Training(model_max_length=96, threads=1), "gate": Gate(newest_h=0)})
+
+    def made() -> Night:
+        told.clear()
+        found = Night(
+            small, "xiaoman", tiny.gguf, sha256(tiny.gguf),
+            lambda step, done, of, whose: told.append((whose, of)) if step == "evaluate" and not done else None, None,
+        )  # fmt: skip
+        found._run = found.new_folder()
+        return found
+
+    chat(settings, range(60))
+    first = made()
+    tinymodel.random_lora(tiny, first.folder / "peft", seed=1)
+    before = first.measure()
+    held_out = len({x.message_id for x in evaluate.held_out(first.windows)})
+    assert [whose for whose, _ in told] == ["new", "base"]
+
+    # The version is published, and some days later another one is made.
+    lora = published(settings, "20260303-000000", {}, sha256(tiny.gguf), first.export()).lora
+    assert lora is not None
+    chat(settings, range(60, 90))
+    second = made()
+    tinymodel.random_lora(tiny, second.folder / "peft", seed=2)
+    after = second.measure()
+    added = len({x.message_id for x in evaluate.held_out(second.windows)}) - held_out
+    assert added > 2
+    scored = dict(told)
+    assert scored["new"] >= scored["serving"] + scored["base"]
+    assert scored["serving"] == scored["base"] <= added, "a window that grew is another one"
+    assert after.serving is not None
+    assert after.serving.scored[: held_out - 1] == before.new.scored[: held_out - 1]
+    anew = second._scored("serving", tiny.gguf, lora, second.windows)
+    assert after.serving.scored == anew
+
+
+@pytest.mark.parametrize("unanswered", [0, 3])
+def test_the_gate_judges_the_rule_that_will_serve(settings: Settings, tmp_path: Path, unanswered: int) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(40))
+    archive = Archive(settings.archive_url)
+    for day in range(unanswered):
+        archive.append([Message(f"quiet{day}", SCENE, "20001", "阿泽", SNAPSHOT + timedelta(days=day, hours=5), "好")])
+    archive.close()
+    small = settings.model_copy(update={"training": Training(model_max_length=96, threads=1, silence_keep=0.5)})
+    made = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    judged = made.measure()
+    assert judged.calibration is None, "too little to fit one"
+    version = published(settings, "20260303-000000", dict(made.learned.counts), sha256(tiny.gguf))
+    keep = version.manifest.model_copy(update={"settings": {"silence_keep": 0.5}})
+    assert judged.new.calibration == replace(version, manifest=keep).calibration
+    assert (judged.new.calibration is None) is (unanswered == 0)
+
+
+def test_parity_reads_windows_spread_over_the_history_and_no_more_than_it_needs(
+    settings: Settings, tmp_path: Path
+) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(-600, 0))
+    small = settings.model_copy(update={"training": Training(model_max_length=96)})
+    made = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    held_out = [w.ids for w in made.windows if any(x.split is not samples.Split.TRAIN for x in w.labels)]
+    read = [p.ids for p in made.held_out.passages]
+    assert len(read) == PARITY_WINDOWS < len(held_out)
+    assert read[0] == held_out[0]
+    assert held_out.index(read[-1]) > len(held_out) * 0.9
 
 
 def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings: Settings, tmp_path: Path) -> None:
@@ -425,8 +545,8 @@ def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path:
     assert given.manifest is None
 
 
-def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Settings, tmp_path: Path) -> None:
-    tiny = tinymodel.build(tmp_path / "tiny")
+def corrected(settings: Settings, tiny: tinymodel.Tiny) -> Night:
+    """A training by hand whose owner corrected the twin every day, half of the times as another persona."""
     training = Training(
         precision="none", r=4, max_steps=2, model_max_length=128, threads=1, preference_min_pairs=2,
         preference_learning_rate=1e-3, preference_epochs=1,
@@ -447,9 +567,42 @@ def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Set
             archive, said, corrections.How.HUSH, (), by=ME, told=None, persona=whose, now=when + timedelta(minutes=9)
         )
     archive.close()
-    run = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
+    return Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+
+
+def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Settings, tmp_path: Path) -> None:
+    run = corrected(settings, tinymodel.build(tmp_path / "tiny")).train()
     record = json.loads((run / "preferences.json").read_text("utf-8"))
     assert (record["outcome"], record["lora"]) == ("kept", sha256(run / "peft" / "adapter_model.safetensors"))
     in_train = [day for day in range(1, 24, 2) if samples.split_of(SCENE, f"a{day}") is samples.Split.TRAIN]
     assert record["pairs"] == len(in_train) > 6, "of another persona, or held out, none is trained"
     assert record["after"]["margin"] > record["before"]["margin"]
+
+
+def test_what_follows_the_training_holds_the_base_as_the_training_did(settings: Settings, tmp_path: Path) -> None:
+    # As after a loss that was no number in 16-bit numbers, on a processor that has them.
+    tiny = tinymodel.build(tmp_path / "tiny")
+    made, held = corrected(settings, tiny), set()
+    tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
+    write_state(made.folder / "train.json", {"precision": "nf4", "compute_dtype": "float32"})
+    assert made.trained.nf4 is not None
+    write_state(made.folder / "train.json", {"precision": "none", "compute_dtype": "float32"})
+
+    def look(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, PeftModel):
+            held.add(module.get_base_model().get_input_embeddings().weight.dtype)
+
+    handle = register_module_forward_pre_hook(look)
+    assert made.prefer()["pairs"] > 6
+    handle.remove()
+    assert held == {torch.float32}
+
+
+def test_a_run_leaves_a_merged_checkpoint_where_that_is_set(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(40))
+    training = Training(precision="none", r=4, max_steps=1, model_max_length=128, threads=1, merge_and_save=True)
+    merging = settings.model_copy(update={"training": training})
+    run = Night(merging, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
+    assert json.loads((run / "merged" / "parity.json").read_text("utf-8"))["parity"]["passed"]
+    assert (run / "merged" / "config.json").is_file()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinymodel
@@ -57,11 +58,13 @@ def corrected(archive: Archive, bubble: Message, how: How, wanted: tuple[str, ..
     corrections.correct(archive, bubble, how, wanted, by="555", told=None, persona="xiaoman", now=when)
 
 
-def made(archive: Archive, base: Path, given: list[Correction] | None = None, max_length: int = 256) -> list[Pair]:
+def made(
+    archive: Archive, base: Path, given: list[Correction] | None = None, max_length: int = 256, **how: Any
+) -> list[Pair]:  # fmt: skip
     tokenizer = HFTokenizer(base)
     learned = corpus.build(archive, [ME], SPEC.names, SETTINGS.conversation)
     found = corrections.current(archive) if given is None else given
-    return pairs(archive, found, learned, tokenizer, tokenizer.format, SPEC.system_prompt, max_length)
+    return pairs(archive, found, learned, tokenizer, tokenizer.format, SPEC.system_prompt, max_length, **how)
 
 
 def told(base: Path, ids: tuple[int, ...] | None) -> str:
@@ -128,6 +131,25 @@ def test_a_pair_is_of_its_conversations_split(archive: Archive, base: Path) -> N
     firsts = [f"{FRIEND}-{day * 90000:g}" for day in range(60)]
     assert [p.split for p in found] == [split_of(GROUP, first) for first in firsts]
     assert {p.split for p in found} == {Split.TRAIN, Split.TUNE, Split.TEST}
+
+
+def test_a_conversation_of_the_newest_waits_where_it_would_be_trained(archive: Archive, base: Path) -> None:
+    for day in range(20):
+        corrected(archive, asked(archive, day * 90000), How.HUSH, (), day * 90000 + 100)
+    every = [p.split for p in made(archive, base)]
+    waiting = [p.split for p in made(archive, base, newest=at(10 * 90000))]
+    assert waiting[:10] == every[:10]
+    assert waiting[10:] == [Split.NEWEST if split is Split.TRAIN else split for split in every[10:]]
+    assert set(waiting) == {Split.TRAIN, Split.NEWEST, Split.TEST} | set(every)
+
+
+def test_stickers_have_their_names_as_they_are_shown_live(archive: Archive, base: Path) -> None:
+    key = "0123456789abcdef" * 2
+    image = {"type": "image", "data": {"file": f"{key}.gif", "sub_type": 1}}
+    archive.append([say(-60, FRIEND, "[动画表情]", segments=(image,))])
+    corrected(archive, asked(archive, 0), How.HUSH, ())
+    (pair,) = made(archive, base, stickers={key: "贴贴"})
+    assert "[动画表情:贴贴]" in told(base, pair.prompt)
 
 
 def test_what_is_gone_equal_or_too_long_makes_no_pair(archive: Archive, base: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import living
 import pytest
 import talks
 import tinymodel
@@ -162,6 +163,13 @@ def test_training_lowers_the_loss_and_leaves_a_lora_with_its_record(
     assert written["settings"]["r"] == 4
     assert written["peak_rss_bytes"] > 1e8
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_a_model_that_is_trained_leaves_memory(base: Path, samples: list[Window], tmp_path: Path) -> None:
+    with living.seen() as models:
+        train(samples, base, tmp_path / "run", SETTINGS.model_copy(update={"max_steps": 1}))
+        (model,) = models
+        assert model() is None, "the night goes on beside it"
 
 
 def test_the_kept_lora_has_the_tune_loss_of_its_record(base: Path, samples: list[Window], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from bot.config import Retrain
 from bot.persona import Base, Calibration, Manifest, Spec
+from training import gate
 from training.gate import Fault, Reason, Row, Verdict
 from training.likeness.assessment import Leaks, Likeness
 from training.likeness.figure import Figure
@@ -58,6 +59,13 @@ def test_a_published_report_shows_counts_figures_and_verdict() -> None:
     ):
         assert part in text
     assert "10001" not in text
+
+
+def test_every_row_of_the_gate_has_a_name() -> None:
+    rows = tuple(Row(name, LOSS, None, None) for name in (*gate._SHOWN, *gate._AT_PLACES, *gate._JUDGED))
+    assert len(rows) > 20
+    text = markdown(manifest(), Verdict(True, (), rows), None)
+    assert text.count("| 4.250 [4.100, 4.400]（n=900） |") == len(rows)
 
 
 def test_a_refused_report_gives_reasons_and_a_next_step() -> None:

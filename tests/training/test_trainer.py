@@ -13,7 +13,9 @@ import talks
 import tinymodel
 import torch
 from loguru import logger
+from peft import PeftModel
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
 from bot.config import Training
@@ -201,6 +203,9 @@ def test_a_run_that_diverges_in_float32_is_told_with_a_remedy(
     with pytest.raises(TrainingError, match=r"the loss became nan at step \d+; lower \[training\] learning_rate"):
         train(samples, base, tmp_path / "run", wild)
     assert not (tmp_path / "run" / "peft").exists()
+    # Its last step, after which only the held-out loss is measured.
+    with pytest.raises(TrainingError, match=r"the loss became nan at step 2; lower \[training\] learning_rate"):
+        train(samples, base, tmp_path / "last", with_(wild, max_steps=2))
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8", "nf4"])
@@ -344,6 +349,44 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     assert [x["loss"] for x in whole.record["tune"]] == pytest.approx([x["loss"] for x in run.record["tune"]], abs=1e-4)
     steps = [json.loads(x)["step"] for x in (tmp_path / "cut" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert steps == list(range(1, run.record["steps"] + 1))
+
+
+def test_sigterm_during_the_last_measurement_ends_it_too(base: Path, samples: list[Window], tmp_path: Path) -> None:
+    passes: list[bool] = []
+
+    def stop(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, PeftModel):
+            passes.append(module.training)
+            if passes[-2:] == [True, False]:  # from training to measuring
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = register_module_forward_pre_hook(stop)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1))
+    finally:
+        handle.remove()
+    assert ended.value.code == 143
+    run = train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1))
+    assert run.record["resumed_at"] == 0, "it was finished"
+
+
+def test_a_run_killed_while_its_result_was_put_in_place_keeps_the_best(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    wild = with_(SETTINGS, learning_rate=1.0, max_steps=30, eval_steps=1, early_stopping_patience=3, save_steps=1)
+
+    def block(_: Progress) -> None:
+        (folder / ".train.json.tmp").mkdir(exist_ok=True)
+
+    with pytest.raises(IsADirectoryError):
+        train(samples, base, folder, wild, block)
+    best = load_file(folder / "peft" / "adapter_model.safetensors")
+    (folder / ".train.json.tmp").rmdir()
+    run = train(samples, base, folder, wild)
+    assert run.record["best_step"] < run.record["steps"]
+    assert all(torch.equal(best[name], weight) for name, weight in lora(run).items())
 
 
 def test_checkpoints_are_no_more_than_the_limit(base: Path, samples: list[Window], tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import threading
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import tinylora
@@ -20,13 +21,14 @@ from bot.message import Message, Scene
 from bot.persona import Sampling
 from bot.prompt import FORMATS
 from training import answers, corpus
+from training.answers import Question
 from training.corpus import Corpus
 from training.likeness import judge, places
 from training.likeness.assessment import BASE, NEW, PERSON, PROMPTED, RETRIEVAL, SERVING
 from training.likeness.material import material
 from training.likeness.places import Stage, Voice
 from training.likeness.voices import Voices
-from training.samples import Split
+from training.samples import Split, split_of
 
 ME, FRIEND, SCENE = "10001", "20001", Scene("private", "20001")
 START = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
@@ -100,6 +102,36 @@ def test_every_voice_is_asked_at_the_same_places_and_none_of_them_twice(ready: R
     (row, *_) = again.samples(new)
     assert row.real in SAID
     assert row.heard.startswith("在吗")
+
+
+class Reached(Exception):
+    """What was to be seen is seen."""
+
+
+class Clusters(Stage):
+    """A stage that answers at once, and tells which moments are said to depend on each other."""
+
+    def said(self, voice: Voice, asked: Sequence[Question], whose: str, *, greedy: bool = False) -> list[str]:
+        return ["好呀"] * len(asked)
+
+    def sense(self, asked: Sequence[Question], clusters: Sequence[Hashable], said: Any) -> Any:
+        raise Reached(clusters)
+
+
+def test_conversations_of_two_scenes_whose_first_messages_have_one_id_are_two(ready: Ready, tmp_path: Path) -> None:
+    (part,) = ready.learned.scenes
+    first = answers.questions(ready.learned, GEMMA, "", Split.TEST)[0].conversation
+    scenes = (Scene("private", str(number)) for number in range(30000, 31000))
+    other = replace(part, scene=next(s for s in scenes if split_of(s, first) is Split.TEST))
+    learned = replace(ready.learned, scenes=[part, other])
+    every = answers.questions(learned, GEMMA, "", Split.TEST)
+    assert [q.conversation for q in every].count(first) == 2
+    told, known = stage(ready), frozenset(q.key for q in every)
+    apart = Clusters(told.base, told.base_sha256, told.settings, told.sampling, 512, 1, told.progress)
+    with pytest.raises(Reached) as seen:
+        Voices(tmp_path, learned, known, apart, Gate(places=99)).likeness(Voice(None, None, GEMMA, ""), None, {})
+    (clusters,) = seen.value.args
+    assert len(set(clusters)) == len(every), "a conversation each"
 
 
 def test_what_is_held_out_is_in_no_material_and_no_retrieved_prompt(ready: Ready) -> None:

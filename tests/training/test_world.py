@@ -11,7 +11,10 @@ import pytest
 import talks
 import tinymodel
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from safetensors.torch import load_file
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from bot.config import Training
 from training import world
@@ -46,6 +49,7 @@ def together(base: Path, folder: Path, settings: Training, *more: str) -> list[d
 def test_two_processes_learn_what_one_does_with_a_batch_as_large_as_both(base: Path, tmp_path: Path) -> None:
     told = together(base, tmp_path / "two", SETTINGS)
     assert [(x["rank"], x["world"], x["processes"]) for x in told] == [(0, 2, 2), (1, 2, 2)]
+    assert all(x["patience_s"] >= 3600 for x in told), "while one fetches a base the others wait"
     assert {x["wrapped"] for x in told} == {"DistributedDataParallel"}
     assert told[0]["lora"] == told[1]["lora"]
     whole = SETTINGS.model_copy(update={"per_device_train_batch_size": 6})
@@ -71,3 +75,26 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 def test_alone_nobody_is_waited_for() -> None:
     assert (world.size(), world.is_first(), world.first(lambda: 7)) == (1, True, 7)
     assert world.anywhere(True, torch.device("cpu"))
+
+
+class Filled(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):  # type: ignore[misc]
+    """Transformers' configuration over accelerate's, whose place an empty class takes where DeepSpeed is missing."""
+
+
+def test_the_shipped_deepspeed_configuration_takes_every_value_from_the_run(tmp_path: Path) -> None:
+    # Without DeepSpeed, which needs CUDA to install: what transformers fills in before it hands the file over.
+    made: Any = Filled.__new__(Filled)
+    HfDeepSpeedConfig.__init__(made, str(world.ZERO2))  # type: ignore[no-untyped-call]
+    made._dtype, made.mismatches = None, []
+    given = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=3, gradient_accumulation_steps=2,
+        max_grad_norm=0.5, report_to="none",
+    )  # fmt: skip
+    made.trainer_config_process(given)
+    assert made.mismatches == []
+    assert "auto" not in json.dumps(made.config)
+    wanted = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 2, "gradient_clipping": 0.5}
+    assert {name: made.config[name] for name in wanted} == wanted
+    assert made.is_zero2()
+    assert not made.is_offload()
+    assert "optimizer" not in made.config, "the run's own"

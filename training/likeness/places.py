@@ -91,14 +91,14 @@ class Stage:
 
     def scored(self, asked: Sequence[Question], whose: str) -> list[tuple[float, int]]:
         """(-log p, tokens) of what the person said to each question under the bare base."""
-        model = Model(self.base, vocab_only=True)
+        model = Model(self.base, 0, vocab_only=True)
         try:
             every = [_ids(q, model, self.n_ctx) for q in asked]
         finally:
             model.close()
         # A system prompt with past exchanges in it may be longer than a window by itself.
         room = max((len(context) + len(said) for context, said in every), default=1)
-        scorer = Scorer(self.base, None, room, self.threads)
+        scorer = Scorer(self.base, None, room, self.threads, self.settings)
         try:
             found = []
             for number, (context, said) in enumerate(every):
@@ -113,7 +113,7 @@ class Stage:
     ) -> tuple[dict[str, list[tuple[float, list[float]]]], dict[str, list[int]]]:
         """What `sense.figures` needs, by voice: log p after own and other contexts, and tokens of the answers."""
         self.progress("evaluate", 0, 0, "sense")
-        model = Model(self.base, vocab_only=True)
+        model = Model(self.base, 0, vocab_only=True)
         try:
             short = [replace(q.told(""), history=q.history[-_SENSE_EXCHANGES:]) for q in asked]
             contexts = [_ids(q, model, self.n_ctx)[0] for q in short]
@@ -122,7 +122,7 @@ class Stage:
             model.close()
         # Every answer also stands behind contexts of others, so the longest of both must fit together.
         room = max(map(len, contexts), default=1) + max((len(i) for each in ids for i in each), default=0)
-        scorer = Scorer(self.base, None, room, self.threads)
+        scorer = Scorer(self.base, None, room, self.threads, self.settings)
         try:
             found = sense.log_ps(scorer, contexts, ids, clusters)
             sizes = {name: [len(i) for i in each] for name, each in zip(said, ids, strict=True)}

@@ -62,7 +62,7 @@ class Voices:
         if not asked:
             return None
         said, questions = self._everyone(new, serving, asked)
-        clusters = [q.conversation for q in asked]
+        clusters = [q.cluster for q in asked]
         texts = {PERSON: [q.real for q in asked], **said}
         belongs, sizes = self._once("sense", [repr(texts)], lambda: self._stage.sense(asked, clusters, texts))
         spoken = {}
@@ -70,7 +70,7 @@ class Voices:
             pairs = self._scores(name, asked, questions.get(name), scores.get(name))
             nll, tokens = [n for n, _ in pairs], [t for _, t in pairs]
             spoken[name] = Spoken(each, nll, tokens, belongs[name], sizes[name])
-        at = [places.place(q, q.conversation) for q in asked]
+        at = [places.place(q, q.cluster) for q in asked]
         made = Assessment(at, self._material, self._rules.leak_chars).likeness(spoken, self._prodded(new))
         return self._judged(made, asked, texts, new.prompt)
 
@@ -128,7 +128,7 @@ class Voices:
 
     def _judged(self, made: Likeness, asked: list[Question], said: Mapping[str, Sequence[str]], role: str) -> Likeness:
         """With a judge model's scores, where one is configured; a judge that fails stops no night."""
-        rules, voices, clusters = self._rules, dict(made.voices), [q.conversation for q in asked]
+        rules, voices, clusters = self._rules, dict(made.voices), [q.cluster for q in asked]
         if rules.judge_url is None or rules.judge_model is None:
             return made
         key = rules.judge_api_key.get_secret_value() if rules.judge_api_key else None
