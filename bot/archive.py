@@ -4,16 +4,16 @@ SQLAlchemy Core over SQLite (WAL) or PostgreSQL. A message is stored once by (sc
 import and a replayed event add nothing. Reading order is (time, the client's own sequence, arrival): OneBot's time
 has whole seconds, and frames overtake each other.
 
-Every method is synchronous and short (under a millisecond on SQLite), so the daemon calls them on its event loop.
+Every method is synchronous and short (on SQLite under a millisecond, a window of 360 messages some), so the daemon calls
+them on its event loop.
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,60 +21,35 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
 from loguru import logger
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.message import Message, Origin, Scene
 from bot.optouts import OptOuts, Why, without_words
+from bot.rows import (
+    ORDER,
+    UNSTORABLE,
+    decisions_table,
+    insert,
+    is_replay,
+    message_of,
+    messages_of,
+    messages_table,
+    milliseconds,
+    scene_log_table,
+    take_back,
+    time_of,
+)  # fmt: skip
 
 WAITING_MAX = 20_000
 """Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
 
-_schema = sa.MetaData()
-_pk = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-messages_table = sa.Table(
-    "messages",
-    _schema,
-    sa.Column("pk", _pk, primary_key=True),
-    *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "sender_id", "sender_name", "text", "origin")),
-    *(sa.Column(n, sa.Text) for n in ("reply_to", "scene_name", "source")),
-    sa.Column("seq", sa.BigInteger),
-    sa.Column("time_ms", sa.BigInteger),
-    sa.Column("mentions", sa.JSON),
-    sa.Column("segments", sa.JSON),
-    sa.Column("recalled", sa.Boolean),
-)
-COLUMNS = tuple(column.name for column in messages_table.columns if not column.primary_key)
-"""Of a message, in the table's order."""
-decisions_table = sa.Table(
-    "decisions",
-    _schema,
-    sa.Column("pk", _pk, primary_key=True),
-    *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "persona", "version", "outcome")),
-    sa.Column("time_ms", sa.BigInteger),
-    sa.Column("why", sa.JSON),
-)
-scene_log_table = sa.Table(
-    "scene_log",
-    _schema,
-    sa.Column("pk", _pk, primary_key=True),
-    *(sa.Column(n, sa.Text) for n in ("scene", "kind", "value")),
-    sa.Column("time_ms", sa.BigInteger),
-)
-_SEGMENTS_DEPTH = 100
-"""Raw segments nested deeper are not kept: `json` recurses, on the stack of whoever reads them, too (OneBot has 10)."""
 _TABLES = ("messages", "decisions", "scene_log", "imports", "same_messages", "optouts")
 """Every table of the schema."""
-SAME_ID_MS = 60_000
-"""Messages of one id are one message when their times differ by less."""
 _FRESH_MAX = 2_000
 """Messages just stored that are not read back to be heard."""
 SAID = ("spoke", "cut short")
 """Outcomes of decisions of which at least one bubble was sent."""
-UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError, RecursionError)
-"""What a message raises that the store can never hold (PostgreSQL and NUL, a number of more than 64 bits)."""
-_ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +174,7 @@ class Archive:
         Raises:
             ArchiveError: it cannot be written, and waits in memory.
         """
-        if any(_is_replay(message, m) for m, _ in self._waiting):
+        if any(is_replay(message, m) for m, _ in self._waiting):
             return False
         self.flush()  # what waited is not counted with it
         new = self.append([message]) > 0 or self.waiting > 0
@@ -218,7 +193,7 @@ class Archive:
         batch = list(self._waiting)
         try:
             with self._engine.begin() as connection:
-                added = sum(_insert(connection, chunk) for chunk in _chunks(batch, 500))
+                added = sum(insert(connection, chunk) for chunk in _chunks(batch, 500))
                 for recall in self._recalls:
                     take_back(connection, *recall)
                 for table, row in self._log:
@@ -243,7 +218,7 @@ class Archive:
         while self._waiting:
             try:
                 with self._engine.begin() as connection:
-                    added += _insert(connection, [self._waiting[0]])
+                    added += insert(connection, [self._waiting[0]])
             except OperationalError:
                 return added
             except UNSTORABLE as e:
@@ -354,8 +329,8 @@ class Archive:
         )
         if after is not None:
             query = query.where(c.time_ms > milliseconds(after))
-        rows = self._read(query.order_by(*(column.desc() for column in _ORDER)).limit(limit))
-        found = _messages(scene, reversed(rows))
+        rows = self._read(query.order_by(*(column.desc() for column in ORDER)).limit(limit))
+        found = messages_of(scene, reversed(rows))
         pending = [m for m, _ in self._waiting if m.scene == scene and m.origin is not Origin.SYSTEM]
         pending = [m for m in pending if not m.recalled and not self._is_hidden(m)]
         if pending:
@@ -379,7 +354,7 @@ class Archive:
             query = query.where(c.recalled.is_(False), self._not_hidden())
         if until is not None:
             query = query.where(c.time_ms <= milliseconds(until))
-        found = _messages(scene, self._read(query.order_by(*_ORDER)))
+        found = messages_of(scene, self._read(query.order_by(*ORDER)))
         hidden = self.optouts.hidden()
         if not hidden:
             return found
@@ -394,13 +369,13 @@ class Archive:
             c.scene == str(scene), c.origin != Origin.SYSTEM.value, c.recalled.is_(False),
             c.time_ms > milliseconds(since), self._not_hidden(),
         )  # fmt: skip
-        rows = self._read(query.order_by(*_ORDER))
+        rows = self._read(query.order_by(*ORDER))
         return [
-            Message(key, scene, who, "", _time(ms), "", Origin(origin)) for key, who, ms, origin in map(tuple, rows)
+            Message(key, scene, who, "", time_of(ms), "", Origin(origin)) for key, who, ms, origin in map(tuple, rows)
         ]
 
     def _columns(self, segments_of: str | None) -> tuple[sa.ColumnElement[Any], ...]:
-        """What `_messages` reads."""
+        """What `messages_of` reads."""
         c = messages_table.c
         return (
             c.message_id, c.sender_id, c.sender_name, c.time_ms, c.text, c.origin, c.reply_to,
@@ -422,7 +397,7 @@ class Archive:
             c.scene, sa.func.max(c.scene_name), sa.func.count(), sa.func.min(c.time_ms), sa.func.max(c.time_ms)
         ).group_by(c.scene)
         rows = self._read(query.order_by(sa.func.count().desc(), c.scene))
-        return [SceneSummary(Scene.parse(s), n, k, _time(a), _time(b)) for s, n, k, a, b in map(tuple, rows)]
+        return [SceneSummary(Scene.parse(s), n, k, time_of(a), time_of(b)) for s, n, k, a, b in map(tuple, rows)]
 
     def name_of(self, sender_id: str, scene: Scene | None = None) -> str | None:
         """The newest name somebody used (in a scene, if given); None if there is none or the store cannot be read."""
@@ -461,14 +436,14 @@ class Archive:
             c.scene == str(scene), c.sender_id.in_(sender_ids), c.time_ms < milliseconds(before)
         )
         newest = self._read(query)[0][0]
-        return None if newest is None else _time(newest)
+        return None if newest is None else time_of(newest)
 
     def last_before(self, scene: Scene, before: datetime) -> datetime | None:
         """When anything was stored of a scene last before a moment, or None."""
         c = messages_table.c
         query = sa.select(sa.func.max(c.time_ms)).where(c.scene == str(scene), c.time_ms < milliseconds(before))
         newest = self._read(query)[0][0]
-        return None if newest is None else _time(newest)
+        return None if newest is None else time_of(newest)
 
     def count(self, sender_ids: Sequence[str], after: datetime | None = None) -> int:
         """Human messages of these people, optionally since a moment."""
@@ -525,7 +500,7 @@ class Archive:
         )
         query = sa.select(c.sender_id, c.scene, c.time_ms).where(ours, c.time_ms > milliseconds(time))
         rows = map(tuple, self._read(query.order_by(c.time_ms)))
-        return [(account, Scene.parse(scene), _time(ms)) for account, scene, ms in rows]
+        return [(account, Scene.parse(scene), time_of(ms)) for account, scene, ms in rows]
 
     # -- decisions --------------------------------------------------------------------------------
 
@@ -549,7 +524,7 @@ class Archive:
         rows += [row for table, row in list(self._log) if table is decisions_table and row["scene"] == str(scene)]
         columns = ("message_id", "time_ms", "persona", "version", "outcome", "why")
         newest = [[r[name] for name in columns] for r in rows[: -limit - 1 : -1]]
-        return [Decision(scene, of, _time(ms), *rest) for of, ms, *rest in newest]
+        return [Decision(scene, of, time_of(ms), *rest) for of, ms, *rest in newest]
 
     def decisions_since(self, time: datetime, scene: Scene | None = None) -> list[Decision]:
         """Every decision since a moment (in a scene, if given), oldest first."""
@@ -559,7 +534,7 @@ class Archive:
             query = query.where(c.scene == str(scene))
         rows = self._read(query.order_by(c.time_ms, c.pk))
         return [
-            Decision(Scene.parse(r.scene), r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+            Decision(Scene.parse(r.scene), r.message_id, time_of(r.time_ms), r.persona, r.version, r.outcome, r.why)
             for r in rows
         ]
 
@@ -583,7 +558,7 @@ class Archive:
         if not rows:
             return self._decision_after(about) if about.origin is not Origin.TWIN else None
         r = rows[0]
-        return Decision(scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+        return Decision(scene, r.message_id, time_of(r.time_ms), r.persona, r.version, r.outcome, r.why)
 
     def _decision_after(self, about: Message) -> Decision | None:
         """The decision on a burst that a message is part of, but not the last of."""
@@ -599,11 +574,11 @@ class Archive:
         burst = (
             sa.select(m.message_id)
             .where(m.scene == str(about.scene), m.origin == Origin.HUMAN.value, m.time_ms <= milliseconds(on.time))
-            .order_by(*(column.desc() for column in _ORDER)).limit(r.why.get("burst", 0))
+            .order_by(*(column.desc() for column in ORDER)).limit(r.why.get("burst", 0))
         )  # fmt: skip
         if about.id not in {row.message_id for row in self._read(burst)}:
             return None
-        return Decision(about.scene, r.message_id, _time(r.time_ms), r.persona, r.version, r.outcome, r.why)
+        return Decision(about.scene, r.message_id, time_of(r.time_ms), r.persona, r.version, r.outcome, r.why)
 
     # -- what the twin was doing ------------------------------------------------------------------
 
@@ -633,7 +608,7 @@ class Archive:
         waiting = [row for table, row in list(self._log) if table is scene_log_table]
         found += [(r["time_ms"], r["value"]) for r in waiting if (r["scene"], r["kind"]) == (str(scene), kind)]
         found.sort(key=lambda change: change[0])
-        return [(_time(t), value) for t, value in found[-limit if limit else 0 :]]
+        return [(time_of(t), value) for t, value in found[-limit if limit else 0 :]]
 
     def noted(self, kind: str, scene: Scene | None = None) -> list[tuple[Scene, datetime, str]]:
         """Every value of a kind in all scenes (or one) with when it was set, oldest first."""
@@ -644,7 +619,7 @@ class Archive:
         found = [tuple(row) for row in self._read(query.order_by(c.time_ms, c.pk))]
         waiting = [row for table, row in list(self._log) if table is scene_log_table and row["kind"] == kind]
         found += [(r["scene"], r["time_ms"], r["value"]) for r in waiting if scene in (None, Scene.parse(r["scene"]))]
-        return [(Scene.parse(place), _time(ms), value) for place, ms, value in found]
+        return [(Scene.parse(place), time_of(ms), value) for place, ms, value in found]
 
     def unnote(self, kind: str, rows: Iterable[tuple[Scene, str]]) -> int:
         """Delete values of a kind for good; gives how many rows that were.
@@ -739,143 +714,6 @@ def _sqlite_pragmas(connection: Any, _: Any) -> None:
     # What is deleted or taken back is overwritten with zeros.
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-def _insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> int:
-    """Insert what is new. Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
-    c = messages_table.c
-    by_scene: dict[str, list[str]] = {}
-    for message, _ in batch:
-        by_scene.setdefault(str(message.scene), []).append(message.id)
-    known: dict[tuple[str, str], tuple[int, bool]] = {}
-    for scene, ids in by_scene.items():
-        rows = connection.execute(
-            sa.select(c.message_id, c.time_ms, c.recalled).where(c.scene == scene, c.message_id.in_(ids))
-        )
-        known |= {(scene, r.message_id): (r.time_ms, r.recalled) for r in rows}
-    values = []
-    for message, source in batch:
-        place, time_ms = (str(message.scene), message.id), milliseconds(message.time)
-        stored = known.get(place)
-        if stored is not None and (stored[1] or abs(stored[0] - time_ms) < SAME_ID_MS):
-            continue
-        if stored is not None:
-            message = replace(message, id=f"{message.id}@{time_ms // 1000}")
-        known.setdefault(place, (time_ms, False))
-        values.append(row_of(message, source))
-    if not values:
-        return 0
-    flavour = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
-    done = connection.execute(statement, values, execution_options={"preserve_rowcount": True})
-    return done.rowcount
-
-
-def take_back(connection: sa.Connection, scene: Scene, message_id: str, time: datetime) -> None:
-    """Forget a message's words; of one that is not there, leave a tombstone."""
-    c = messages_table.c
-    blank = {"recalled": True, "text": "", "segments": [], "mentions": []}
-    done = connection.execute(
-        sa.update(messages_table).where(c.scene == str(scene), c.message_id == message_id).values(blank)
-    )
-    if done.rowcount:
-        return
-    connection.execute(
-        sa.insert(messages_table).values(
-            scene=str(scene), message_id=message_id, sender_id="", sender_name="", scene_name="",
-            time_ms=milliseconds(time), origin=Origin.SYSTEM.value, source="recall", **blank,
-        )
-    )  # fmt: skip
-
-
-def row_of(message: Message, source: str) -> dict[str, Any]:
-    """A message as a row of `messages_table`."""
-    row = _cells(message, source, list(message.mentions), _plain(message.segments))
-    return dict(zip(COLUMNS, row, strict=True))
-
-
-def values_of(message: Message, source: str) -> tuple[Any, ...]:
-    """The same in the order of `COLUMNS`, with its JSON written out.
-
-    Raises:
-        OverflowError: its number has more than 64 bits.
-    """
-    if message.seq is not None and not -(1 << 63) <= message.seq < 1 << 63:
-        raise OverflowError("seq")
-    mentions = json.dumps(message.mentions) if message.mentions else "[]"
-    return _cells(message, source, mentions, segments_json(message.segments) if message.segments else "[]")
-
-
-def _cells(m: Message, source: str, mentions: Any, segments: Any) -> tuple[Any, ...]:
-    """What a row holds, in the order of `COLUMNS`."""
-    return (
-        str(m.scene), m.id, m.sender_id, m.sender_name, m.text, m.origin.value, m.reply_to, m.scene_name, source, m.seq,
-        milliseconds(m.time), mentions, segments, m.recalled,
-    )  # fmt: skip
-
-
-def segments_json(segments: Sequence[Any]) -> str:
-    """Segments as the JSON that is stored: what `row_of` has, written out in a third of the time."""
-    try:
-        text = json.dumps(segments, default=str)
-    except RecursionError:
-        text = ""
-    # What has no more brackets than that is nested no deeper.
-    return text if 0 < text.count("[") + text.count("{") <= _SEGMENTS_DEPTH else json.dumps(_plain(segments))
-
-
-def _plain(segments: Sequence[Any]) -> Any:
-    """Segments as JSON has them; none where they are nested too deeply, for the message counts and its text is kept."""
-    level: list[Any] = [segments]
-    for _ in range(_SEGMENTS_DEPTH):
-        level = [
-            inner
-            for value in level
-            for inner in (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            )
-        ]
-        if not level:
-            return json.loads(json.dumps(segments, default=str))
-    logger.warning("a message is stored without its raw segments: nested more than {} deep", _SEGMENTS_DEPTH)
-    return []
-
-
-def message_of(row: sa.Row[Any]) -> Message:
-    """A row of `messages_table` as a message."""
-    return Message(
-        id=row.message_id, scene=Scene.parse(row.scene), sender_id=row.sender_id, sender_name=row.sender_name,
-        time=_time(row.time_ms), text=row.text, origin=Origin(row.origin), reply_to=row.reply_to,
-        mentions=tuple(row.mentions), recalled=row.recalled, seq=row.seq, segments=tuple(row.segments),
-        scene_name=row.scene_name,
-    )  # fmt: skip
-
-
-def _messages(scene: Scene, rows: Iterable[sa.Row[Any]]) -> list[Message]:
-    """Rows of `Archive._columns`, JSON parsed where there is any, as messages of a scene."""
-    return [
-        Message(
-            key, scene, sender, name, _time(ms), text, Origin(origin), reply_to,
-            () if mentions == "[]" else tuple(json.loads(mentions)), recalled, seq,
-            tuple(json.loads(raw)) if raw else (), scene_name,
-        )
-        for key, sender, name, ms, text, origin, reply_to, mentions, recalled, seq, scene_name, raw in map(tuple, rows)
-    ]  # fmt: skip
-
-
-def _is_replay(message: Message, other: Message) -> bool:
-    """Whether a message is another one once more: its id at nearly its time."""
-    same = (message.scene, message.id) == (other.scene, other.id)
-    return same and abs((message.time - other.time).total_seconds()) * 1000 < SAME_ID_MS
-
-
-def milliseconds(time: datetime) -> int:
-    """Unix milliseconds."""
-    return round(time.timestamp() * 1000)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def short(error: Exception) -> str:

@@ -25,13 +25,14 @@ from loguru import logger
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from bot import blind
-from bot.archive import Archive, decisions_table, message_of, messages_table, scene_log_table, short
+from bot.archive import Archive, short
 from bot.config import Settings
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import POKE_ID
 from bot.intake import imports_table, same_table, without_file_name, without_people
 from bot.message import Message, Origin
 from bot.optouts import RELOAD_S, without_mention, without_quoted_words
+from bot.rows import decisions_table, message_of, messages_table, scene_log_table
 
 _EXCERPTS = ("samples.md", "said-*.json")
 """Answers beside the person's, and what every voice said, made to tell (training/likeness/voices.py): of a run."""

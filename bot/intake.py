@@ -21,12 +21,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from bot import archive as store
-from bot.archive import Archive, messages_table
+from bot.archive import Archive, short
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import Recall
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
+from bot.rows import COLUMNS, SAME_ID_MS, UNSTORABLE, messages_table, milliseconds, row_of, take_back, values_of
 from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored
 
 _schema = sa.MetaData()
@@ -46,10 +46,10 @@ same_table = sa.Table(
     *(sa.Column(n, sa.Text) for n in ("scene", "message_id", "stored_as", "source")),
     sa.Column("time_ms", sa.BigInteger),
 )
-_INTO = f"INSERT INTO messages ({', '.join(store.COLUMNS)})"
+_INTO = f"INSERT INTO messages ({', '.join(COLUMNS)})"
 _ONCE = "ON CONFLICT (scene, message_id) DO NOTHING"
-_SQLITE_ROWS = f"{_INTO} VALUES ({', '.join('?' * len(store.COLUMNS))}) {_ONCE}"
-_FROM_JSON = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(store.COLUMNS)))
+_SQLITE_ROWS = f"{_INTO} VALUES ({', '.join('?' * len(COLUMNS))}) {_ONCE}"
+_FROM_JSON = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(COLUMNS)))
 _SQLITE_BATCH = f"{_INTO} SELECT {_FROM_JSON} FROM json_each(?) WHERE true {_ONCE}"
 _NUL = "\\u0000"
 _SQLITE_PRAGMAS = ("cache_size=-32000", "wal_autocheckpoint=4000")
@@ -129,7 +129,7 @@ class Intake:
         """One bad message must not hold up the others: it is found by halving."""
         try:
             return self._take(batch)
-        except store.UNSTORABLE:
+        except UNSTORABLE:
             if len(batch) == 1:
                 return Taken(refused=list(batch))
         middle = len(batch) // 2
@@ -188,14 +188,14 @@ class Intake:
         if not messages:
             return 0
         if self._flavour is sqlite:
-            rows = [store.values_of(m, self._source) for m in messages]
+            rows = [values_of(m, self._source) for m in messages]
             batch = json.dumps(rows, ensure_ascii=False)
             options = {"preserve_rowcount": True}
             if _NUL in batch:  # ends a text in SQLite's JSON
                 return connection.exec_driver_sql(_SQLITE_ROWS, rows, execution_options=options).rowcount
             return connection.exec_driver_sql(_SQLITE_BATCH, (batch,), execution_options=options).rowcount
         statement = self._flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
-        values = [store.row_of(m, self._source) for m in messages]
+        values = [row_of(m, self._source) for m in messages]
         return connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount
 
     # -- other sources ----------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Intake:
         by_scene: dict[str, list[int]] = defaultdict(list)
         for message in messages:
             if _within((self._spans or {}).get(str(message.scene)), message):
-                by_scene[str(message.scene)].append(store.milliseconds(message.time))
+                by_scene[str(message.scene)].append(milliseconds(message.time))
         found = {}
         for scene, times in by_scene.items():
             stored: dict[str, Stored] = {}
@@ -276,8 +276,8 @@ class Intake:
                     # `friend_recall` names the sender for the scene; a history that names nobody knows the scene.
                     named = recall.operator_id and recall.scene.private
                     scene = self._archive.scene_of_recall(recall.scene, recall.message_id) if named else recall.scene
-                    store.take_back(connection, scene, _standing(connection, scene, recall), recall.time)
-        except store.UNSTORABLE:
+                    take_back(connection, scene, _standing(connection, scene, recall), recall.time)
+        except UNSTORABLE:
             if len(recalls) == 1:
                 return 1
             return sum(self.take_back([recall]) for recall in recalls)
@@ -305,7 +305,7 @@ class Intake:
             ArchiveError: it cannot be written.
         """
         row = {
-            "digest": digest, "source": self._source, "time_ms": store.milliseconds(datetime.now(UTC)),
+            "digest": digest, "source": self._source, "time_ms": milliseconds(datetime.now(UTC)),
             "summary": summary,
         }  # fmt: skip
         statement = self._flavour.insert(imports_table).on_conflict_do_nothing(index_elements=["digest"])
@@ -351,9 +351,9 @@ class _Faults:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, OperationalError):
-            raise ArchiveBusy(f"the archive {self._archive.shown} is busy: {store.short(error)}") from error
+            raise ArchiveBusy(f"the archive {self._archive.shown} is busy: {short(error)}") from error
         if isinstance(error, SQLAlchemyError):
-            raise ArchiveError(f"the archive {self._archive.shown} failed: {store.short(error)}") from error
+            raise ArchiveError(f"the archive {self._archive.shown} failed: {short(error)}") from error
 
 
 class _Known:
@@ -385,8 +385,8 @@ class _Known:
 
     def _id(self, message: Message) -> str:
         """Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
-        stored, time_ms = self._stored.get((str(message.scene), message.id)), store.milliseconds(message.time)
-        if stored is None or stored[1] or abs(stored[0] - time_ms) < store.SAME_ID_MS:
+        stored, time_ms = self._stored.get((str(message.scene), message.id)), milliseconds(message.time)
+        if stored is None or stored[1] or abs(stored[0] - time_ms) < SAME_ID_MS:
             return message.id
         return f"{message.id}@{time_ms // 1000}"
 
@@ -395,7 +395,7 @@ class _Known:
         place, own = str(message.scene), self._id(message)
         if (place, own) in self._same or (place, own) in self._stored:
             return None
-        self._stored[place, own] = (store.milliseconds(message.time), False)
+        self._stored[place, own] = (milliseconds(message.time), False)
         return message if own == message.id else replace(message, id=own)
 
     def unknown(self, batch: Sequence[Message]) -> list[Message]:
@@ -420,7 +420,7 @@ def _standing(connection: sa.Connection, scene: Scene, recall: Recall) -> str:
     here = sa.select(c.message_id).where(c.scene == str(scene))
     if recall.seq is None or connection.execute(here.where(c.message_id == message_id)).first() is not None:
         return message_id
-    around = store.milliseconds(recall.time)
+    around = milliseconds(recall.time)
     same = here.where(
         c.time_ms.between(around - _DAY_MS, around + _DAY_MS), c.seq == recall.seq, c.origin == Origin.HUMAN.value
     )

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from chats import ACCOUNT, FRIEND, GROUP, ME, at, say
 
 from bot import config, corrections, forgetting
-from bot.archive import Archive, Decision, decisions_table, messages_table, scene_log_table
+from bot.archive import Archive, Decision
 from bot.config import Settings
 from bot.corrections import How
 from bot.errors import ArchiveBusy, ArchiveError
@@ -24,6 +24,7 @@ from bot.forgetting import Forgotten
 from bot.intake import Intake, imports_table, same_table, without_file_name
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
+from bot.rows import decisions_table, messages_table, scene_log_table
 from bot.stickers import Stickers
 
 POSTGRES = os.environ.get("TWIN_TEST_POSTGRES")
