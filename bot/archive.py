@@ -4,8 +4,8 @@ SQLAlchemy Core over SQLite (WAL) or PostgreSQL. A message is stored once by (sc
 import and a replayed event add nothing. Reading order is (time, the client's own sequence, arrival): OneBot's time
 has whole seconds, and frames overtake each other.
 
-Every method is synchronous and short (on SQLite under a millisecond, a window of 360 messages some), so the daemon calls
-them on its event loop.
+Every method is synchronous and short (on SQLite under a millisecond; a window of 360 messages takes some), so the
+daemon calls them on its event loop.
 """
 
 from __future__ import annotations
