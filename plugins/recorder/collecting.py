@@ -40,7 +40,12 @@ class Collector:
         if not stickers or message.sender_id not in self._twin.imitated():
             return
         for key, data in stickers:
-            if key not in self._fetching and not library.seen(key, message.sender_id, message.time):
+            try:
+                known = key in self._fetching or library.seen(key, message.sender_id, message.time)
+            except OSError as e:  # a full disk must not keep the message from being heard
+                logger.warning("that a sticker was sent again is not noted: {}", e.strerror)
+                continue
+            if not known:
                 task = asyncio.create_task(self._fetch(key, data, message, account))
                 self._fetching[key] = task
                 task.add_done_callback(lambda _, key=key: self._fetching.pop(key, None))  # type: ignore[misc]

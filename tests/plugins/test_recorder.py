@@ -1,7 +1,9 @@
 """plugins/recorder: what comes is stored; what is not as it should be is counted."""
 
+import errno
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,3 +35,14 @@ async def test_messages_that_are_not_as_they_should_be_are_stored_and_counted(
     assert stored.text == text
     assert stored.time <= datetime.now(UTC)
     await twin.close()
+
+
+async def test_a_sticker_that_cannot_be_noted_on_a_full_disk_keeps_nothing_else_from_being_heard() -> None:
+    def seen(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    twin = SimpleNamespace(stickers=SimpleNamespace(enabled=True, seen=seen), imitated=lambda: {FRIEND})
+    collector: Any = plugged("recorder.collecting").Collector(twin)
+    segment = {"type": "image", "data": {"sub_type": 1, "summary": "[动画表情]", "file": f"{'A' * 32}.gif"}}
+    collector.look(Message("1", GROUP, FRIEND, "阿强", datetime.now(UTC), "[动画表情]", segments=(segment,)), ACCOUNT)
+    await collector.close()
