@@ -55,11 +55,17 @@ SAME_ID_MS = 60_000
 """Messages of one id are one message when their times differ by less."""
 UNSTORABLE = (IntegrityError, DataError, ValueError, OverflowError, TypeError, RecursionError)
 """What a message raises that the store can never hold (PostgreSQL and NUL, a number of more than 64 bits)."""
+_ONCE = {
+    name: flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
+    for name, flavour in (("sqlite", sqlite), ("postgresql", postgresql))
+}
 ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
 
 
 def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> int:
     """Insert what is new. Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
+    if len(batch) == 1 and (added := _put(connection, [row_of(*batch[0])])):
+        return added  # nearly every live message: its id was never met
     c = messages_table.c
     by_scene: dict[str, list[str]] = {}
     for message, _ in batch:
@@ -80,11 +86,12 @@ def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> i
             message = replace(message, id=f"{message.id}@{time_ms // 1000}")
         known.setdefault(place, (time_ms, False))
         values.append(row_of(message, source))
-    if not values:
-        return 0
-    flavour = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
-    done = connection.execute(statement, values, execution_options={"preserve_rowcount": True})
+    return _put(connection, values) if values else 0
+
+
+def _put(connection: sa.Connection, values: list[dict[str, Any]]) -> int:
+    """Insert rows whose (scene, message_id) is not there; gives how many."""
+    done = connection.execute(_ONCE[connection.dialect.name], values, execution_options={"preserve_rowcount": True})
     return done.rowcount
 
 
