@@ -208,13 +208,13 @@ async def test_a_message_sent_again_is_answered_once(daemon: Daemon, client: Nap
     await client.expect(1)
     await client.deliver(message_id)
     await client.quiet(1.0)
-    assert len(daemon.stored("private:106")) == 2
+    daemon.wait(lambda: len(daemon.stored("private:106")) == 2)
 
 
 async def test_a_message_of_long_ago_is_kept_and_not_answered(daemon: Daemon, client: NapCat) -> None:
     await client.say("在吗", user=107, time=int(time.time()) - 3600)
     await client.quiet(1.0)
-    assert len(daemon.stored("private:107")) == 1
+    daemon.wait(lambda: len(daemon.stored("private:107")) == 1)
 
 
 # -- on, off, personas ----------------------------------------------------------------------------
@@ -484,7 +484,7 @@ async def test_a_bubble_that_was_not_confirmed_is_never_repeated_and_the_owner_i
     assert told.scene == f"private:{OWNER}"
     assert "没发出去（QQ 收下了却没有确认）" in told.text
     await client.quiet(1.0)
-    assert daemon.outcomes("group:207") == ["failed: shadowed"]
+    daemon.wait(lambda: daemon.outcomes("group:207") == ["failed: shadowed"])
     assert [m.text for m in daemon.stored(told.scene) if "没发出去" in m.text] == []
     with daemon.archive() as archive:
         kept = archive.get(Scene.parse(told.scene), str(told.id))
@@ -498,7 +498,7 @@ async def test_a_group_that_mutes_the_account_gets_nothing_until_it_lifts_it(dae
     await client.emit(**ban, sub_type="ban", duration=600)
     await client.say("在吗", group=208)
     await client.quiet(1.5)
-    assert daemon.outcomes("group:208") == ["muted"]
+    daemon.wait(lambda: daemon.outcomes("group:208") == ["muted"])
     assert "禁言" in await client.ask("/why", user=OWNER, group=208), "the owner is answered where it can be tried"
     await client.emit(valid=False, **ban, sub_type="lift_ban", duration=0)  # the schema knows only its `ban`
     assert await client.ask("早", group=208) == "早呀"
@@ -562,7 +562,7 @@ async def test_after_a_cut_connection_the_next_one_is_answered(daemon: Daemon) -
 async def test_a_client_that_names_another_number_in_its_frames_is_answered(daemon: Daemon, client: NapCat) -> None:
     await client.say("在吗", user=119, self_id=3889000999)
     assert [b.text for b in await client.expect(1)] == ["在的"]
-    assert daemon.outcomes("private:119") == ["spoke"]
+    daemon.wait(lambda: daemon.outcomes("private:119") == ["spoke"])
 
 
 async def test_a_onebot_server_is_connected_to_with_the_token_and_again_when_it_has_gone(
