@@ -20,6 +20,7 @@ from bench.figures import Figure, at_least, at_most, show
 from bench.history import FAMILY
 from bot import base, config
 from bot.archive import Archive
+from bot.child import environment
 from bot.cli.options import base_of
 from bot.persona import Personas, new_persona
 from bot.twin import SHIPPED, install_shipped
@@ -30,6 +31,7 @@ from training.samples import Split, Window, trained_positions
 
 _STEPS, _ROUNDS, _LENGTH, _BATCH = 6, 3, 512, 4
 _MINUTES = (5, 15, 30)
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _WITH = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "learning_rate": 2e-4}
 
 
@@ -88,7 +90,9 @@ def _measured(side: str, folder: Path, windows: list[Window]) -> dict[str, float
         rows = Path(made) / "windows"
         rows.write_bytes(pickle.dumps(windows))
         command = [sys.executable, "-m", "bench.training", side, str(folder), str(rows), str(Path(made) / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_offline())
+        # Ours as the daemon starts a night.
+        env = {**(environment() if side == "ours" else os.environ), **_OFFLINE}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         if done.returncode:
             raise SystemExit(f"the {side} side failed:\n{done.stderr[-3000:]}")
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -101,7 +105,9 @@ def _curve(folder: Path, windows: list[Window]) -> list[Figure]:
         rows, run = Path(made) / "windows", Path(made) / "run"
         rows.write_bytes(pickle.dumps(windows))
         command = [sys.executable, "-m", "bench.training", "curve", str(folder), str(rows), str(run)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_offline())
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**environment(), **_OFFLINE}
+        )
         try:
             process.wait(_MINUTES[-1] * 60 + 120)
         except subprocess.TimeoutExpired:
@@ -114,10 +120,6 @@ def _curve(folder: Path, windows: list[Window]) -> list[Figure]:
         value = min(losses) if losses else None
         found.append(Figure(f"held-out loss after {minutes} minutes", value, "nats/token"))
     return found
-
-
-def _offline() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 # -- in a process of its own ----------------------------------------------------------------------

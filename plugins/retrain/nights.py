@@ -11,6 +11,7 @@ from typing import Any
 
 from loguru import logger
 
+from bot.child import environment
 from bot.doctor import missing_for_training
 from bot.twin import Twin
 from plugins.retrain import texts
@@ -84,10 +85,9 @@ class Nights:
 
     async def _run(self, persona: str, force: bool) -> str:
         threads = self._twin.settings.training.threads or max(1, (os.cpu_count() or 2) - 1)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TWIN__TRAINING__THREADS": str(threads)}
         command = ["night", "--persona", persona, "--json", "--idle", "--config", str(self._config_path)]
         self._process = await asyncio.create_subprocess_exec(
-            *self._program, *command, *(["--force"] if force else []), env=environment,
+            *self._program, *command, *(["--force"] if force else []), env=environment(threads),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parents[2], limit=1 << 20,
         )  # fmt: skip
