@@ -21,6 +21,7 @@ from nonebot.message import event_postprocessor, event_preprocessor
 
 from bot import config, log
 from bot.archive import Archive
+from bot.daemon import settle
 from bot.engine import Measure, Request, Voice
 from bot.onebot import OneBotTransport, Outbox, TwinAdapter, raw_event
 from bot.persona import Personas, new_persona
@@ -95,6 +96,8 @@ def main(port: int, kind: str, folder: Path) -> None:
             sys.stdout.flush()
             late.clear()
 
+    if kind == "twin":
+        settle()
     nonebot.run(access_log=False, log_level="warning")
 
 

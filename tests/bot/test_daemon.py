@@ -13,7 +13,7 @@ HEAVY = {
 }  # fmt: skip
 """What trains and exports."""
 SERVE = """
-import os, socket, sys, threading, time
+import gc, os, socket, sys, threading, time
 from pathlib import Path
 from bot import config, daemon
 
@@ -24,7 +24,7 @@ def tell(port):
             break
         except OSError:
             time.sleep(0.05)
-    print(*sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
+    print(gc.get_freeze_count(), *sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
     os._exit(0)
 
 path = Path(sys.argv[1])
@@ -34,12 +34,15 @@ daemon.serve(settings, path)
 """
 
 
-def test_the_running_daemon_has_imported_nothing_that_trains(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+def test_the_running_daemon_has_imported_nothing_that_trains_and_looks_no_more_at_what_stays(
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path
+) -> None:
     installed = daemon.Daemon(tmp_path, daemon.settings(tinies["gemma3"].gguf))
     told = subprocess.run(
         [sys.executable, "-c", SERVE, str(installed.config)],
         cwd=daemon.ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    modules = set(told.stdout.split())
-    assert {"llama_cpp", "nonebot", "sqlalchemy", "bot", "plugins"} <= modules, told.stderr
-    assert modules & HEAVY == set()
+    frozen, *modules = told.stdout.split()
+    assert int(frozen) > 100_000
+    assert {"llama_cpp", "nonebot", "sqlalchemy", "bot", "plugins"} <= {*modules}, told.stderr
+    assert {*modules} & HEAVY == set()
