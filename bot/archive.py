@@ -643,6 +643,8 @@ class Archive:
     def withhold(self, person: str, since: datetime, until: datetime | None) -> None:
         """Take the words off what somebody said since they opted out, where they came before the wish was read.
 
+        Of the wish's own second, QQ's shortest, what was stored before it counts as said before it.
+
         Args:
             person: QQ number.
             since: when they opted out.
@@ -656,7 +658,7 @@ class Archive:
         if self.behind:
             raise ArchiveBusy(f"the archive {self.shown} cannot be written just now")
         c = messages_table.c
-        when = [c.time_ms >= milliseconds(since), *([c.time_ms < milliseconds(until)] if until is not None else [])]
+        when = [c.time_ms > milliseconds(since), *([c.time_ms < milliseconds(until)] if until is not None else [])]
         blank: dict[str, Any] = {
             "sender_name": "", "text": "", "reply_to": None, "mentions": [], "segments": [], "recalled": True,
         }  # fmt: skip

@@ -102,6 +102,14 @@ def test_what_was_just_stored_is_given_as_it_stands_now(archive: Archive, file: 
     assert archive.get(GROUP, said[2].id) is None
 
 
+def test_of_the_second_of_a_wish_what_was_stored_was_said_before_it(archive: Archive) -> None:
+    archive.append(
+        [say(0, FRIEND, "先说的"), say(0.5, FRIEND, "同一秒之后"), say(2, OTHER, "别人"), say(3, FRIEND, "后说的")]
+    )
+    archive.withhold(FRIEND, at(0), None)
+    assert texts(archive) == ["先说的", "别人"]
+
+
 def test_one_id_in_two_scenes_is_two_messages(archive: Archive) -> None:
     assert archive.append([say(0, FRIEND, "群", id="1"), say(0, FRIEND, "私", PRIVATE, id="1")]) == 2
 
