@@ -241,7 +241,8 @@ async def test_planned_messages_are_due_by_the_clock_whether_enabled_or_not(tmp_
     local = job.next_run_time.astimezone(stage.settings.zone)
     assert (local.hour, local.minute, local.weekday() < 5) == (8, 0, True)
     assert isinstance(job.trigger, CronTrigger)
-    await job.func(*job.args)
+    assert (job.func, job.args) == (stage.opener.planned, (planned,))
+    await stage.opener.planned(planned.model_copy(update={"cron": "* * * * *"}))  # due at whatever hour it is now
     assert stage.presence.opened == [(GROUP, ACCOUNT, "叫大家起床", "schedule")]
     await stage.opener.stop()
     await asyncio.sleep(0)
