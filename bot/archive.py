@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from bot.errors import ArchiveBusy, ArchiveError
 from bot.message import Message, Origin, Scene
-from bot.optouts import OptOuts, Why, without_words
+from bot.optouts import OptOuts, without_words
 from bot.rows import (
     ORDER,
     UNSTORABLE,
@@ -39,7 +39,7 @@ from bot.rows import (
     scene_log_table,
     take_back,
     time_of,
-)  # fmt: skip
+)
 
 WAITING_MAX = 20_000
 """Messages held in memory while the store cannot be written; at 1 KB each, 20 MB."""
@@ -291,9 +291,8 @@ class Archive:
         """One message, or None."""
         found = next((m for m, _ in self._waiting if m.scene == scene and m.id == message_id), None)
         fresh = self._fresh.get((scene, message_id))
-        # Another process may have removed what somebody said.
-        if found is None and fresh is not None and self.optouts.why(fresh.sender_id, fresh.time) is not Why.FORGOTTEN:
-            found = fresh
+        if found is None and fresh is not None and self.optouts.kept(fresh)[0] == fresh:
+            found = fresh  # else another process wrote down a wish, and the store is asked
         if found is None:
             c = messages_table.c
             rows = self._read(sa.select(messages_table).where(c.scene == str(scene), c.message_id == message_id))

@@ -26,7 +26,7 @@ from bot.errors import ArchiveBusy, ArchiveError
 from bot.events import Recall
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
-from bot.rows import COLUMNS, SAME_ID_MS, UNSTORABLE, messages_table, milliseconds, row_of, take_back, values_of
+from bot.rows import COLUMNS, SAME_ID_MS, UNSTORABLE, messages_table, milliseconds, put, row_of, take_back, values_of
 from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored
 
 _schema = sa.MetaData()
@@ -194,9 +194,7 @@ class Intake:
             if _NUL in batch:  # ends a text in SQLite's JSON
                 return connection.exec_driver_sql(_SQLITE_ROWS, rows, execution_options=options).rowcount
             return connection.exec_driver_sql(_SQLITE_BATCH, (batch,), execution_options=options).rowcount
-        statement = self._flavour.insert(messages_table).on_conflict_do_nothing(index_elements=["scene", "message_id"])
-        values = [row_of(m, self._source) for m in messages]
-        return connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount
+        return put(connection, [row_of(m, self._source) for m in messages])
 
     # -- other sources ----------------------------------------------------------------------------
 

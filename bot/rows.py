@@ -64,7 +64,7 @@ ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
 
 def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> int:
     """Insert what is new. Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
-    if len(batch) == 1 and (added := _put(connection, [row_of(*batch[0])])):
+    if len(batch) == 1 and (added := put(connection, [row_of(*batch[0])])):
         return added  # nearly every live message: its id was never met
     c = messages_table.c
     by_scene: dict[str, list[str]] = {}
@@ -86,10 +86,10 @@ def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> i
             message = replace(message, id=f"{message.id}@{time_ms // 1000}")
         known.setdefault(place, (time_ms, False))
         values.append(row_of(message, source))
-    return _put(connection, values) if values else 0
+    return put(connection, values) if values else 0
 
 
-def _put(connection: sa.Connection, values: list[dict[str, Any]]) -> int:
+def put(connection: sa.Connection, values: list[dict[str, Any]]) -> int:
     """Insert rows whose (scene, message_id) is not there; gives how many."""
     done = connection.execute(_ONCE[connection.dialect.name], values, execution_options={"preserve_rowcount": True})
     return done.rowcount
