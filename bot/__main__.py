@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+from bot import child
 from bot.cli import compare, corpus, export, importing, machine, persona, privacy, serving, training
 from bot.errors import TwinError
+
+_TRAINING = ("train", "night")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(persona.app, name="persona")
@@ -45,6 +48,8 @@ app.command()(machine.doctor)
 
 def main() -> None:
     """Exit 0; 1 with one line for a known error; 2 for wrong usage."""
+    if sys.argv[1:2] and sys.argv[1] in _TRAINING:
+        child.restart()
     try:
         app(standalone_mode=True)
     except TwinError as e:

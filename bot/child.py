@@ -1,6 +1,7 @@
 """What a process that trains is started with."""
 
 import os
+import sys
 
 TUNABLES = "GLIBC_TUNABLES"
 """How glibc's malloc is set; other systems pass it over."""
@@ -19,3 +20,9 @@ def environment(threads: int | None = None) -> dict[str, str]:
     if threads is not None:
         found |= {"OMP_NUM_THREADS": str(threads), "TWIN__TRAINING__THREADS": str(threads)}
     return found
+
+
+def restart() -> None:
+    """Begin this process anew with the environment of a training, unless it has it: glibc reads it at its start."""
+    if sys.platform == "linux" and TUNABLES not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment())

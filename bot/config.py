@@ -500,7 +500,7 @@ class Cleaning(Section):
     others' words somebody answers anew."""
     drop_repeats: bool = True
     """Do not train an answer that only repeats the message before it (复读): a small model learns to parrot from it.
-    Up to 4 characters (好, 晚安) it is manners, and trained."""
+    Up to 4 characters (好, 晚安) it is manners, and trained; a face, a sticker or a poke counts as one."""
     drop_media: bool = True
     """Do not train an answer of nothing but pictures, voices, files or cards: the twin has none to send."""
     drop_broken: bool = True

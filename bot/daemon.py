@@ -3,7 +3,6 @@
 import gc
 import os
 import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import nonebot
 from loguru import logger
 
-from bot import config, log
+from bot import config, log, port
 from bot.errors import ConfigError, SendError, SendFailure, TwinError
 from bot.message import Origin, Scene
 from bot.onebot import OneBotTransport, Outbox, TwinAdapter
@@ -66,13 +65,11 @@ def settle() -> None:
 
 def _be_alone(onebot: config.OneBot) -> None:
     """The port must be free, before a model is loaded: uvicorn would end with nothing but an errno."""
-    try:
-        socket.create_server((onebot.host, onebot.port)).close()
-    except OSError as e:
+    if why := port.hindrance(onebot.host, onebot.port):
         raise TwinError(
-            f"{onebot.host}:{onebot.port} cannot be listened on ({e.strerror}): does the twin run already? "
+            f"{onebot.host}:{onebot.port} cannot be listened on ({why}): does the twin run already? "
             "Stop it, or set another [onebot] port in bot.toml"
-        ) from e
+        )
 
 
 def _start_nonebot(settings: config.Settings, token: str, parts: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bot import base as base_file
-from bot import checksum
+from bot import checksum, port
 from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
 from bot.engine import Request, Voice
@@ -161,12 +160,10 @@ def _persona_rows(settings: Settings, root: Path) -> str:
 
 
 def _port(settings: Settings) -> Check:
-    try:
-        with socket.create_server((settings.onebot.host, settings.onebot.port)):
-            return Check("port", True, f"{settings.onebot.port} is free")
-    except OSError:
-        text = f"{settings.onebot.port} is taken (is the daemon running?); set [onebot] port"
+    if why := port.hindrance(settings.onebot.host, settings.onebot.port):
+        text = f"{settings.onebot.port} is taken (is the daemon running?); set [onebot] port ({why})"
         return Check("port", False, text, needed=False)
+    return Check("port", True, f"{settings.onebot.port} is free")
 
 
 def _disk(settings: Settings) -> Check:

@@ -21,7 +21,7 @@ import nonebot
 from loguru import logger
 from nonebot.adapters.onebot.store import ResultStore
 from nonebot.adapters.onebot.v11 import Adapter, Bot
-from nonebot.adapters.onebot.v11.event import Event, HeartbeatMetaEvent, LifecycleMetaEvent, NoticeEvent
+from nonebot.adapters.onebot.v11.event import Event, HeartbeatMetaEvent, NoticeEvent
 from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
 from nonebot.adapters.onebot.v11.message import Message as OneBotMessage
 from nonebot.adapters.onebot.v11.message import MessageSegment
@@ -263,12 +263,13 @@ class TwinAdapter(Adapter):
             await asyncio.sleep(_RECONNECT_S)
 
     async def _listen(self, websocket: WebSocket) -> None:
+        """Hear a server. Every event says whose it is: one that never says `lifecycle` is heard from its first."""
         bot: TwinBot | None = None
         try:
             while bot is None:
                 frame = await websocket.receive()
                 event = self._read(frame)
-                if isinstance(event, LifecycleMetaEvent) and event.sub_type == "connect":
+                if event is not None and event.self_id:
                     bot = self._connect(str(event.self_id), websocket)
                     self._dispatch(bot, frame)
             await self._hear(bot, websocket)

@@ -65,7 +65,8 @@ class Transport(Protocol):
 class _Turn:
     """What is going on in a scene."""
 
-    burst: str = ""
+    burst: str | None = ""
+    """Id of the first message of the burst `draw` is for; None: it was taken back, and the rest goes on."""
     draw: float = 0.0
     redecisions: int = 0
     task: asyncio.Task[None] | None = None
@@ -197,6 +198,8 @@ class Presence:
         turn.fresh.discard(message_id)
         if turn.newest == message_id:
             turn.newest = ""
+        if turn.burst == message_id and turn.fresh:
+            turn.burst = None
         if turn.task and not turn.task.done() and not turn.speaking:
             if turn.fresh:
                 self._start(scene, turn)
@@ -457,8 +460,9 @@ class Presence:
 
     async def _look(self, scene: Scene, persona: Persona, turn: _Turn) -> Look | None:
         def draw_of(burst: str) -> float:
-            if turn.burst != burst:
-                turn.burst, turn.draw = burst, self._rng.random()
+            if turn.burst not in (burst, None):
+                turn.draw = self._rng.random()
+            turn.burst = burst
             return turn.draw
 
         return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))

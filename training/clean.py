@@ -32,7 +32,11 @@ _MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[\x80-\x9f]|(?:Ã|�
 _OPEN = re.compile(r"[“「《【]$|\[[^\[\]\s]{0,6}$")
 """What was opened and not closed. `（` is left out: to end with it is how many people joke."""
 _REPEAT_MIN = 5
-"""Characters from which an answer equal to what was heard only repeats it; 好, 晚安 and 哈哈哈 are manners."""
+"""Characters from which an answer equal to what was heard only repeats it; 好, 晚安 and 哈哈哈 are manners.
+
+A face, a sticker or a poke is one: to poke back, or to send the same sticker, is an answer.
+"""
+_GESTURE = re.compile(r"\[[^\[\]\n]+\]")
 _CUT_MIN = 60
 """Characters from which an answer that ends in a comma was cut off; shorter ones are how people type."""
 
@@ -63,7 +67,7 @@ def masked(said: Sequence[str], heard: str | None, rules: Cleaning) -> Reason | 
         rules: `[corpus]` of bot.toml.
     """
     whole = "\n".join(said)
-    if rules.drop_repeats and heard is not None and len(heard) >= _REPEAT_MIN and set(said) == {heard}:
+    if rules.drop_repeats and set(said) == {heard} and len(_GESTURE.sub("x", said[0])) >= _REPEAT_MIN:
         return Reason.REPEAT
     if rules.drop_media and all(_MEDIA.fullmatch(s) for s in said):
         return Reason.MEDIA

@@ -13,16 +13,18 @@ HEAVY = {
 }  # fmt: skip
 """What trains and exports."""
 SERVE = """
-import gc, os, socket, sys, threading, time
+import gc, http.client, os, sys, threading, time
 from pathlib import Path
 from bot import config, daemon
 
 def tell(port):
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            client.request("GET", "/")
+            client.getresponse()
             break
-        except OSError:
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
     print(gc.get_freeze_count(), *sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
     os._exit(0)

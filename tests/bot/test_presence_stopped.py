@@ -95,6 +95,34 @@ async def test_a_recall_of_one_of_two_is_answered_without_it(stage: Stage) -> No
     assert stage.said == ["好呀"]
 
 
+async def test_a_burst_whose_first_bubble_is_taken_back_keeps_its_draw(stage: Stage) -> None:
+    ready, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        ready.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    first = stage.hear("发错了")
+    await asyncio.wait_for(ready.wait(), 5)
+    ready.clear()
+    stage.hear("在吗")
+    await asyncio.wait_for(ready.wait(), 5)
+    ready.clear()
+    stage.archive.recall(GROUP, first.id, datetime.now(UTC))
+    stage.presence.recalled(GROUP, first.id)
+    await asyncio.wait_for(ready.wait(), 5)
+    assert [stage.engine.lines_heard(n) for n in range(3)] == [
+        ["阿强：发错了"], ["阿强：发错了", "阿强：在吗"], ["阿强：在吗"],
+    ]  # fmt: skip
+    assert (stage.draws.count, len({r.seed for r in stage.engine.asked})) == (1, 1)
+    go.set()
+    await stage.quiet()
+    stage.hear("吃了吗", age_s=-600)
+    await stage.quiet()
+    assert stage.draws.count == 2, "the next burst has one of its own"
+
+
 async def test_a_recall_does_not_dig_up_what_was_left_alone(stage: Stage) -> None:
     stage.hear("昨天那件事呢", age_s=4000)
     slip = stage.hear("发错了")

@@ -586,6 +586,24 @@ async def test_a_onebot_server_is_connected_to_with_the_token_and_again_when_it_
         daemon.end()
 
 
+async def test_a_onebot_server_that_never_says_lifecycle_is_answered_from_its_first_event(tmp_path: Path) -> None:
+    port, token = free_port(), "forward-token-77"
+    onebot = {"superusers": [str(OWNER)], "ws_urls": [f"ws://127.0.0.1:{port}/"], "access_token": token}
+    daemon = Daemon(tmp_path, settings(tmp_path / "none.gguf", onebot=onebot))
+    persona(daemon.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT])
+    server = NapCat("", token)
+    with daemon:
+        async with server.serving(port, greets=False):
+            async with asyncio.timeout(20):
+                while not server.connected:  # noqa: ASYNC110 - a connection has no event
+                    await asyncio.sleep(0.02)
+            await server.say("/about", user=101)
+            while (said := (await server.expect(1, within_s=20))[0]).scene != "private:101":
+                pass  # the owner is told that there is no base
+            assert "数字分身" in said.text
+        daemon.end()
+
+
 async def test_a_killed_daemon_forgets_nothing_and_answers_nothing_twice(learned_base: Path, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, settings(learned_base))
     persona(daemon.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT], bias=30)

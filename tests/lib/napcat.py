@@ -157,8 +157,11 @@ class NapCat:
             self._spawn(self._beat(self.beats_every_s))
 
     @contextlib.asynccontextmanager
-    async def serving(self, port: int) -> AsyncIterator[None]:
-        """Listen instead, as NapCat's WebSocket server does: the bot connects, with the token or not at all."""
+    async def serving(self, port: int, *, greets: bool = True) -> AsyncIterator[None]:
+        """Listen instead, as NapCat's WebSocket server does: the bot connects, with the token or not at all.
+
+        Without `greets` it never says `lifecycle`.
+        """
 
         async def accept(socket: ServerConnection) -> None:
             assert socket.request is not None
@@ -166,7 +169,8 @@ class NapCat:
                 await socket.close(1008, "token验证失败")
                 return
             self._socket = socket
-            await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
+            if greets:
+                await self.emit(post_type="meta_event", meta_event_type="lifecycle", sub_type="connect")
             self.connected += 1
             await self._listen(socket)
 

@@ -37,6 +37,8 @@ LONG = "今天晚上七点老地方集合记得带上身份证和门票"
     (["嗯"], "看看", {"min_chars": 2}, Reason.SHORT), (["嗯嗯"], "看看", {"min_chars": 2}, None),
     (["好" * 401], "看看", {}, Reason.LONG), (["好" * 400], "看看", {}, None),
     (["哈哈哈哈哈"], "哈哈哈哈哈", {}, Reason.REPEAT), (["哈哈哈哈"], "哈哈哈哈", {}, None),
+    (["[戳一戳]"], "[戳一戳]", {}, None), (["[动画表情:笑]"], "[动画表情:笑]", {}, None),
+    (["[doge]" * 4], "[doge]" * 4, {}, None), (["[doge]" * 5], "[doge]" * 5, {}, Reason.REPEAT),
     (["买 vpn 找我"], "看看", {"blocked_words": ("VPN",)}, Reason.BLOCKED),
     (["买 Vpn 找我"], "看看", {"blocked_words": ("vpn",)}, Reason.BLOCKED),
     (["我先说"], None, {}, None),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bot.archive import Archive
 from bot.config import Conversation
+from bot.events import read
 from bot.message import Message, Origin, Scene
 from bot.prompt import FORMATS, Exchange, Piece, encode, exchanges, render
 from training.corpus import Corpus, SceneCorpus, build
@@ -99,6 +100,30 @@ def test_only_the_persons_words_and_counting_silences_are_labels(archive: Archiv
     assert [x.decision for x in labels] == [False, True, True, False, False, False], "none where the twin was on"
     assert [x.silence for x in labels] == [False, False, True, False, True, False]
     assert [x.message_id for x in labels][:2] == ["0-10001", "40-20001"]
+
+
+def test_poking_back_is_learned_as_often_as_the_person_does_it(archive: Archive) -> None:
+    """Each poke is decided on, and what the person did about it is its label."""
+
+    def poke(at: float, who: str, whom: str) -> Message:
+        notice = {
+            "post_type": "notice", "notice_type": "notify", "sub_type": "poke", "self_id": int(ME), "user_id": int(who),
+            "target_id": int(whom), "sender_id": int(who), "time": int((START + timedelta(seconds=at)).timestamp()),
+        }  # fmt: skip
+        seen = read(notice, lambda number: f"n{number[-1]}")
+        assert isinstance(seen, Message)
+        return seen
+
+    said = [
+        poke(0, FRIEND, ME), poke(9, ME, FRIEND),
+        poke(400, FRIEND, ME),
+        poke(800, FRIEND, ME), poke(805, ME, FRIEND), say(806, ME, "干嘛", PRIVATE),
+        poke(1200, FRIEND, ME),
+        say(1600, FRIEND, "睡了", PRIVATE),
+    ]  # fmt: skip
+    found, tokenizer = made(archive, said)
+    assert learned(found, tokenizer) == ["[戳一戳]⏹", "⏹", "[戳一戳]\n干嘛⏹", "⏹", "⏹"]
+    assert [x.silence for w in found for x in w.labels] == [False, True, False, True, True]
 
 
 def test_in_a_turn_shared_with_the_twin_only_the_persons_part_is_trained(archive: Archive) -> None:
