@@ -52,6 +52,7 @@ def doctor(as_json: JsonOption = False, config_path: ConfigOption = CONFIG) -> N
         show([c.__dict__ for c in found], True)
     else:
         for check in found:
-            typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.text}")
+            mark = "ok  " if check.ok else "FAIL" if check.needed else "note"
+            typer.echo(f"{mark} {check.name}: {check.text}")
     if any(not c.ok and c.needed for c in found):
         raise typer.Exit(1)

@@ -1,11 +1,13 @@
 """The `twin` command line as a process: what a person reads, and the exit status a program reads."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tinymodel
 from chats import ME, say
 
 from bot import config as settings
@@ -103,3 +105,20 @@ def test_what_would_be_learned_is_told_as_json(bot_toml: Path) -> None:
     masks = json.loads(twin("corpus", "clean", "--json", "--show", "1", config=bot_toml).stdout)
     assert (masks["masked_repeat"], masks["examples"]) == (0, {})
     assert masks.keys() == {"turns", "examples", *CLEANED}
+
+
+def test_the_doctor_tells_what_is_missing_from_what_may_be(tinies: dict[str, tinymodel.Tiny], bot_toml: Path) -> None:
+    """The exit status says whether a twin can run here; a port that is taken is the running daemon's."""
+    with socket.create_server(("127.0.0.1", 0)) as running:
+        port = running.getsockname()[1]
+        lines = f'[paths]\ndata = "{bot_toml.parent}"\n[onebot]\nport = {port}\n[engine]\nbase = '
+        bot_toml.write_text(f'{lines}"{tinies["gemma3"].gguf}"\n', "utf-8")
+        well = twin("doctor", config=bot_toml)
+        bot_toml.write_text(f'{lines}"{bot_toml.parent}/none.gguf"\n', "utf-8")
+        ill = twin("doctor", config=bot_toml)
+    assert (well.returncode, ill.returncode) == (0, 1)
+    marks = {line[5:].partition(":")[0]: line[:4] for line in well.stdout.splitlines()}
+    assert marks["port"] == "note"
+    assert {mark for name, mark in marks.items() if name != "port"} <= {"ok  ", "note"}
+    assert "FAIL base: " in ill.stdout
+    assert "none.gguf" in ill.stdout
