@@ -32,12 +32,14 @@ demo-persona: $(VENV)/.test
 	$(BIN)/python -m data.demo.build
 
 tools:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "CPython 3.11 or newer is needed: install python3.11 and python3.11-venv, then make PYTHON=python3.11"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "venv is missing: install the package python3-venv"; exit 1; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
-	  { echo "a C++ compiler is missing: install g++ (Debian: build-essential; macOS: xcode-select --install)"; exit 1; }
-	@command -v cmake >/dev/null || { echo "cmake is missing: install the package cmake"; exit 1; }
+	@missing=; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  missing="$$missing CPython 3.11 or newer (packages python3.11 and python3.11-venv, then make PYTHON=python3.11);"; \
+	test -n "$$missing" || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing venv (package python3-venv);"; \
+	command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  missing="$$missing a C++ compiler (package g++; macOS: xcode-select --install);"; \
+	command -v cmake >/dev/null || missing="$$missing cmake (package cmake);"; \
+	test -z "$$missing" || { echo "To install first:$${missing%;}"; exit 1; }
 
 $(VENV)/.made: | tools
 	$(PYTHON) -m venv $(VENV)

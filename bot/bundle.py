@@ -5,6 +5,7 @@ exactly those the manifest lists, each file is no longer than it says, hashes an
 `Personas.publish` before anything is visible. It holds QQ numbers and what the model learned from chats.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,11 @@ from bot.errors import PersonaError
 from bot.persona import MANIFEST_FILE, NAME, Manifest, Personas, Version
 
 SUFFIX = ".qqtwin"
-_SPEC_FILE, _BUNDLE_FILE = "persona.toml", "bundle.json"
+_SPEC_FILE, _BUNDLE_FILE, _NOTICE_FILE = "persona.toml", "bundle.json", "NOTICE"
+_GEMMA_NOTICE = (
+    "What is in this bundle is a Model Derivative of Gemma: it was changed by training. Gemma is provided under and "
+    "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms, and so is this.\n"
+)
 _LAYOUT = 1
 """Of bundles; a newer one is refused."""
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
@@ -50,6 +55,8 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             archive.writestr(_BUNDLE_FILE, json.dumps({"layout": _LAYOUT, "persona": folder.name}))
             archive.write(folder / _SPEC_FILE, _SPEC_FILE)
+            if notice := _notice(folder, verified.manifest):
+                archive.writestr(_NOTICE_FILE, notice)
             for file in (MANIFEST_FILE, *verified.manifest.files):
                 archive.write(verified.folder / file, file)
         os.replace(beside, out)
@@ -90,12 +97,14 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
     except ValidationError as e:
         raise PersonaError(f"{label}: {MANIFEST_FILE} is not valid ({str(e).splitlines()[0]})") from e
     expected = {_BUNDLE_FILE, _SPEC_FILE, MANIFEST_FILE, *manifest.files}
+    expected |= {_NOTICE_FILE} & set(found)
     if odd := sorted(set(found) ^ expected) or [n for n in expected if not _plain(n)]:
         raise PersonaError(f"{label}: {odd[0]!r} is missing, not in its manifest, or no plain file name")
     if len(found) != len(archive.infolist()):
         raise PersonaError(f"{label} holds a file twice")
-    if found[_SPEC_FILE].file_size > _SMALL_BYTES:
-        raise PersonaError(f"{label}: {_SPEC_FILE} is too large to be one; was it made by `twin persona pack`?")
+    for small in {_SPEC_FILE, _NOTICE_FILE} & set(found):
+        if found[small].file_size > _SMALL_BYTES:
+            raise PersonaError(f"{label}: {small} is too large to be one; was it made by `twin persona pack`?")
     target = name or str(head.get("persona"))
     if not NAME.fullmatch(target):
         raise PersonaError(f"persona name {target!r} must be letters, digits, - or _; give another with --name")
@@ -105,7 +114,8 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
     with tempfile.TemporaryDirectory(dir=personas.root, prefix=".unpack-") as made:
         # A root of its own: publishing verifies there first, and only a whole persona is moved.
         staged = Personas(Path(made), personas.base_sha256)
-        _write(archive, found[_SPEC_FILE], Path(made) / target / _SPEC_FILE, label)
+        for member in sorted({_SPEC_FILE, _NOTICE_FILE} & set(found)):
+            _write(archive, found[member], Path(made) / target / member, label)
         for member in (MANIFEST_FILE, *manifest.files):
             _write(archive, found[member], Path(made) / "result" / member, label)
         spec = staged.spec(target)
@@ -119,6 +129,13 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
         staged.publish(target, Path(made) / "result")
         os.replace(Path(made) / target, personas.root / target)
     return personas.verify(target, manifest.version)
+
+
+def _notice(folder: Path, manifest: Manifest) -> str:
+    """The terms that what is given away is under, where it is known to be under some: they ask to go with it."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / _NOTICE_FILE).read_text("utf-8")
+    return _GEMMA_NOTICE if manifest.base.architecture.startswith("gemma") else ""
 
 
 def _json(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], name: str, label: str) -> dict[str, object]:

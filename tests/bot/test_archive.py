@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
 from chats import FRIEND, GROUP, ME, OTHER, PRIVATE, START, at, say
 
+import bot.archive
 from bot.archive import WAITING_MAX, Archive, Decision
 from bot.errors import ArchiveError
 from bot.message import Origin, Scene
@@ -382,6 +385,41 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "archive.db").write_text("not a database at all, " * 100)
     with pytest.raises(ArchiveError, match=r"archive\.db' cannot be opened"):
         Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+
+
+def test_an_archive_of_a_newer_version_is_left_as_it_is(archive: Archive, file: Path) -> None:
+    archive.append([say(0, FRIEND, "嗨")])
+    archive.close()
+    with sqlite3.connect(file) as store:
+        store.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = file.read_bytes()
+    said = r"archive\.db' has a schema .*'9999'.* a newer qqtwin made it; update"
+    with pytest.raises(ArchiveError, match=said) as refused:
+        Archive(f"sqlite:///{file}")
+    assert "\n" not in str(refused.value)
+    assert file.read_bytes() == before
+
+
+def test_an_archive_of_the_first_version_is_brought_up_with_what_it_holds(file: Path) -> None:
+    file.parent.mkdir()
+    migrations = AlembicConfig()
+    migrations.set_main_option("script_location", str(Path(bot.archive.__file__).parent / "migrations"))
+    with sa.create_engine(f"sqlite:///{file}").begin() as connection:
+        migrations.attributes["connection"] = connection
+        command.upgrade(migrations, "0001")
+        row = {
+            "scene": str(GROUP), "message_id": "m1", "sender_id": FRIEND, "sender_name": "阿强",
+            "time_ms": 1772424000000, "text": "嗨", "origin": "human", "mentions": "[]", "recalled": False,
+            "segments": "[]", "scene_name": "", "source": "live",
+        }  # fmt: skip
+        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        connection.execute(sa.text(f"INSERT INTO messages ({names}) VALUES ({marks})"), row)
+    opened = Archive(f"sqlite:///{file}")
+    assert [(m.id, m.text) for m in opened.window(GROUP, 10)] == [("m1", "嗨")]
+    assert opened.append([say(1, FRIEND, "在吗")]) == 1
+    opened.optouts.note(FRIEND, "out", "self", at(2))
+    assert opened.optouts.is_out(FRIEND)
+    opened.close()
 
 
 def test_a_password_in_the_url_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

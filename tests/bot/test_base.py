@@ -19,6 +19,13 @@ def test_a_missing_base_is_named_with_the_setting(tmp_path: Path) -> None:
         resolve("nowhere.gguf", tmp_path, tmp_path)
 
 
+def test_the_terms_of_the_embedded_base_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resolve(EMBEDDED, tmp_path, tmp_path)
+    assert capsys.readouterr().err.count("Gemma Terms of Use") == 1
+    resolve(EMBEDDED, tmp_path, tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_an_embedded_base_that_was_changed_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "models" / EMBEDDED_FILE
     file.parent.mkdir()

@@ -57,6 +57,26 @@ def test_a_version_comes_out_as_it_went_in(mine: Personas, packed: Path, theirs:
     assert [p.name for p in theirs.root.iterdir()] == ["xiaoman"]
 
 
+def test_the_notice_that_a_base_asks_for_goes_with_it(mine: Personas, theirs: Personas, tmp_path: Path) -> None:
+    unpack(theirs, pack(mine, "xiaoman", None, tmp_path / "gemma.qqtwin"))
+    assert "Gemma Terms of Use" in (theirs.root / "xiaoman" / "NOTICE").read_text("utf-8")
+    (mine.root / "xiaoman" / "NOTICE").write_text("of its own", "utf-8")
+    again = unpack(theirs, pack(mine, "xiaoman", None, tmp_path / "own.qqtwin"), "another")
+    assert (theirs.root / "another" / "NOTICE").read_text("utf-8") == "of its own"
+    assert again.manifest.base.architecture == "gemma3"
+
+
+def test_a_notice_of_a_length_no_notice_has_is_refused(packed: Path, theirs: Personas) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        members = {n: archive.read(n) for n in archive.namelist()} | {"NOTICE": b"x" * (4 * 2**20 + 1)}
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(PersonaError, match="NOTICE is too large"):
+        unpack(theirs, packed)
+    assert not theirs.root.exists() or not any(theirs.root.iterdir())
+
+
 def test_under_another_name_and_twice(packed: Path, theirs: Personas) -> None:
     assert unpack(theirs, packed, "her").name == "v1"
     assert unpack(theirs, packed, "her").name == "v1"
