@@ -5,6 +5,7 @@ line a message. A twin's messages stand under a member of their own, `twin:NUMBE
 no origin, and whoever imports the log must not take them for the person's.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
@@ -21,6 +22,8 @@ from training.sharing import write_lines
 
 VERSION = "0.0.2"
 _TEXT, _IMAGE, _VOICE, _VIDEO, _FILE, _EMOJI, _LOCATION, _POKE, _SHARE, _FORWARD = 0, 1, 2, 3, 4, 5, 8, 22, 24, 26
+_NAME_CHARS = 60
+"""Of a chat's name in its file's: four bytes each, and what stands around it, fit the 255 of a file system."""
 _REDACTED = Cleaning(redact=True, strip_mentions=False, strip_placeholders=False)
 _KINDS = {
     "图片": _IMAGE, "语音": _VOICE, "视频": _VIDEO, "文件": _FILE, "动画表情": _EMOJI, "位置": _LOCATION,
@@ -48,7 +51,7 @@ def export(
     for summary in archive.scenes():
         messages = archive.history(summary.scene)
         if any(m.sender_id in people and m.origin is Origin.HUMAN for m in messages):
-            file = folder / f"{summary.scene.kind}-{summary.scene.id}.jsonl"
+            file = folder / file_name(summary.scene)
             told = messages if raw else [as_shown(m, _REDACTED) for m in messages]
             lines = log(summary.scene, told, people, now)
             write_lines(file, (json.dumps(line, ensure_ascii=False) for line in lines))
@@ -56,6 +59,15 @@ def export(
     if not written:
         raise TwinError("nothing to export: the person spoke in no scene of the archive; see `twin corpus stats`")
     return written
+
+
+def file_name(scene: Scene) -> str:
+    """A scene's file: of one folder on any system, whatever a history called the chat, and another one for each."""
+    kept = "".join(c if c.isalnum() or c in "_-@. " else "_" for c in scene.id)
+    if kept == scene.id and len(kept) <= _NAME_CHARS:
+        return f"{scene.kind}-{kept}.jsonl"
+    digest = hashlib.sha256(scene.id.encode("utf-8", "replace")).hexdigest()[:8]
+    return f"{scene.kind}-{kept[:_NAME_CHARS]}-{digest}.jsonl"
 
 
 def log(scene: Scene, messages: Sequence[Message], people: Collection[str], now: datetime) -> Iterator[dict[str, Any]]:

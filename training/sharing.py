@@ -8,6 +8,7 @@ sample, and silences that are no labels are no turns.
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -230,5 +231,6 @@ def write_lines(file: Path, lines: Iterable[str]) -> None:
             os.fsync(f.fileno())
         os.replace(beside, file)
     except OSError as e:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise TwinError(f"{str(file)!r} cannot be written: {e.strerror or e}") from e

@@ -529,6 +529,16 @@ def test_an_encrypted_database_opens_with_its_key_whatever_its_settings(tmp_path
 
 
 @CIPHER
+def test_of_half_an_encrypted_database_is_read_what_is_there(tmp_path: Path) -> None:
+    rows = [ntqq.say(n, f"第{n}句" + "长" * 300) for n in range(1, 400)]
+    locked = ntqq.encrypted(qq.write(tmp_path / "p.db", rows), tmp_path / "nt_msg.db", KEY, **QQ)
+    locked.write_bytes(locked.read_bytes()[: locked.stat().st_size * 6 // 10])
+    found, reading = read(locked, Told(key=SecretStr(KEY)))
+    assert len(found) > 100
+    assert any(why.startswith("damaged pages") for why in reading.skipped)
+
+
+@CIPHER
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     locked = ntqq.encrypted(qq.write(tmp_path / "p.db", PEOPLE), tmp_path / "nt_msg.db", KEY, **QQ)
     with pytest.raises(ImportFault, match=r"'nt_msg\.db' does not open with this key") as caught:

@@ -181,6 +181,25 @@ def test_nothing_to_export_is_said_and_a_file_that_cannot_be_written_too(archive
         sharing.write(sharing.talks(learned(archive, TALK), PROMPT, EVERY), "openai", tmp_path / "blocked", "me")
 
 
+NAMED = ("一家/亲", "x/../../../evil", "长" * 120, "..", "a:b?", "a:b*", "CON\\x")
+"""What exports call chats that they give no number."""
+
+
+def test_a_chat_of_any_name_is_one_file_of_the_folder(archive: Archive, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "out"
+    archive.append([say(n, ME, "早", Scene("group", name), id=str(n)) for n, name in enumerate(NAMED)])
+    files = [file for file, _ in chatlab.export(archive, [ME], out, START)]
+    assert sorted(out.iterdir()) == sorted(files)
+    assert len({file.name.casefold() for file in files}) == len(NAMED)
+    assert [p for p in tmp_path.rglob("*.jsonl") if p.parent != out] == []
+    assert not any(c in file.name for file in files for c in '\\/:*?"<>|')
+
+
+def test_a_file_no_system_can_name_is_a_fault_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TwinError, match="cannot be written"):
+        sharing.write_lines(tmp_path / f"{'长' * 120}.jsonl", ["x"])
+
+
 def test_the_command_line_exports(archive: Archive, tmp_path: Path) -> None:
     config, out = tmp_path / "bot.toml", tmp_path / "out"
     settings = Settings(paths=Paths(data=tmp_path / "data"))

@@ -80,16 +80,22 @@ def _proven(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
     Raises:
         ImportFault: they cannot.
     """
-    for pragma in ("", "PRAGMA writable_schema=ON"):  # with which SQLite takes a file shorter than its header says
-        try:
-            connection.execute(pragma)
-            connection.execute("SELECT name FROM sqlite_master").fetchall()
-        except sqlite3.Error as e:
-            error = e
-        else:
-            return connection
-    connection.close()
-    raise _fault(path, error) from error
+    try:
+        _listed(connection)
+    except sqlite3.Error as e:
+        connection.close()
+        raise _fault(path, e) from e
+    return connection
+
+
+def _listed(connection: sqlite3.Connection) -> None:
+    """List its tables, so that a database that cannot be read raises its driver's error here."""
+    try:
+        connection.execute("SELECT name FROM sqlite_master").fetchall()
+    except connection.DatabaseError:
+        # With which SQLite takes a file shorter than its header says.
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("SELECT name FROM sqlite_master").fetchall()
 
 
 def _fault(path: Path, error: Exception) -> ImportFault:
@@ -127,7 +133,7 @@ def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack)
                 f"cipher_hmac_algorithm=HMAC_{hmac}", "cipher_kdf_algorithm=PBKDF2_HMAC_SHA512",
             ):  # fmt: skip
                 connection.execute(f"PRAGMA {pragma}")
-            connection.execute("SELECT name FROM sqlite_master").fetchall()
+            _listed(connection)
         except sqlcipher.DatabaseError:
             connection.close()
             continue
