@@ -32,6 +32,9 @@ def _root(
     ] = False,
 ) -> None:
     """A digital twin in QQ: history in, a trained persona out, answering as that person would."""
+    from bot import log
+
+    log.setup("WARNING")
 
 
 app.command()(serving.run)

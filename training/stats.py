@@ -5,7 +5,7 @@ Never words, but for `examples`, which is asked for them: of a text, names of fa
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ _STICKER = re.compile(r"\[动画表情(?::[^\[\]]*)?\]")
 _BRACKETED = re.compile(r"\[([^\[\]\s]{1,12})\]")
 _QUANTILES = (10, 50, 90, 99)
 _TOP = 10
+_SCENES_TOLD, _FACES_TOLD = 8, 5
+_BESIDES = ("scenes_without_person", "scenes_with_own_twin", "twin_turns", "questions_written", "fragments_joined")
+"""Counts that most corpora have none of."""
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,75 @@ def figures(corpus: Corpus, linked: Callable[[SceneCorpus], Sequence[Link]] | No
         "redaction_on_unseen_part": asdict(REDACTION_UNSEEN),
         "answers_in_groups": dict(_paired(corpus, linked or _linked)),
     }
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """`figures` as a person reads them, a line each under its name there; `--json` has all."""
+    span = " – ".join(dict.fromkeys(t[:10] for t in found["span"]))
+    lines = [f"{found['messages']:,} messages, {_counted(found['scenes'], 'scene')}, "
+             f"{_counted(found['conversations'], 'conversation')}{f', {span}' if span else ''}"]  # fmt: skip
+    if not found["turns"]:
+        who = ", ".join(found["people"]) or "nobody"
+        return "\n".join([*lines, f"{who} says nothing there: is `people` in persona.toml right, is it imported?"])
+    unknown = f"; of {found['silences_unlabelled']:,} more it is not known" if found["silences_unlabelled"] else ""
+    rates = [f"{kind} {rate:.0%}" for kind, rate in found["silence_rate"].items() if rate is not None]
+    delays = [f"{kind} {_spread(told)}" for kind, told in found["reply_delay_s"].items() if told]
+    faces = [f"{name} {n}" for name, n in list(found["stickers"]["faces"].items())[:_FACES_TOLD]]
+    table = found["redaction_on_test_table"]
+    rows = {
+        "turns": f"{found['turns']:,} answers in {found['bubbles']:,} bubbles are there to be learned",
+        "silences": f"{found['silences']:,} times somebody spoke and was not answered{unknown}",
+        "silence_rate": ", ".join(rates),
+        "left out": cleaned_in_words(found),
+        "chars_per_bubble": _spread(found["chars_per_bubble"]),
+        "bubbles_per_turn": _shares(found["bubbles_per_turn"]),
+        "reply_delay_s": ", ".join(delays),
+        "hours": f"{_drawn(found['hours'])} (0 to 23 h)" if any(found["hours"]) else "",
+        "stickers": f"in {_counted(found['stickers']['bubbles_with_sticker'], 'bubble')}; faces in "
+                    f"{found['stickers']['bubbles_with_face']:,}{': ' if faces else ''}{', '.join(faces)}",
+        "redacted_own": _listed(found["redacted_own"]),
+        "redacted_others": _listed(found["redacted_others"]),
+        "redaction": f"misses {table['missed']} of {table['marked']}, {table['false_alarms']} false alarms in "
+                     f"{table['clean']} clean bubbles (measured on a table of the tests, not here)",
+        "answers_in_groups": _listed(found["answers_in_groups"]),
+        "besides": _listed({name: found.get(name, 0) for name in _BESIDES}),
+    }  # fmt: skip
+    lines += [f"  {name:<18}{words or '–'}" for name, words in rows.items() if words or name != "besides"]
+    scenes = sorted(found["per_scene"].items(), key=lambda item: -item[1]["messages"])
+    lines += [f"  {'per_scene':<26}{'messages':>10}{'turns':>8}{'silences':>10}{'masked':>8}"] if scenes else []
+    lines += [
+        f"    {name:<24}{told['messages']:>10,}{told['turns']:>8,}{told['silences']:>10,}{told['masked']:>8,}"
+        for name, told in scenes[:_SCENES_TOLD]
+    ]
+    return "\n".join([*lines, *([f"    and {len(scenes) - _SCENES_TOLD} more"] if scenes[_SCENES_TOLD:] else [])])
+
+
+def cleaned_in_words(found: Mapping[str, int]) -> str:
+    """What `[corpus]` and `[cleaning]` left out or changed, by reason; `nothing`."""
+    return _listed({name.replace("_", " "): found.get(name, 0) for name in CLEANED}) or "nothing"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
+
+
+def _counted(n: int, name: str) -> str:
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
+
+
+def _spread(told: Mapping[str, float]) -> str:
+    return f"{told['p50']:g} ({told['p10']:g} to {told['p90']:g} in eight of ten)" if told else ""
+
+
+def _shares(counts: Mapping[int, int]) -> str:
+    """Of how many turns have one bubble, two, three, and more."""
+    total, more = sum(counts.values()), sum(n for size, n in counts.items() if size > 3)
+    shares = {**{str(size): counts.get(size, 0) for size in (1, 2, 3)}, "more": more}
+    return ", ".join(f"{size}: {n / total:.0%}" for size, n in shares.items() if n)
+
+
+def _drawn(counts: Sequence[int]) -> str:
+    return "".join(_BARS[(len(_BARS) - 1) * n // max(counts)] for n in counts)
 
 
 def hours(corpus: Corpus) -> list[int]:

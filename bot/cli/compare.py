@@ -31,13 +31,12 @@ def compare(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """Base and personas on the same prompts with the same seeds and settings → Markdown and one HTML page."""
-    from bot import comparing, doctor, log
+    from bot import comparing, doctor
     from bot.comparing import Comparison
     from bot.persona import Personas, Sampling
     from bot.twin import start_engine
 
     settings = config.load(config_path)
-    log.setup("WARNING")
     names = [n.strip() for n in (personas or f"{settings.chat.persona},{comparing.BASE}").split(",") if n.strip()]
     if len(set(names)) != len(names) or not names:
         raise ConfigError(f"--personas {personas!r}: name each persona once, such as xiaoman,base")

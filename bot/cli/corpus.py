@@ -33,7 +33,11 @@ def corpus_stats(
 
     settings = config.load(config_path)
     built = _corpus(settings, persona).of_logs()
-    show(stats.figures(built, lambda part: modelclean.chosen(part, settings)), as_json)
+    found = stats.figures(built, lambda part: modelclean.chosen(part, settings))
+    if as_json:
+        show(found, as_json)
+    else:
+        typer.echo(stats.in_words(found))
     if plots is not None:
         doctor.require_training()
         from training import plots as drawn
@@ -97,8 +101,17 @@ def corpus_clean(
             )
     built = _corpus(settings, persona)
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in ("turns", *stats.CLEANED)}
-    found |= {"model": told} if told else {}
-    show(found | ({"examples": stats.examples(built, examples)} if examples else {}), as_json)
+    shown = stats.examples(built, examples)
+    if as_json:
+        show(found | ({"model": told} if told else {}) | ({"examples": shown} if examples else {}), as_json)
+        return
+    typer.echo(f"{found['turns']:,} answers; left out or changed: {stats.cleaned_in_words(found)}")
+    if told:
+        show({"the model": told}, False)
+    for reason, those in shown.items():
+        typer.echo(f"  {reason}")
+        for words in those:
+            typer.echo("    " + " → ".join(" / ".join(w.split("\n")) for w in words))
 
 
 def _corpus(settings: config.Settings, persona: str | None, *, as_judged: bool = True) -> "Corpus":
@@ -179,7 +192,8 @@ def corpus_export(
                 talks = sharing.pairs(built, prompt, splits, lambda part: modelclean.chosen(part, settings))
             else:
                 talks = sharing.talks(built, prompt, splits, silences=silences)
-            file, samples, answers = sharing.write(talks, form, out, f"{found.name}_{split}")
+            name = "_".join([found.name, form, *(["pairs"] if pairs else ["silences"] if silences else []), split])
+            file, samples, answers = sharing.write(talks, form, out, name)
             shown = {"file": str(file), "samples": samples, "answers": answers}
     finally:
         archive.close()

@@ -75,12 +75,11 @@ def night_of(
         run: a run folder that lies elsewhere; None: of the persona.
         progress: gets lines; None prints them.
     """
-    from bot import doctor, log
+    from bot import doctor
     from bot.twin import install_shipped
 
     doctor.require_training()
     hush(on_hub=settings.training.base is not None and not Path(settings.training.base).is_dir())
-    log.setup("WARNING")
     install_shipped(settings.data / "personas")
     from training.nightly import Night
 

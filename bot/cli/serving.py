@@ -44,14 +44,13 @@ def chat(
 
     from rich.console import Console
 
-    from bot import log, terminal
+    from bot import terminal
     from bot.byhand import ByHand
     from bot.twin import Twin
 
     if backend not in ("llama", "transformers"):
         raise ConfigError(f"--backend {backend!r}: must be llama or transformers")
     settings = _by_hand_settings(config.load(config_path), gguf)
-    log.setup("WARNING")
     root = config_path.resolve().parent
     on_torch = backend == "transformers" or model is not None
     wanted = ByHand(

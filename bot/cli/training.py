@@ -115,11 +115,10 @@ def _blind_page(
 ) -> str:
     from dataclasses import replace
 
-    from bot import blind, doctor, log
+    from bot import blind, doctor
     from bot.persona import Personas
 
     doctor.require_training()
-    log.setup("WARNING")
     from training.blind import prepare
 
     base, base_sha256 = base_of(settings, config_path)

@@ -207,16 +207,28 @@ def test_the_command_line_exports(archive: Archive, tmp_path: Path) -> None:
     stored = Archive(settings.archive_url)
     stored.append(TALK)
     stored.close()
-    for form, files in (("sharegpt", {"me_all.jsonl", "dataset_info.json"}), ("chatlab", {"group-20001.jsonl"})):
+
+    def export(*words: str) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, "-m", "bot", "corpus", "export", "--persona", "me", "--format", form, "--split", "all",
-             "--out", str(out / form), "--json", "--config", str(config)],
+            [sys.executable, "-m", "bot", "corpus", "export", "--persona", "me", "--split", "all", "--out", str(out),
+             "--json", "--config", str(config), *words],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert {p.name for p in (out / form).iterdir()} == files
-        shown = json.loads(done.stdout)
-    assert shown == {"files": {str(out / "chatlab" / "group-20001.jsonl"): 8}}
+        shown: dict[str, Any] = json.loads(done.stdout)
+        return shown
+
+    assert export("--format", "chatlab") == {"files": {str(out / "group-20001.jsonl"): 8}}
+    samples = [
+        export("--format", "sharegpt"), export("--format", "openai"), export("--format", "sharegpt", "--pairs"),
+        export("--format", "sharegpt", "--silences"),
+    ]  # fmt: skip
+    names = [Path(x["file"]).name for x in samples]
+    kinds = ("sharegpt", "openai", "sharegpt_pairs", "sharegpt_silences")
+    assert names == [f"me_{kind}_all.jsonl" for kind in kinds]
+    assert {p.name for p in out.iterdir()} == {"group-20001.jsonl", "dataset_info.json", *names}
+    listed = json.loads((out / "dataset_info.json").read_text("utf-8"))
+    assert {entry["file_name"] for entry in listed.values()} == set(names)
 
 
 # -- ChatLab ------------------------------------------------------------------------------------------

@@ -53,6 +53,28 @@ def test_the_figures_of_a_small_talk_can_be_counted_by_hand(archive: Archive) ->
 def test_an_empty_corpus_has_figures(archive: Archive) -> None:
     found = stats.figures(corpus(archive, []))
     assert (found["turns"], found["chars_per_bubble"], found["silence_rate"]["group"]) == (0, {}, None)
+    first, second = stats.in_words(found).splitlines()
+    assert first == "0 messages, 0 scenes, 0 conversations"
+    assert second.startswith(f"{ME} says nothing there: is `people` in persona.toml right")
+
+
+def test_a_person_reads_the_figures_and_no_words(archive: Archive) -> None:
+    told = stats.in_words(stats.figures(corpus(archive)))
+    first, *rows = told.splitlines()
+    assert first == "8 messages, 2 scenes, 2 conversations, 2026-11-20"
+    shown = {row[2:20].strip(): row[20:] for row in rows if row[2] != " "}
+    assert shown["turns"] == "3 answers in 4 bubbles are there to be learned"
+    assert shown["silences"] == "1 times somebody spoke and was not answered"
+    assert shown["silence_rate"] == "private 0%, group 33%"
+    assert shown["left out"] == "masked repeat 1"
+    assert shown["bubbles_per_turn"] == "1: 67%, 2: 33%"
+    assert shown["hours"].count("█") == 1
+    assert shown["hours"][23] == "█"
+    assert shown["stickers"] == "in 1 bubble; faces in 1: 微笑 1"
+    assert (shown["redacted_own"], shown["redacted_others"]) == ("[手机号] 1", "–")
+    assert shown["answers_in_groups"] == "scored 2"
+    assert [str(GROUP), "6", "2", "1", "1"] in [row.split() for row in rows]
+    assert [m.text for m in TALK if m.text in told] == []
 
 
 def test_examples_are_told_only_when_asked_for(archive: Archive) -> None:
