@@ -172,7 +172,7 @@ async def test_train_now_trains_who_answers_there_however_little_is_new_and_the_
     words, _ = await started_with(telling, owner)
     assert words[1:3] == ["--persona", "of-20001"]
     assert "--force" in words
-    await retrain.schedule.Schedule(owner.settings, telling).night()
+    await retrain.schedule.Schedule(owner, telling).night()
     words, _ = await started_with(telling, owner)
     assert words[1:3] == ["--persona", owner.settings.chat.persona]
     assert "--force" not in words
@@ -226,11 +226,14 @@ async def test_train_now_says_what_is_not_installed_and_starts_nothing(
     assert (telling.running, owner.told) == (False, [])
 
 
-async def test_no_night_is_planned_where_none_can_run(
-    retrain: SimpleNamespace, owner: Owner, not_installed: str
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_where_no_night_can_run_none_is_planned_and_the_owner_is_told_at_the_start(
+    retrain: SimpleNamespace, owner: Owner, not_installed: str, enabled: bool
 ) -> None:
-    jobs, _ = await started(retrain, owner)
-    assert jobs == {}
+    owner.settings = Settings(paths=owner.settings.paths, retrain=Retrain(enabled=enabled))
+    jobs, schedule = await started(retrain, owner)
+    assert (jobs, schedule.next_night()) == ({}, None), "nothing is left that would say it again"
+    assert owner.told == ([not_installed] if enabled else [])
 
 
 # -- the clock ------------------------------------------------------------------------------------
@@ -249,7 +252,7 @@ class Started:
 
 async def started(retrain: SimpleNamespace, owner: Owner) -> tuple[dict[str, Any], Any]:
     """The jobs of a schedule that was started and stopped, by their ids."""
-    schedule = retrain.schedule.Schedule(owner.settings, Started())
+    schedule = retrain.schedule.Schedule(owner, Started())
     await schedule.start()
     jobs = {job.id: job for job in schedule._scheduler.get_jobs()}
     await schedule.stop()
@@ -267,6 +270,7 @@ async def test_the_clock_is_the_crontab_line_with_jitter_and_a_late_night_still_
     four = datetime(2026, 3, 3, 4, 0, tzinfo=owner.settings.zone)
     assert all(four <= moment <= four + timedelta(seconds=600) for moment in due)
     assert len(set(due)) > 1
+    assert owner.told == []
 
 
 @pytest.mark.parametrize(("days", "missed"), [(2, True), (0, False)])
@@ -302,7 +306,7 @@ async def test_an_unfinished_night_is_gone_on_with_after_the_start(
 async def test_a_refused_start_is_not_noted_as_a_night(
     retrain: SimpleNamespace, owner: Owner, refused: str | None
 ) -> None:
-    schedule = retrain.schedule.Schedule(owner.settings, Started(refused))
+    schedule = retrain.schedule.Schedule(owner, Started(refused))
     await schedule.night()
     assert (owner.settings.data / "last_night.json").exists() == (refused is None)
     trigger = CronTrigger.from_crontab("0 4 * * *", timezone=owner.settings.zone)
