@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import nonebot
 from loguru import logger
+from nonebot.adapters.onebot.collator import Collator
 from nonebot.adapters.onebot.store import ResultStore
 from nonebot.adapters.onebot.v11 import Adapter, Bot
 from nonebot.adapters.onebot.v11.event import Event, HeartbeatMetaEvent, NoticeEvent
@@ -125,6 +126,12 @@ class TwinAdapter(Adapter):
 
     heartbeat_least_s = 60.0
     """A client is not given up sooner, however short its heartbeat's interval: some may say it in seconds."""
+    # Its own: `add_custom_model` would change the published adapter's, too.
+    event_models = Collator(
+        "OneBot V11",
+        [*Adapter.event_models.models, MessageSentEvent, InputStatusEvent, BotOfflineEvent],
+        Adapter.event_models.keys,
+    )
     _result_store: Calls = Calls()
 
     def _setup(self) -> None:
@@ -304,9 +311,6 @@ def _whole(message: Any) -> bool:
     if not isinstance(message, list):
         return isinstance(message, str) and bool(message)
     return bool(message) and all(isinstance(s, dict) and isinstance(s.get("data"), dict) for s in message)
-
-
-TwinAdapter.add_custom_model(MessageSentEvent, InputStatusEvent, BotOfflineEvent)
 
 
 def raw_event(event: Event) -> Mapping[str, Any]:

@@ -64,26 +64,34 @@ def main() -> None:
     typer.echo(outcome.summary)
     if outcome.kind != "published":
         raise TrainingError("the demo persona was not let through; the shipped one stays")
-    _ship(Personas(work / "personas"))
+    ship(Personas(work / "personas"), DEMO / "personas" / PERSONA)
 
 
-def _ship(personas: Personas) -> None:
-    """Copy the published version without its PEFT files (they are remade by this script) into the checkout."""
+def ship(personas: Personas, target: Path) -> None:
+    """Copy the published version without its PEFT files (they are remade by this script) into the checkout.
+
+    Args:
+        personas: where it was published.
+        target: the persona's folder in the checkout; nothing changes there where the version is too big.
+
+    Raises:
+        TrainingError: nothing was published, or it is too big.
+    """
     version = personas.load(PERSONA).version
     if version is None:
         raise TrainingError("nothing was published")
     shipped = {LORA_FILE: version.manifest.files[LORA_FILE]}
     manifest: Manifest = version.manifest.model_copy(update={"files": shipped})
-    target = DEMO / "personas" / PERSONA
+    files = {name: (version.folder / name).read_bytes() for name in (LORA_FILE, "report.md")}
+    files[MANIFEST_FILE] = (manifest.model_dump_json(indent=1) + "\n").encode()
+    size = sum(map(len, files.values()))
+    if size > SHIPPED_MAX_BYTES:  # before the old one goes
+        raise TrainingError(f"the version has {size} bytes, more than the {SHIPPED_MAX_BYTES} that ship")
     shutil.rmtree(target / "versions", ignore_errors=True)
     folder = target / "versions" / version.name
     folder.mkdir(parents=True)
-    for name in (LORA_FILE, "report.md"):
-        shutil.copy2(version.folder / name, folder / name)
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
-    size = sum(p.stat().st_size for p in folder.iterdir())
-    if size > SHIPPED_MAX_BYTES:
-        raise TrainingError(f"the version has {size} bytes, more than the {SHIPPED_MAX_BYTES} that ship")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     (target / "current").write_text(version.name + "\n", "utf-8")
     typer.echo(f"shipped {version.name}: {size / 1e6:.1f} MB")
 

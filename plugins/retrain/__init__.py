@@ -13,7 +13,7 @@ __plugin_meta__ = PluginMetadata("retrain", "Retrains the persona every night", 
 _driver = get_driver()
 _twin = _driver.config.twin
 nights = Nights(_twin, _driver.config.config_path)
-schedule = Schedule(_twin.settings, nights)
+schedule = Schedule(_twin, nights)
 probation = Probation(_twin)
 _twin.next_night = schedule.next_night
 commands.register(_twin, nights)

@@ -17,6 +17,12 @@ from bot.twin import Twin
 from plugins.retrain import texts
 
 
+def not_installed() -> str | None:
+    """What is said where packages that train are missing; None where nights can run."""
+    missing = missing_for_training()
+    return texts.NOT_INSTALLED.format(missing="、".join(missing)) if missing else None
+
+
 class Nights:
     """Starts, watches and stops nights.
 
@@ -43,8 +49,8 @@ class Nights:
 
     def start(self, persona: str, *, force: bool = False) -> str | None:
         """Start a night; None when it started, else why not."""
-        if missing := missing_for_training():
-            return texts.NOT_INSTALLED.format(missing="、".join(missing))
+        if missing := not_installed():
+            return missing
         if self.running:
             return texts.RUNNING.format(state=self.status())
         self._state = {}

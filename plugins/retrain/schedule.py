@@ -9,9 +9,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 
-from bot.config import Settings
-from bot.doctor import TRAINING_MISSING, missing_for_training
-from plugins.retrain.nights import Nights
+from bot.twin import Twin
+from plugins.retrain.nights import Nights, not_installed
 
 _AFTER_START = timedelta(minutes=2)
 _ONCE: dict[str, Any] = {"coalesce": True, "misfire_grace_time": None}
@@ -22,23 +21,24 @@ class Schedule:
     """Runs nights by the clock.
 
     Args:
-        settings: `[retrain]`, the time zone, the persona.
+        twin: the assembled twin: `[retrain]`, the time zone, the persona; and who to tell.
         nights: starts them.
     """
 
-    def __init__(self, settings: Settings, nights: Nights) -> None:
-        self._settings = settings
+    def __init__(self, twin: Twin, nights: Nights) -> None:
+        self._twin = twin
+        self._settings = settings = twin.settings
         self._nights = nights
         self._scheduler = AsyncIOScheduler(timezone=settings.zone)
         self._note = settings.data / "last_night.json"
 
     async def start(self) -> None:
-        """Begin to watch the clock; says so when nights cannot run here."""
+        """Begin to watch the clock; where nights cannot run, the owner is told so, now and not every night."""
         retrain = self._settings.retrain
         if not retrain.enabled:
             return
-        if missing := missing_for_training():
-            logger.warning("nights do not run: {}", TRAINING_MISSING.format(missing=", ".join(missing)))
+        if missing := not_installed():
+            await self._twin.tell_owner(missing)
             return
         trigger = CronTrigger.from_crontab(retrain.cron, timezone=self._settings.zone)
         now = datetime.now(self._settings.zone)

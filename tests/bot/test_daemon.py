@@ -48,3 +48,19 @@ def test_the_running_daemon_has_imported_nothing_that_trains_and_looks_no_more_a
     assert int(frozen) > 100_000
     assert {"llama_cpp", "nonebot", "sqlalchemy", "bot", "plugins"} <= {*modules}, told.stderr
     assert {*modules} & HEAVY == set()
+
+
+SECRET = """
+from bot import config, daemon
+daemon._start_nonebot(config.Settings(), "", {})
+print(daemon.nonebot.get_driver().config.onebot_secret)
+"""
+
+
+def test_every_start_has_a_secret_of_its_own_that_would_sign_events_posted_over_http() -> None:
+    """Nothing is taken over HTTP: the routes are gone. Were one there again, nobody could sign for it."""
+    line = [sys.executable, "-c", SECRET]
+    ran = [subprocess.run(line, cwd=daemon.ROOT, capture_output=True, text=True, check=True) for _ in range(2)]
+    one, other = (r.stdout.splitlines()[-1] for r in ran)
+    assert one != other
+    assert min(len(one), len(other)) >= 32

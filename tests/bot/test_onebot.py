@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import hmac
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import napcat
 import pytest
+from jsonschema import ValidationError
 from napcat import ACCOUNT, NapCat
 from nonebot.adapters.onebot.v11.exception import ActionFailed, ApiNotAvailable, NetworkError
 from websockets.exceptions import InvalidStatus
@@ -120,20 +122,31 @@ async def client(probe: Probe) -> AsyncIterator[NapCat]:
 # -- who may speak --------------------------------------------------------------------------------
 
 
+def signatures(body: bytes) -> list[dict[str, str]]:
+    """Headers of a post: as a forger may have them, who knows no secret, or holds the token for it."""
+    by = [hmac.new(key, body, "sha1").hexdigest() for key in (b"", TOKEN.encode())]
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    signed = [{}, {"X-Signature": ""}, {"X-Signature": "sha1="}, *({"X-Signature": f"sha1={sig}"} for sig in by)]
+    return [{"X-Self-ID": "1", **headers, **more} for headers in signed for more in ({}, token)]
+
+
 @pytest.mark.parametrize("path", ["/onebot/v11/", "/onebot/v11/http", "/onebot/v11/http/"])
-async def test_no_event_is_taken_over_http(probe: Probe, path: str) -> None:
+async def test_no_event_is_taken_over_http_however_it_is_signed(probe: Probe, path: str) -> None:
     event = {"post_type": "meta_event", "meta_event_type": "heartbeat", "time": 1, "self_id": 1, "interval": 1,
              "status": {"online": True, "good": True}}  # fmt: skip
+    body = json.dumps(event).encode()
     async with httpx.AsyncClient(trust_env=False) as http:
-        answer = await http.post(f"http://127.0.0.1:{probe.port}{path}", json=event, headers={"X-Self-ID": "1"})
-    assert answer.status_code in (404, 405)
+        url = f"http://127.0.0.1:{probe.port}{path}"
+        codes = [(await http.post(url, content=body, headers=headers)).status_code for headers in signatures(body)]
+    assert len(codes) == 10
+    assert {*codes} <= {404, 405}
     assert probe.lines() == []
 
 
 @pytest.mark.parametrize(
     ("token", "authorization"),
     [(None, "Bearer"), ("", "Bearer"), ("s3cret", "Bearer"), (TOKEN + "x", "Bearer"), ("wrong", "Token"),
-     ("wrong", "query"), (TOKEN, "Basic")],
+     ("wrong", "query"), ("%C3%A4", "query"), (TOKEN, "Basic")],
 )  # fmt: skip
 async def test_a_client_without_the_token_is_refused(probe: Probe, token: str | None, authorization: str) -> None:
     with pytest.raises(InvalidStatus, match="403"):
@@ -360,6 +373,60 @@ async def test_how_a_send_failed_is_told_apart(probe: Probe, client: NapCat) -> 
 )
 def test_failures_of_the_adapter_have_a_meaning(error: Exception, failure: SendFailure) -> None:
     assert failure_of(error) is failure
+
+
+async def called(client: NapCat) -> None:
+    async with asyncio.timeout(10):
+        while not client.calls:  # noqa: ASYNC110 - what is awaited is another process
+            await asyncio.sleep(0.01)
+
+
+BAD_CALLS = [
+    ("get_nothing", {}, "no schema knows"),
+    ("get_version_info", {"nocache": True}, "nocache"),
+    ("mark_msg_as_read", {"message_id": "7"}, "'7' is not of type"),
+    ("mark_msg_as_read", {}, "message_id"),
+    ("get_friend_msg_history", {"user_id": 1, "message_id": 5}, "message_id"),
+    ("get_group_msg_history", {"group_id": 1, "cuont": 5}, "cuont"),
+    ("send_private_msg", {"user_id": 1, "message": [], "timeuot": 5}, "timeuot"),
+    ("get_image", {"file": ""}, "''"),
+    ("get_group_list", {"count": 1}, "count"),
+    ("get_friend_list", {"count": 1}, "count"),
+    ("fetch_ptt_text", {"id": 1}, "id"),
+    ("voice_msg_to_text", {"message_id": "1"}, "'1' is not of type"),
+]
+
+
+@pytest.mark.parametrize(("action", "params", "why"), BAD_CALLS)
+async def test_the_played_client_takes_no_call_that_clients_would_not(
+    probe: Probe, action: str, params: dict[str, Any], why: str
+) -> None:
+    client = NapCat(probe.url, TOKEN)
+    await client.open()
+    await client.say(f"call {action} {json.dumps(params)}")
+    await called(client)
+    with pytest.raises((AssertionError, ValidationError), match=why):
+        await client.close()
+    await probe.line(lambda x: x.get("disconnected") == ACCOUNT)
+
+
+@pytest.mark.parametrize(("client", "key"), [("NapCat.Onebot", "message_seq"), ("Lagrange.OneBot", "message_id")])
+async def test_the_played_client_takes_the_anchor_that_each_client_takes(probe: Probe, client: str, key: str) -> None:
+    async with NapCat(probe.url, TOKEN, app_name=client, history={"group:1": [{"message_id": 5}]}) as played:
+        page = f"call get_group_msg_history {json.dumps({'group_id': 1, key: 5, 'count': 3})}"
+        await played.say(page)
+        assert (await probe.done(page))["result"] == {"messages": [{"message_id": 5}]}
+    await probe.line(lambda x: x.get("disconnected") == ACCOUNT)
+
+
+async def test_the_played_client_gives_no_answer_that_clients_would_not(probe: Probe) -> None:
+    client = NapCat(probe.url, TOKEN, images={"a.jpg": 7})  # type: ignore[dict-item]
+    await client.open()
+    await client.say('call get_image {"file": "a.jpg"}')
+    await called(client)
+    with pytest.raises(ValidationError, match="7 is not of type 'string'"):
+        await client.close()
+    await probe.line(lambda x: x.get("disconnected") == ACCOUNT)
 
 
 # -- our own echo ---------------------------------------------------------------------------------

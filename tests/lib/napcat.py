@@ -1,7 +1,9 @@
 """A websockets client that plays NapCat to the real adapter: it connects, says things, answers calls, checks frames.
 
-Every frame it sends or receives is validated against the schemas of tests/data/onebot-schema. Faults found in the
-background are raised by the next `expect`, `quiet` or `close`.
+Every frame it sends or receives is validated: events and calls against the schemas of tests/data/onebot-schema, and
+what those leave out (more calls, all answers) against ours in tests/data/onebot-calls.json. A call that neither knows
+is a fault, and so is a parameter: clients ignore it or refuse the call. Faults found in the background are raised by
+the next `expect`, `quiet` or `close`.
 """
 
 import asyncio
@@ -22,7 +24,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 ACCOUNT = "3889000770"
-_SCHEMAS = Path(__file__).resolve().parents[1] / "data" / "onebot-schema"
+_DATA = Path(__file__).resolve().parents[1] / "data"
+_SCHEMAS = _DATA / "onebot-schema"
 _TIMEOUT = "Timeout: NTEvent serviceAndMethod:NodeIKernelMsgService/sendMsg ListenerName:NodeIKernelMsgListener"
 SHADOWED = (1200, _TIMEOUT + '/onMsgInfoListUpdate EventRet:\n{\n    "result": 0,\n    "errMsg": ""\n}\n')
 """What NapCat says of a message QQ took and never confirmed."""
@@ -45,11 +48,35 @@ def _event_validator() -> jsonschema.Draft7Validator:
 
 
 @cache
-def _call_validator(action: str) -> jsonschema.Draft7Validator | None:
-    calls = _schema("Calls")
-    if action not in calls["definitions"]["Calls"]["properties"]:
-        return None
-    return jsonschema.Draft7Validator({**calls, "$ref": f"#/definitions/Calls/properties/{action}"})
+def _ours() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((_DATA / "onebot-calls.json").read_text("utf-8"))
+    return loaded
+
+
+@cache
+def _call_validator(action: str, client: str) -> jsonschema.Draft7Validator:
+    """Of an action's parameters, as a client takes them (`NapCat`, `LLOneBot`, `Lagrange`)."""
+    upstream = _schema("Calls")["definitions"]
+    schemas = {**upstream["Calls"]["properties"], **_ours()["calls"], **_ours()["calls_of"].get(client, {})}
+    assert action in schemas, f"a call of {action!r}, which no schema knows"
+    return jsonschema.Draft7Validator({"definitions": upstream, **_closed(schemas[action])})
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without parameters it does not name."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_closed(one) for one in schema["anyOf"]]}
+    return {**schema, "additionalProperties": False}
+
+
+@cache
+def _answer_validator(action: str, done: bool) -> jsonschema.Draft7Validator:
+    """Of the answer to a call, one that was done or one that failed."""
+    answers = _ours()["answers"]
+    if not done:
+        return jsonschema.Draft7Validator(answers["failed"])
+    data = answers["data"].get(action, {"type": "null"})
+    return jsonschema.Draft7Validator({"allOf": [answers["ok"], {"properties": {"data": data}}]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +380,7 @@ class NapCat:
                 call = json.loads(frame)
                 assert set(call) == {"action", "params", "echo"}, f"a call has the fields {sorted(call)}"
                 self.calls.append(call)
-                if (validator := _call_validator(call["action"])) is not None:
-                    validator.validate(call["params"])
+                _call_validator(call["action"], self.app_name.partition(".")[0]).validate(call["params"])
                 self._spawn(self._answer(call))
 
     async def _answer(self, call: dict[str, Any]) -> None:
@@ -373,6 +399,7 @@ class NapCat:
         else:
             answer = await self._do(action, params, at)
         answer |= {"echo": call["echo"], "stream": "normal-action"}
+        _answer_validator(action, answer["status"] == "ok").validate(answer)
         for _ in range(self.answers_per_call):
             await self.raw(json.dumps(answer, ensure_ascii=False))
         if self.reports_own == "after" and action.startswith("send_") and answer["retcode"] == 0:
