@@ -208,6 +208,9 @@ class Completions:
                     name, _, value = line.strip().partition(b":")
                     if name in (b"data", b"error"):
                         yield value.strip()
+            name, _, value = rest.strip().partition(b":")
+            if name == b"data" and _is_whole(value.strip()):  # its line feed was spared
+                yield value.strip()
         except httpx.HTTPError as e:
             raise self._cut(e) from e
 
@@ -309,3 +312,11 @@ class Completions:
             raise EngineError(
                 f"{self.url} took longer for an answer than {self._named.deadline} = {self._deadline_s:g}"
             ) from None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether an event's data was not cut off."""
+    try:
+        return data == b"[DONE]" or isinstance(json.loads(data), dict)
+    except ValueError:
+        return False

@@ -13,7 +13,7 @@ from typing import Any
 from bot.archive import Archive
 from bot.config import Settings
 from bot.engine import Measure
-from bot.errors import ArchiveError
+from bot.errors import ArchiveError, EngineError
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import ChatFormat, Exchange, Piece, Renderer, exchanges, render, spoken_by, system_of
@@ -25,6 +25,8 @@ MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
 WINDOW_KIND = "window"
 """Scene-log kind of where a persona's window begins, `window:<persona>`: the first message's id."""
+LEAST_HEARD = 32
+"""Tokens that must be left for what was said: beside less, an answer would be to a word or two of it."""
 _MESSAGES_PER_TURN = 6
 _STICKERS_SEEN = 20
 """Messages looked through for a market face: its name may have been typed, too."""
@@ -174,6 +176,7 @@ class Memory:
 
         costs = [cost(e) for e in kept]
         fixed = measure.count(renderer.opening()) + 2
+        require_room(persona, measure.n_ctx, fixed)
         if fixed + sum(costs) > budget or len(kept) > self._settings.conversation.max_turns:
             room, turns = (budget - fixed) // 2, max(1, self._settings.conversation.max_turns // 2)
             n = _newest(costs, room, turns)
@@ -203,6 +206,33 @@ def prompt_budget(persona: Persona, n_ctx: int) -> int:
     budget = n_ctx - min(persona.spec.sampling.max_tokens, n_ctx // 4)
     trained = persona.version.window_tokens if persona.version else None
     return min(budget, trained or budget)
+
+
+def require_room(persona: Persona, n_ctx: int, fixed: int) -> None:
+    """That a prompt's beginning leaves something to be heard.
+
+    Args:
+        persona: whose prompt.
+        n_ctx: tokens of the context.
+        fixed: tokens of the beginning: the system prompt, with what surrounds it.
+
+    Raises:
+        EngineError: it leaves less than `LEAST_HEARD` tokens; says what to shorten or to enlarge.
+    """
+    budget = prompt_budget(persona, n_ctx)
+    if budget - fixed >= LEAST_HEARD:
+        return
+    trained = persona.version.window_tokens if persona.version else None
+    by_version = trained is not None and trained <= budget
+    larger = (
+        f"train a version on longer windows ([training] model_max_length; {trained} in this one)"
+        if by_version
+        else f"set [engine] n_ctx larger ({n_ctx} now)"
+    )
+    raise EngineError(
+        f"the system prompt of {persona.name!r} takes {fixed} tokens of the {budget} a prompt may have, and what was "
+        f"said does not fit beside it: shorten persona.toml, or {larger}"
+    )
 
 
 def shortened(exchange: Exchange, cost: Callable[[Exchange], int], room: int) -> Exchange:

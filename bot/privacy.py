@@ -91,6 +91,7 @@ class Privacy:
         self._twin.presence.forget(private)
         for scene in map(Scene.parse, found.scenes):
             self._twin.memory.forget(scene)
+            self._twin.presence.decide_anew(scene)  # what is prepared there was made of words that are gone
         await self._twin.engine.forget(lambda seat: seat.partition("|")[0] in found.scenes)
         try:
             try:

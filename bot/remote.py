@@ -60,6 +60,9 @@ class RemoteEngine:
         key = settings.remote_api_key.get_secret_value() if settings.remote_api_key else None
         self._server = Completions(settings.remote_url, key, settings.remote_timeout_s, settings.deadline_s)
         self._meeting = asyncio.Lock()
+        self._refusals = 0
+        self._refusal: EngineError | None = None
+        """Why the server could not be met the last time."""
         self._told_of_bias = False
         self.takes_ids: bool | None = None
         """Whether the server takes token ids for a prompt; None before the first request."""
@@ -235,31 +238,41 @@ class RemoteEngine:
 
         Nothing of a chat is sent. A server of another vocabulary is told by the tokens it counts in a known text.
         """
+        refusals = self._refusals
         async with self._meeting:
             if self.takes_ids is not None:
                 return
-            if self._settings.remote_loras:
-                await self._count_loras()
-            if self._vocabulary is None:
-                self.takes_ids = False
-                return
-            probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
-            ids = encode([Piece(_PROBE)], self._vocabulary)[0]
-            _, counted = await self._server.ask({**probe, "prompt": _PROBE})
-            if counted is not None and abs(counted - len(ids)) > 1:
-                raise EngineError(
-                    f"{self._server.url} counts {counted} tokens where [engine] base counts {len(ids)}: it runs "
-                    "another model. Set base to the GGUF of that model, or remote_format"
-                )
+            if self._refusal is not None and self._refusals > refusals:  # while this one waited
+                raise self._refusal
             try:
-                _, counted = await self._server.ask({**probe, "prompt": ids})
-                self.takes_ids = counted is None or counted == len(ids)
-            except Refused as e:
-                if e.status not in (400, 422, 500):
-                    raise
-                self.takes_ids = False
-            if not self.takes_ids:
-                logger.warning("{} takes no token ids: prompts go as text, typed markers broken up", self._server.url)
+                self.takes_ids = await self._probed(voice)
+            except EngineError as e:
+                self._refusals, self._refusal = self._refusals + 1, e
+                raise
+
+    async def _probed(self, voice: Voice) -> bool:
+        if self._settings.remote_loras:
+            await self._count_loras()
+        if self._vocabulary is None:
+            return False
+        probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
+        ids = encode([Piece(_PROBE)], self._vocabulary)[0]
+        _, counted = await self._server.ask({**probe, "prompt": _PROBE})
+        if counted is not None and abs(counted - len(ids)) > 1:
+            raise EngineError(
+                f"{self._server.url} counts {counted} tokens where [engine] base counts {len(ids)}: it runs "
+                "another model. Set base to the GGUF of that model, or remote_format"
+            )
+        takes_ids = False
+        try:
+            _, counted = await self._server.ask({**probe, "prompt": ids})
+            takes_ids = counted is None or counted == len(ids)
+        except Refused as e:
+            if e.status not in (400, 422, 500):
+                raise
+        if not takes_ids:
+            logger.warning("{} takes no token ids: prompts go as text, typed markers broken up", self._server.url)
+        return takes_ids
 
     async def _count_loras(self) -> None:
         """llama-server passes over a LoRA it has not loaded: the bare base would speak in its place."""

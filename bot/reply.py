@@ -287,5 +287,9 @@ def uncounted(bubble: str) -> str:
 
 
 def tidy(line: str) -> str:
-    """A generated line as it may be sent: no control characters (a byte-fallback token can be an ESC), no long text."""
+    """A generated line as it may be sent: no control characters (a byte-fallback token can be an ESC), no long text.
+
+    Emoji that a server streamed in halves are put together; half of one is left out: it can be neither sent nor stored.
+    """
+    line = line.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
     return "".join(c for c in line if unicodedata.category(c) != "Cc").strip()[:_TEXT_MAX]

@@ -16,7 +16,7 @@ from bot.api.wire import ChatRequest, Turn
 from bot.decision import decide, moment_of
 from bot.engine import Request
 from bot.errors import PersonaError
-from bot.memory import prompt_budget, shortened
+from bot.memory import prompt_budget, require_room, shortened
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import Exchange, Piece, Renderer, render, system_of
@@ -83,7 +83,9 @@ class Talks:
         here = system_of(persona.system_prompt, scene, "" if len(names) > 1 else "".join(names))
         system = "\n".join([here, *told])
         renderer = Renderer(voice.format, system, self.twin.settings.zone, not scene.private)
-        kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx))
+        fixed = measure.count(renderer.opening()) + 2
+        require_room(persona, measure.n_ctx, fixed)
+        kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx) - fixed)
         pieces = render(renderer, kept, _no_quote)
         rng = random.Random(asked.seed)
         request = Request(f"api|{persona.name}|{key}", voice, pieces, sampling, rng.getrandbits(32))
@@ -140,10 +142,9 @@ def _key(persona: str, turns: Sequence[Turn]) -> str:
 
 
 def _fitting(
-    history: list[Exchange], renderer: Renderer, count: Callable[[Sequence[Piece]], int], budget: int
+    history: list[Exchange], renderer: Renderer, count: Callable[[Sequence[Piece]], int], room: int
 ) -> list[Exchange]:
-    """The newest exchanges whose prompt is within `budget` tokens; the last one is cut where it alone is too long."""
-    room = budget - count(renderer.opening()) - 2
+    """The newest exchanges that take `room` tokens at most; the last one is cut where it alone is too long."""
 
     def cost(exchange: Exchange) -> int:
         return count([*renderer.heard(exchange, _no_quote, first=False), *renderer.said(exchange, trained=False)])

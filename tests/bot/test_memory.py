@@ -11,9 +11,10 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER, PRIVATE, at, say
 from bot.archive import Archive
 from bot.config import Conversation, Settings
 from bot.engine import Measure
+from bot.errors import EngineError
 from bot.memory import Memory, Window
 from bot.message import Origin, Scene
-from bot.persona import Base, Manifest, Persona, Spec, Version
+from bot.persona import Base, Manifest, Persona, Spec, Version, Who
 from bot.prompt import FORMATS, Piece
 
 SETTINGS = Settings()
@@ -52,6 +53,30 @@ def text(window: Window) -> str:
 
 def firsts(window: Window) -> list[str]:
     return [e.first.text for e in window.exchanges]
+
+
+def test_a_system_prompt_that_leaves_nothing_to_be_heard_is_refused(archive: Archive) -> None:
+    said = "明天早上八点在南门集合，记得带上护照和钱"
+    archive.append([say(0, FRIEND, said, PRIVATE)])
+    memory = memory_of(archive)
+
+    def speaker(length: int, window: int | None = None) -> Persona:
+        spec = Spec(display_name="小满", people=(ME,), who=Who(identity="她" * length))
+        if window is None:
+            return replace(PERSONA, spec=spec)
+        manifest = Manifest(
+            version="1", created="2026-01-01T00:00:00+00:00", base=Base(file="b", sha256="0", architecture="gemma3"),
+            format="gemma", system_prompt=spec.system_prompt, files={}, settings={"model_max_length": window},
+        )  # fmt: skip
+        return replace(PERSONA, spec=spec, version=Version(Path(), manifest))
+
+    around = characters(look(memory, PRIVATE, speaker(0)).pieces)
+    assert said in text(look(memory, PRIVATE, speaker(384 - around - 20)))
+    with pytest.raises(EngineError, match=r"'xiaoman' takes \d+ tokens of the 384 .* \[engine\] n_ctx larger \(512"):
+        look(memory, PRIVATE, speaker(360))
+    assert said in text(look(memory, PRIVATE, speaker(360), ROOMY))
+    with pytest.raises(EngineError, match=r"of the 380 .*\[training\] model_max_length; 380 in this one"):
+        look(memory, PRIVATE, speaker(360, 380), ROOMY)
 
 
 def pair(i: int) -> list:  # type: ignore[type-arg]

@@ -125,8 +125,12 @@ async def test_an_opt_out_is_not_noted_where_only_the_words_cannot_be_taken_off(
     assert twin.archive.window(GROUP, 9) == []
 
 
-async def test_somebody_is_forgotten_in_the_archive_and_at_hand(twin: Twin, tmp_path: Path) -> None:
+async def test_somebody_is_forgotten_in_the_archive_and_at_hand(
+    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dropped: list[str] = []
+    anew: list[Scene] = []
+    monkeypatch.setattr(twin.presence, "decide_anew", anew.append)
 
     class Engine:
         async def forget(self, wanted: object) -> None:
@@ -151,6 +155,7 @@ async def test_somebody_is_forgotten_in_the_archive_and_at_hand(twin: Twin, tmp_
     found = await Privacy(twin).forget(FRIEND, "self", NOW)
     assert (found.messages, found.private, found.corrections, found.files, found.compacted) == (2, 1, 1, 1, True)
     assert dropped == [f"{GROUP}|xiaoman", f"{PRIVATE}|xiaoman"]
+    assert {*anew} == {GROUP, PRIVATE}, "what is prepared where they spoke was made of their words"
     assert not samples.exists()
     assert not twin.presence.scenes.is_on(PRIVATE), "not remembered either"
     assert [m.text for m in twin.archive.window(GROUP, 9)] == ["收到"]

@@ -24,7 +24,7 @@ from loguru import logger
 from bench import llama_server
 from bench.llama_server import LlamaServer
 from bot import config, doctor
-from bot.completions import Completions
+from bot.completions import Completions, Refused
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import alternatives, missing
@@ -595,6 +595,37 @@ async def test_a_broken_stream_gives_its_whole_lines_and_the_fault(
         with pytest.raises(EngineError, match=words):
             await listen()
         assert heard == before
+
+
+async def test_a_last_event_may_spare_its_line_feed() -> None:
+    whole = b'data: {"choices": [{"text": "b", "finish_reason": "stop"}]}'
+    for last, heard in ((whole, ["a", "b"]), (whole[:-1], None)):
+        parts = [b'data: {"choices": [{"text": "a\\n"}]}\n\n', last]
+        async with peer.serving(lambda _, parts=parts: peer.Answer(parts, kind="text/event-stream")) as other:  # type: ignore[misc]
+            remote = connect(settings(other.url, remote_format="gemma"), None)
+            if heard is not None:
+                assert await said(remote, request()) == heard
+            else:
+                with pytest.raises(EngineError, match="broke off in the middle"):
+                    await said(remote, request())
+
+
+async def test_requests_that_wait_to_meet_a_dead_server_are_told_with_the_first(base: Path) -> None:
+    asked = 0
+
+    def refuse(_: object) -> peer.Answer:
+        nonlocal asked
+        asked += 1
+        return refused(401)
+
+    async with peer.serving(refuse) as other:
+        remote = connect(settings(other.url), base)
+        told = await asyncio.gather(*(remote.p_silent(request()) for _ in range(5)), return_exceptions=True)
+        assert [type(e) for e in told] == [Refused] * 5
+        first, asked = asked, 0
+        with pytest.raises(EngineError):
+            await remote.p_silent(request())
+        assert first == asked == 1, "a later one asks again"
 
 
 async def test_a_stream_may_hold_any_line_separator_but_the_line_feed() -> None:

@@ -26,6 +26,8 @@ from bot.reply import Look, Replier, tidy, uncounted
         ("一家人👨‍👩‍👧", "一家人👨‍👩‍👧"),
         ("\x0b\x1c ", ""),
         ("哈" * 600, "哈" * 500),
+        ("a\ud83d\ude00b", "a😀b"),
+        ("a\ud83db\ude00", "ab"),
     ],
 )
 def test_a_bubble_is_sent_without_control_characters_or_endless_text(made: str, sent: str) -> None:
