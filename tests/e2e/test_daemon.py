@@ -29,6 +29,8 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas
 
 GROUP = 201
+STRONG = 0.5
+"""Of a LoRA: enough to change what is said, and not that something is."""
 
 
 @pytest.fixture
@@ -302,17 +304,60 @@ def versioned(daemon: Daemon, base: Path, *versions: str) -> Path:
     folder = daemon.data / "personas" / "xiaoman"
     persona(folder, lessons.NAME, [ACCOUNT], bias=30)
     for version in versions:
-        made = daemon.folder / version
-        made.mkdir()
-        tinylora.write(made / "lora.gguf", base, strength=1e-3)
-        manifest = Manifest(
-            version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
-            base=Base(file="b", sha256=sha256(base), architecture="gemma3"),
-            files={"lora.gguf": sha256(made / "lora.gguf")},
-        )  # fmt: skip
-        (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-        Personas(daemon.data / "personas").publish("xiaoman", made)
+        publish(daemon, base, version)
     return folder
+
+
+def publish(daemon: Daemon, base: Path, version: str, strength: float = 1e-3) -> None:
+    """Publish a version of 小满, as a night does: in another process than the daemon, which may be running."""
+    made = daemon.folder / version
+    made.mkdir()
+    tinylora.write(made / "lora.gguf", base, strength=strength)
+    manifest = Manifest(
+        version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
+        base=Base(file="b", sha256=sha256(base), architecture="gemma3"),
+        files={"lora.gguf": sha256(made / "lora.gguf")},
+    )  # fmt: skip
+    (made / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    Personas(daemon.data / "personas").publish("xiaoman", made)
+
+
+async def test_answers_under_way_end_as_their_version_says_and_the_next_are_the_published_ones(
+    learned_base: Path, tmp_path: Path
+) -> None:
+    daemon = Daemon(tmp_path, settings(learned_base))
+    versioned(daemon, learned_base)
+    old, new = ("吃面", "加个蛋"), None
+
+    async def answered(user: int) -> tuple[str | None, tuple[str, ...]]:
+        """Which version answered a friend, and what."""
+        scene = f"private:{user}"
+        await asyncio.to_thread(daemon.wait, lambda: bool(daemon.outcomes(scene)), 20.0)
+        with daemon.archive() as archive:
+            (decision,) = archive.decisions(Scene.parse(scene))
+        assert decision.outcome == "spoke"
+        return decision.version, tuple(m.text for m in daemon.stored(scene) if m.origin is Origin.TWIN)
+
+    with daemon:
+        publish(daemon, learned_base, "v0", strength=STRONG)
+        async with NapCat(daemon.url, daemon.token) as client:
+            await client.say("吃什么", user=101)
+            _, new = await answered(101)
+            assert new != old
+            publish(daemon, learned_base, "v1")
+            sent = len(client.bubbles)
+            client.delays["send_private_msg"] = 1.5
+            under_way, next_ones = range(102, 105), range(105, 108)
+            for user in under_way:
+                await client.say("吃什么", user=user)
+            await daemon_sends(client, sent + len(under_way))
+            publish(daemon, learned_base, "v2", strength=STRONG)
+            assert [daemon.outcomes(f"private:{user}") for user in under_way] == [[]] * len(under_way)
+            for user in next_ones:
+                await client.say("吃什么", user=user)
+            assert [await answered(user) for user in under_way] == [("v1", old)] * len(under_way)
+            assert [await answered(user) for user in next_ones] == [("v2", new)] * len(next_ones)
+        daemon.end()
 
 
 def test_a_stop_while_the_archive_is_read_in_a_thread_closes_it_all_the_same(
