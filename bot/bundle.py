@@ -168,4 +168,4 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, out: Path, label: st
 def _require_room(folder: Path, needed_bytes: int, label: str) -> None:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if (free := shutil.disk_usage(existing).free) < needed_bytes:
-        raise PersonaError(f"{label} needs {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room")
+        raise PersonaError(f"{label} needs {needed_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; make room")

@@ -55,8 +55,8 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
         raise ExportError(f"{what!r} cannot be written to {str(folder)!r} ({e.strerror})") from e
     if free < needed_bytes + _SPARE_BYTES:
         raise ExportError(
-            f"{what!r} needs {(needed_bytes + _SPARE_BYTES) / 1e9:.1f} GB on the way and {str(folder)!r} has "
-            f"{free / 1e9:.1f} GB free; make room, or give another place with --out"
+            f"{what!r} needs {(needed_bytes + _SPARE_BYTES) / 1e6:,.0f} MB on the way and {str(folder)!r} has "
+            f"{free / 1e6:,.0f} MB free; make room, or give another place with --out"
         )
 
 

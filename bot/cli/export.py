@@ -39,12 +39,14 @@ def export_lora(
         if not found.passed:
             night.export().unlink()
         proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
+        typer.echo(f"LoRA: {night.export()}", err=True)
         return
     file = out or run_folder / f"lora-{precision}.gguf"
     made = proof.prove_lora(
         night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
     )
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    typer.echo(f"LoRA: {file}", err=True)
 
 
 @app.command("merge")

@@ -161,7 +161,8 @@ def persona_unpack(
     settings = config.load(config_path)
     _, base_sha256 = base_of(settings, config_path)
     version = bundle.unpack(Personas(personas_of(settings).root, base_sha256), file, name)
-    typer.echo(f"current: {version.name}")
+    unpacked = version.folder.parent.parent.name
+    typer.echo(f"{unpacked}: current is {version.name}; talk to it: twin chat --persona {unpacked}")
 
 
 @app.command("import-lora")

@@ -293,5 +293,5 @@ def test_a_cut_or_foreign_file_is_no_bundle(packed: Path, theirs: Personas, cut:
 def test_more_than_there_is_room_for_is_told_first(packed: Path, theirs: Personas) -> None:
     with zipfile.ZipFile(packed) as archive:
         archive.getinfo("lora.gguf").file_size = 2**43  # as a directory that lies would say
-        with pytest.raises(PersonaError, match=r"needs 17592.* GB and .* GB are free"):
+        with pytest.raises(PersonaError, match=r"needs 17,592.* MB and .* MB are free"):
             unpack_open(theirs, archive, None, "bundle 'x'")

@@ -153,7 +153,7 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, limits[1]))  # else a merge that does not ask fills the disk
     try:
-        with pytest.raises(ExportError, match=r"needs 8796.* GB on the way and .* GB free; make room"):
+        with pytest.raises(ExportError, match=r"needs 8,796.* MB on the way and .* MB free; make room"):
             merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "out" / "merged", nothing)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
