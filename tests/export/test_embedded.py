@@ -81,7 +81,7 @@ def test_the_shipped_lora_comes_back_bit_by_bit(
 def test_merged_and_quantized_it_is_still_her(
     embedded: Path, trained: proof.Trained, held_out: proof.HeldOut, tmp_path: Path
 ) -> None:
-    about = merged.about(trained, embedded, base.EMBEDDED_SHA256, "小满", "20261122-091645-q8_0", {})
+    about = merged.about(trained, embedded, base.EMBEDDED_SHA256, "小满", "merged-q8_0", {})
     steps = []
     # Not Q4_K_M: on this base the gate refuses it, 1.5 nats worse on these words.
     parity = merged.export(
