@@ -35,7 +35,7 @@ from training.importers import (
     weflow,
     weq,
 )
-from training.importers.source import Item, Reading, Source, Told, head
+from training.importers.source import DAMAGED, Item, Reading, Source, Told, head
 
 _T = TypeVar("_T")
 SOURCES: tuple[Source, ...] = (
@@ -368,8 +368,9 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
             f"  only their name is known: {some}; what other sources tell of such a chat under its number stands "
             "beside it, twice; if you know it, import that chat alone with --scene private:NUMBER or group:NUMBER"
         )
-    for why, left in shown["skipped"].items():
-        lines.append(f"  left out {left['count']}: {why} ({', '.join(left['places'])})")
+    lines += [
+        f"  {_left_out(why, left['count'])} ({', '.join(left['places'])})" for why, left in shown["skipped"].items()
+    ]
     if not dry_run:
         called = shown["people"].get(shown["me"], {}).get("name")
         display = f" --display-name {shlex.quote(called)}" if called else ""
@@ -377,6 +378,12 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
             f"  next: twin persona new NAME --people {shown['me'] or 'NUMBER'}{display}, then twin night --persona NAME"
         )
     return "\n".join(lines)
+
+
+def _left_out(why: str, count: int) -> str:
+    if why.startswith(DAMAGED):
+        return f"left out an unknown number of messages, in {count} place{'s'[: count - 1]}: {why}"
+    return f"left out {count}: {why}"
 
 
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:

@@ -568,6 +568,8 @@ def test_a_table_broken_from_its_first_row_is_broken_at_its_beginning(tmp_path: 
     assert [places for why, places in reading.places.items() if why.startswith("damaged pages")] == [
         ["group_msg_table at its beginning"]
     ]
+    words = history.in_words(history.summary(history.load(path, None), UTC), path.name, dry_run=True)
+    assert "  left out an unknown number of messages, in 1 place: damaged pages (" in words
 
 
 @CIPHER

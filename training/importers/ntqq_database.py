@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from bot.errors import ImportFault
 from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
-from training.importers.source import Reading, unreadable
+from training.importers.source import DAMAGED, Reading, unreadable
 
 MAGIC, NT_MAGIC = b"SQLite format 3\0", b"QQ_NT DB"
 _HEADER_BYTES, _NT_MAGIC_AT = 1024, 32
@@ -296,7 +296,7 @@ def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
             _begin_anew(database, table, e)
             why = str(e)
         where = "at its beginning" if last == _ROWIDS[0] else f"behind row {last}"
-        reading.skip(f"damaged pages ({why}): copy it again with QQ closed", f"{table} {where}")
+        reading.skip(f"{DAMAGED} ({why}): copy it again with QQ closed", f"{table} {where}")
         last = _behind(database, table, last, gap)
 
 
