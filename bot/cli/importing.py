@@ -53,8 +53,8 @@ def import_(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """History → archive, training sets → a persona. Idempotent: a second import adds nothing twice."""
-    from bot import doctor
     from bot.archive import Archive
+    from bot.progress import progress_bar
     from training import history
     from training.importers import onebotlive
     from training.importers.source import Told
@@ -79,7 +79,7 @@ def import_(
                 show(_from_client(url, archive, settings), as_json)
                 continue
             source = history.recognised(path, format)
-            with doctor.progress_bar(f"import {path.name}") as progress:
+            with progress_bar(f"import {path.name}") as progress:
                 result = history.load(path, archive, progress, told=told, source=source)
             shown = history.summary(result, settings.zone)
             words = history.in_words(shown, path.name, dry_run=dry_run)
@@ -109,7 +109,7 @@ def _import_sets(
     settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
 ) -> list[Path]:
     """Store the training sets among some files; gives the others."""
-    from bot import doctor
+    from bot.progress import progress_bar
     from training import setimport, sets
     from training.importers import rolebench
     from training.importers.sets import recognised
@@ -125,7 +125,7 @@ def _import_sets(
             others.append(path)
             continue
         choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
-        with doctor.progress_bar(f"import {path.name}") as progress:
+        with progress_bar(f"import {path.name}") as progress:
             taken = setimport.take(
                 path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
             )
@@ -137,12 +137,12 @@ def _import_sets(
 
 def _from_client(url: str, archive: "Archive | None", settings: config.Settings) -> dict[str, Any]:
     """What a running OneBot client still knows → archive; a summary by scene."""
-    from bot import doctor
+    from bot.progress import progress_bar
     from training.importers import onebotlive
 
     if archive is None:
         raise ImportFault(
             f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
         )
-    with doctor.progress_bar(f"import {url}") as progress:
+    with progress_bar(f"import {url}") as progress:
         return asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))
