@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ from pydantic import SecretStr
 
 from bot import config
 from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of, show
-from bot.errors import ImportFault
+from bot.errors import ArchiveBusy, ImportFault
 
 if TYPE_CHECKING:
     from bot.archive import Archive
@@ -59,11 +61,12 @@ def import_(
     from training.importers import onebotlive
     from training.importers.source import Told
 
-    settings = config.load(config_path)
+    settings, unread = config.load(config_path), _Unread(len(paths))
     if persona is not None:
         options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
-        paths = _import_sets(settings, paths, persona, options, dry_run=dry_run, as_json=as_json)
+        paths = _import_sets(settings, paths, persona, options, unread, dry_run=dry_run, as_json=as_json)
         if not paths:
+            unread.judge()
             return
     elif role or profiles or keep_prompts:
         raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
@@ -71,27 +74,66 @@ def import_(
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for path in paths:
-            if (url := onebotlive.url_of(path)) is not None:
-                if scene is not None:
-                    raise ImportFault(
-                        f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
-                    )
-                show(_from_client(url, archive, settings), as_json)
-                continue
-            source = history.recognised(path, format)
-            with progress_bar(f"import {path.name}") as progress:
-                result = history.load(path, archive, progress, told=told, source=source)
-            shown = history.summary(result, settings.zone)
-            words = history.in_words(shown, path.name, dry_run=dry_run)
-            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+            with unread.told():
+                if (url := onebotlive.url_of(path)) is not None:
+                    if scene is not None:
+                        raise ImportFault(
+                            f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
+                        )
+                    show(_from_client(url, archive, settings), as_json)
+                    continue
+                source = history.recognised(path, format)
+                with progress_bar(f"import {path.name}") as progress:
+                    result = history.load(path, archive, progress, told=told, source=source)
+                shown = history.summary(result, settings.zone)
+                words = history.in_words(shown, path.name, dry_run=dry_run)
+                typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     finally:
         if archive:
             archive.close()
     if archive and (archive.behind or archive.lost):
-        raise ImportFault(
+        lost = ImportFault(
             f"{archive.waiting + archive.lost} messages are not in the archive: it refused them, or could not be "
             "written; mend the lines named above, or the disk, and import again: nothing is added twice"
         )
+        if not unread.faults:
+            raise lost
+        typer.echo(f"twin: {lost}", err=True)
+    unread.judge()
+
+
+class _Unread:
+    """Paths that could not be read: each is told at once, and the others are read all the same.
+
+    Args:
+        paths: how many there are.
+    """
+
+    def __init__(self, paths: int) -> None:
+        self._paths, self.faults = paths, 0
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Where one path is read.
+
+        Raises:
+            ImportFault: it is the only path, or the fault is the archive's, which would be every path's.
+        """
+        try:
+            yield
+        except ImportFault as e:
+            if self._paths == 1 or isinstance(e.__cause__, ArchiveBusy):
+                raise
+            self.faults += 1
+            typer.echo(f"twin: {e}", err=True)
+
+    def judge(self) -> None:
+        """Raise ImportFault where there were faults."""
+        if self.faults:
+            raise ImportFault(
+                f"{self.faults} of {self._paths} paths were not read, for what is said above; mend them and import "
+                "again: nothing is added twice"
+            )
 
 
 def _scene(text: str | None) -> "Scene | None":
@@ -106,7 +148,14 @@ def _scene(text: str | None) -> "Scene | None":
 
 
 def _import_sets(
-    settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
+    settings: config.Settings,
+    paths: list[Path],
+    persona: str,
+    options: dict[str, Any],
+    unread: "_Unread",
+    *,
+    dry_run: bool,
+    as_json: bool,
 ) -> list[Path]:
     """Store the training sets among some files; gives the others."""
     from bot.progress import progress_bar
@@ -119,19 +168,20 @@ def _import_sets(
     profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
     others = []
     for path in paths:
-        head(path)  # says what is wrong with a file that is not there
-        title = recognised(path)
-        if title is None:
-            others.append(path)
-            continue
-        choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
-        with progress_bar(f"import {path.name}") as progress:
-            taken = setimport.take(
-                path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
-            )
-        shown = setimport.summary(taken)
-        words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
-        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+        with unread.told():
+            head(path)  # says what is wrong with a file that is not there
+            title = recognised(path)
+            if title is None:
+                others.append(path)
+                continue
+            choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
+            with progress_bar(f"import {path.name}") as progress:
+                taken = setimport.take(
+                    path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
+                )
+            shown = setimport.summary(taken)
+            words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
+            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     return others
 
 

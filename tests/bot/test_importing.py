@@ -6,6 +6,12 @@ from pathlib import Path
 
 import exports
 import pytest
+from typer.testing import CliRunner, Result
+
+from bot import config
+from bot.__main__ import app
+from bot.archive import Archive
+from bot.errors import ImportFault
 
 ROOT = Path(__file__).parents[2]
 _LOADED = """
@@ -26,3 +32,64 @@ def test_an_import_loads_nothing_that_serves_or_trains(tmp_path: Path, bot_toml:
     command = [sys.executable, "-c", _LOADED, "import", str(tmp_path / "h.json"), "--config", str(bot_toml)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def twin(bot_toml: Path, *words: str | Path) -> Result:
+    """`twin import …`, in this process."""
+    return CliRunner().invoke(app, ["import", *map(str, words), "--config", str(bot_toml)])
+
+
+def stored(bot_toml: Path) -> int:
+    """Messages in the archive."""
+    archive = Archive(config.load(bot_toml).archive_url)
+    try:
+        return sum(s.messages for s in archive.scenes())
+    finally:
+        archive.close()
+
+
+SHAREGPT = b'[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'
+NO_DIALOGUE = b'[{"conversations": [{"from": "human", "value": "x"}]}]'
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(tmp_path: Path, bot_toml: Path) -> None:
+    files = {"a.json": exports.QCE, "b.json": b"{}", "c.json": SHAREGPT, "d.csv": exports.FIVE_CSV, "e.txt": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in (*files, "none.json")]
+    done = twin(bot_toml, *paths)
+    assert isinstance(done.exception, ImportFault), "which the command line prints and exits with 1"
+    assert str(done.exception).startswith("4 of 6 paths were not read")
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+        "a.json", "d.csv",
+    ]  # fmt: skip
+    said = done.stderr.splitlines()
+    assert [line.partition("'")[2].rpartition("/")[2].partition("'")[0] for line in said] == [
+        "b.json", "c.json", "e.txt", "none.json",
+    ]  # fmt: skip
+    assert all(line.startswith("twin: ") for line in said)
+    assert stored(bot_toml) == len(exports.QCE_TEXTS) + 4
+
+
+def test_a_training_set_that_cannot_be_read_keeps_no_other_from_being_read(tmp_path: Path, bot_toml: Path) -> None:
+    for name, content in {"a.json": NO_DIALOGUE, "b.json": SHAREGPT, "c.json": exports.QCE}.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in ("none.json", "a.json", "b.json", "c.json")]
+    done = twin(bot_toml, *paths, "--persona", "xiaoman")
+    assert str(done.exception).startswith("2 of 4 paths were not read")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+        "b.json", "c.json",
+    ]  # fmt: skip
+    assert "none.json" in done.stderr
+    assert "a.json" in done.stderr
+    sets = list((config.load(bot_toml).data / "personas" / "xiaoman" / "sets").glob("b-*.jsonl"))
+    assert len(sets) == 1
+    assert stored(bot_toml) == len(exports.QCE_TEXTS)
+    done = twin(bot_toml, tmp_path / "none.json", tmp_path / "b.json", "--persona", "xiaoman")
+    assert str(done.exception).startswith("1 of 2 paths were not read"), "where sets alone are named, too"
+
+
+def test_an_only_path_that_cannot_be_read_is_one_line(tmp_path: Path, bot_toml: Path) -> None:
+    done = twin(bot_toml, tmp_path / "none.json")
+    assert str(done.exception) == f"history file '{tmp_path / 'none.json'}' does not exist"
+    assert (done.stdout, done.stderr) == ("", "")
