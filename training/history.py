@@ -193,7 +193,7 @@ def _load(
     _count(result, batch)
     if not result.messages and not recalls:
         raise ImportFault(
-            f"{path.name!r} holds no message of {source.title} that could be read{_reasons(reading)}; export it again"
+            f"{path.name!r} holds no message of {source.title} that could be read{reasons(reading)}; export it again"
         )
     result.recalls = len(recalls)
     if store is not None:
@@ -221,7 +221,8 @@ def _placed(items: Iterator[Item], reading: Reading) -> Iterator[Item]:
             yield replace(item, scene=scene, scene_name="" if scene.private else item.scene_name)
 
 
-def _reasons(reading: Reading) -> str:
+def reasons(reading: Reading) -> str:
+    """What was left out most, with its places, to go on a sentence with; nothing where nothing was."""
     if not reading.skipped:
         return ""
     worst = (f"{n} × {why} ({', '.join(reading.places[why])})" for why, n in reading.skipped.most_common(_REASONS_TOLD))

@@ -17,6 +17,7 @@ from bot.errors import ArchiveBusy, ImportFault
 if TYPE_CHECKING:
     from bot.archive import Archive
     from bot.message import Scene
+    from training.folders import Part
 
 
 def import_(
@@ -62,10 +63,11 @@ def import_(
     from training.importers.source import Told
 
     settings, unread = config.load(config_path), _Unread(len(paths))
+    parts = _parts(paths, format, unread, with_sets=persona is not None, as_json=as_json)
     if persona is not None:
         options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
-        paths = _import_sets(settings, paths, persona, options, unread, dry_run=dry_run, as_json=as_json)
-        if not paths:
+        parts = _import_sets(settings, parts, persona, options, unread, dry_run=dry_run, as_json=as_json)
+        if not parts:
             unread.judge()
             return
     elif role or profiles or keep_prompts:
@@ -73,20 +75,20 @@ def import_(
     told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None, scene=_scene(scene))
     archive = None if dry_run else Archive(settings.archive_url)
     try:
-        for path in paths:
+        for part in parts:
             with unread.told():
-                if (url := onebotlive.url_of(path)) is not None:
+                if (url := onebotlive.url_of(part.path)) is not None:
                     if scene is not None:
                         raise ImportFault(
                             f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
                         )
                     show(_from_client(url, archive, settings), as_json)
                     continue
-                source = history.recognised(path, format)
-                with progress_bar(f"import {path.name}") as progress:
-                    result = history.load(path, archive, progress, told=told, source=source)
+                source = part.source or history.recognised(part.path, format)
+                with progress_bar(f"import {part.name}") as progress:
+                    result = history.load(part.path, archive, progress, told=told, source=source)
                 shown = history.summary(result, settings.zone)
-                words = history.in_words(shown, path.name, dry_run=dry_run)
+                words = history.in_words(shown, part.name, dry_run=dry_run)
                 typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     finally:
         if archive:
@@ -102,6 +104,35 @@ def import_(
     unread.judge()
 
 
+def _parts(paths: list[Path], wanted: str, unread: "_Unread", *, with_sets: bool, as_json: bool) -> list["Part"]:
+    """What is to be read: folders as what they hold, with a word on what of them is left out."""
+    from training import folders
+
+    parts: list[Part] = []
+    for path in paths:
+        if not path.is_dir():
+            parts.append(folders.Part(path, path.name))
+            continue
+        with unread.told():
+            here, left = folders.found(path, wanted, with_sets=with_sets)
+            parts += here
+            unread.paths += len(here) - 1
+            name = path.resolve().name
+            shown: dict[str, Any] = {
+                why: {"count": n, "places": left.places[why]} for why, n in left.skipped.most_common()
+            }
+            if as_json and shown:
+                typer.echo(json.dumps({"folder": name, "left_out": shown}, ensure_ascii=False))
+            elif shown:
+                typer.echo(
+                    f"{name}: a folder of which {len(here)} {'history is' if len(here) == 1 else 'histories are'} read"
+                )
+                for why, files in shown.items():
+                    more = ", …" if files["count"] > len(files["places"]) else ""
+                    typer.echo(f"  left out {files['count']}: {why} ({', '.join(files['places'])}{more})")
+    return parts
+
+
 class _Unread:
     """Paths that could not be read: each is told at once, and the others are read all the same.
 
@@ -110,7 +141,7 @@ class _Unread:
     """
 
     def __init__(self, paths: int) -> None:
-        self._paths, self.faults = paths, 0
+        self.paths, self.faults = paths, 0
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -122,7 +153,7 @@ class _Unread:
         try:
             yield
         except ImportFault as e:
-            if self._paths == 1 or isinstance(e.__cause__, ArchiveBusy):
+            if self.paths == 1 or isinstance(e.__cause__, ArchiveBusy):
                 raise
             self.faults += 1
             typer.echo(f"twin: {e}", err=True)
@@ -131,7 +162,7 @@ class _Unread:
         """Raise ImportFault where there were faults."""
         if self.faults:
             raise ImportFault(
-                f"{self.faults} of {self._paths} paths were not read, for what is said above; mend them and import "
+                f"{self.faults} of {self.paths} paths were not read, for what is said above; mend them and import "
                 "again: nothing is added twice"
             )
 
@@ -149,14 +180,14 @@ def _scene(text: str | None) -> "Scene | None":
 
 def _import_sets(
     settings: config.Settings,
-    paths: list[Path],
+    parts: list["Part"],
     persona: str,
     options: dict[str, Any],
     unread: "_Unread",
     *,
     dry_run: bool,
     as_json: bool,
-) -> list[Path]:
+) -> list["Part"]:
     """Store the training sets among some files; gives the others."""
     from bot.progress import progress_bar
     from training import setimport, sets
@@ -167,20 +198,21 @@ def _import_sets(
     folder = personas_of(settings).find(persona).folder / sets.FOLDER
     profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
     others = []
-    for path in paths:
+    for part in parts:
         with unread.told():
-            head(path)  # says what is wrong with a file that is not there
-            title = recognised(path)
+            head(part.path)  # says what is wrong with a file that is not there
+            title = recognised(part.path)
             if title is None:
-                others.append(path)
+                others.append(part)
                 continue
             choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
-            with progress_bar(f"import {path.name}") as progress:
+            with progress_bar(f"import {part.name}") as progress:
                 taken = setimport.take(
-                    path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
-                )
+                    part.path, title, folder, choice,
+                    own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress,
+                )  # fmt: skip
             shown = setimport.summary(taken)
-            words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
+            words = setimport.in_words(shown, part.name, persona, folder, dry_run=dry_run)
             typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     return others
 

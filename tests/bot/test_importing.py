@@ -1,5 +1,6 @@
 """bot/cli/importing.py as a process: several paths, folders, and what is said of them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,24 @@ def test_an_only_path_that_cannot_be_read_is_one_line(tmp_path: Path, bot_toml: 
     done = twin(bot_toml, tmp_path / "none.json")
     assert str(done.exception) == f"history file '{tmp_path / 'none.json'}' does not exist"
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_folder_is_read_as_its_files_named_would_be(tmp_path: Path, bot_toml: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    files = {"a.json": exports.QCE, "b.csv": exports.FIVE_CSV, "c.json": SHAREGPT, "d.txt": b"x\n", "e.txt": b"y\n"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    done = twin(bot_toml, folder, tmp_path / "none.json", "--persona", "xiaoman")
+    assert str(done.exception).startswith("1 of 4 paths were not read")
+    assert done.stdout.startswith(
+        "mixed: a folder of which 3 histories are read\n  left out 2: of no format known here (d.txt, e.txt)\n"
+    )
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if line.startswith("mixed/")] == [
+        "mixed/c.json", "mixed/a.json", "mixed/b.csv",
+    ]  # fmt: skip
+    assert stored(bot_toml) == len(exports.QCE_TEXTS) + 4
+    told = [json.loads(line) for line in twin(bot_toml, folder, "--json").stdout.splitlines()]
+    assert told[0]["folder"] == "mixed"
+    assert sum(left["count"] for left in told[0]["left_out"].values()) == 3
+    assert [one["added"] for one in told[1:]] == [0, 0]
