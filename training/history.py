@@ -17,7 +17,7 @@ from bot.errors import ArchiveBusy, ImportFault
 from bot.events import Recall
 from bot.intake import Intake, Taken, without_people
 from bot.message import Message, Scene
-from training import ledger
+from training import ledger, speakers
 from training.garbage import uncollected
 from training.importers import (
     chatlab,
@@ -390,5 +390,5 @@ def _left_out(why: str, count: int) -> str:
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:
     """Who speaks most, with the ids that `twin persona new --people` takes."""
     told = list(people.items())[:_PEOPLE_TOLD]
-    shown = [f"{' '.join(filter(None, (sender, p['name'])))} ({p['messages']})" for sender, p in told]
-    return ", ".join(shown) + (", …" if len(people) > _PEOPLE_TOLD else "")
+    shown = speakers.in_words((sender, p["name"], p["messages"]) for sender, p in told)
+    return shown + (", …" if len(people) > _PEOPLE_TOLD else "")

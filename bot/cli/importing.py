@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bot.archive import Archive
     from bot.message import Scene
     from training.folders import Part
+    from training.importers.source import Told
 
 
 def import_(
@@ -73,6 +74,7 @@ def import_(
     elif role or profiles or keep_prompts:
         raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
     told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None, scene=_scene(scene))
+    _require_me(parts, format, told)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
         for part in parts:
@@ -131,6 +133,20 @@ def _parts(paths: list[Path], wanted: str, unread: "_Unread", *, with_sets: bool
                     more = ", …" if files["count"] > len(files["places"]) else ""
                     typer.echo(f"  left out {files['count']}: {why} ({', '.join(files['places'])}{more})")
     return parts
+
+
+def _require_me(parts: list["Part"], wanted: str, told: "Told") -> None:
+    """Raise ImportFault where --me is nobody of these histories; what a client knows is not looked through."""
+    from training import history, speakers
+    from training.importers import onebotlive
+
+    if told.me is None or any(onebotlive.url_of(part.path) is not None for part in parts):
+        return
+    histories = []
+    for part in parts:
+        with suppress(ImportFault):  # which is told when it is imported
+            histories.append((part.path, part.source or history.recognised(part.path, wanted)))
+    speakers.require(histories, told)
 
 
 class _Unread:

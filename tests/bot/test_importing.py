@@ -115,3 +115,23 @@ def test_a_folder_is_read_as_its_files_named_would_be(tmp_path: Path, bot_toml: 
     assert told[0]["folder"] == "mixed"
     assert sum(left["count"] for left in told[0]["left_out"].values()) == 3
     assert [one["added"] for one in told[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_me_who_is_nobody_there_is_an_error_before_anything_is_imported(
+    tmp_path: Path, bot_toml: Path, more: list[str]
+) -> None:
+    paths = [tmp_path / "five.csv", tmp_path / "h.txt"]
+    for path, content in zip(paths, (exports.FIVE_CSV, exports.QQ_TXT), strict=True):
+        path.write_bytes(content)
+    done = twin(bot_toml, *paths, "--me", "999", *more)
+    assert isinstance(done.exception, ImportFault)
+    assert str(done.exception) == (
+        "--me '999': nobody of that id speaks there; these do: 100200 阿泽 (4), 100100 小满 (3), 100300 (1), "
+        "li@example.org 老李 (1), 阿泽 (1)"
+    )
+    assert done.stdout == ""
+    assert stored(bot_toml) == 0
+    done = twin(bot_toml, *paths, "--me", "小满", *more)
+    assert done.exit_code == 0, "who speaks in one of them is somebody"
+    assert "you are 小满 with 1 message" in done.stdout
