@@ -60,7 +60,7 @@ PATIENCE_S = 10.0
 """Seconds to wait for an archive that does not take a batch; the daemon holds it for milliseconds."""
 _POLL_S = 0.25
 _REASONS_TOLD = 3
-_PEOPLE_TOLD = 8
+_PEOPLE_TOLD = _SCENES_TOLD = 8
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class ImportResult:
         recalls: recalls applied.
         senders: messages by sender id.
         scenes: messages by scene.
+        scene_names: of groups, the newest.
         span: first and last unix second.
         before: when this very history had been imported already; nothing was read again.
         stem: the file's name, without its end.
@@ -89,6 +90,7 @@ class ImportResult:
     recalls: int = 0
     senders: Counter[str] = field(default_factory=Counter)
     scenes: Counter[Scene] = field(default_factory=Counter)
+    scene_names: dict[Scene, str] = field(default_factory=dict)
     span: tuple[float, float] | None = None
     before: datetime | None = None
     stem: str = ""
@@ -310,6 +312,7 @@ def _count(result: ImportResult, batch: Sequence[Message]) -> None:
     result.messages += len(batch)
     result.senders.update(map(attrgetter("sender_id"), batch))
     result.scenes.update(map(attrgetter("scene"), batch))
+    result.scene_names.update((m.scene, m.scene_name) for m in batch if m.scene_name and not m.scene.private)
     times = [m.time for m in batch]
     first, last = min(times).timestamp(), max(times).timestamp()
     before = result.span or (first, last)
@@ -334,6 +337,7 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "imported_before": result.before and result.before.astimezone(zone).isoformat(timespec="seconds"),
         "recalls": result.recalls,
         "scenes": {str(scene): n for scene, n in result.scenes.most_common()},
+        "scene_names": {str(scene): name for scene in result.scenes if (name := _scene_name(result, scene))},
         "scenes_by_name": [str(scene) for scene, _ in result.scenes.most_common() if _by_name(scene, result.stem)],
         "people": {s: {"name": reading.names.get(s, ""), "messages": n} for s, n in result.senders.most_common(20)},
         "span": span,
@@ -341,6 +345,11 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "my_messages": result.senders.get(mine or "", 0),
         "skipped": {why: {"count": n, "places": reading.places[why]} for why, n in reading.skipped.most_common()},
     }
+
+
+def _scene_name(result: ImportResult, scene: Scene) -> str:
+    """A group's name, or that of the other side."""
+    return (result.reading.names if scene.private else {}).get(scene.id, "") or result.scene_names.get(scene, "")
 
 
 def _by_name(scene: Scene, stem: str) -> bool:
@@ -356,10 +365,10 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
     if shown["imported_before"]:
         verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
     lines = [
-        f"{name}: {shown['format']}; {shown['messages']} messages {verb}; {shown['recalls']} recalls",
-        f"  {len(shown['scenes'])} scenes; {' – '.join(shown['span'])}",
+        f"{name}: {shown['format']}; {_many(shown['messages'], 'message')} {verb}; {_many(shown['recalls'], 'recall')}",
+        *([f"  {_scenes(shown)}; {' – '.join(shown['span'])}"] if shown["scenes"] else []),
         f"  people: {_people(shown['people'])}",
-        f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)"
+        f"  you are {shown['me']} with {_many(shown['my_messages'], 'message')} (else: --me NUMBER)"
         if shown["me"]
         else "  which of these people you are is not told: say it with --me NUMBER",
     ]
@@ -383,8 +392,22 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
 
 def _left_out(why: str, count: int) -> str:
     if why.startswith(DAMAGED):
-        return f"left out an unknown number of messages, in {count} place{'s'[: count - 1]}: {why}"
+        return f"left out an unknown number of messages, in {_many(count, 'place')}: {why}"
     return f"left out {count}: {why}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _scenes(shown: Mapping[str, Any]) -> str:
+    """How many scenes there are, and the largest of them."""
+    told = []
+    for scene, count in list(shown["scenes"].items())[:_SCENES_TOLD]:
+        kind, _, who = scene.partition(":")
+        told.append(f"{kind} {speakers.in_words([(who, shown['scene_names'].get(scene, ''), count)])}")
+    more = len(shown["scenes"]) - len(told)
+    return f"{_many(len(shown['scenes']), 'scene')}: {', '.join(told)}" + (f", and {more} more" if more else "")
 
 
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:
