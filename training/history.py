@@ -343,8 +343,24 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "span": span,
         "me": mine,
         "my_messages": result.senders.get(mine or "", 0),
+        "me_too": {other: result.senders[other] for other in _namesakes(result, mine)},
         "skipped": {why: {"count": n, "places": reading.places[why]} for why, n in reading.skipped.most_common()},
     }
+
+
+def _namesakes(result: ImportResult, mine: str | None) -> list[str]:
+    """Other ids under which the owner seems to speak: QQ's own export has names in private chats, numbers in groups.
+
+    Two numbers that bear one name may be two people: they are no namesakes.
+    """
+    names = result.reading.names
+    if mine is None or mine not in result.senders:
+        return []
+    name = names.get(mine, mine)
+    others = [who for who in result.senders if who != mine and names.get(who, who) == name]
+    if mine != name:
+        return [who for who in others if who == name]
+    return others if len(others) == 1 else []
 
 
 def _scene_name(result: ImportResult, scene: Scene) -> str:
@@ -364,11 +380,12 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         verb += f", {shown['known_from_elsewhere']} known from other sources"
     if shown["imported_before"]:
         verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
+    mine = f"{shown['me']} with {_many(shown['my_messages'], 'message')}{_too(shown['me_too'])}"
     lines = [
         f"{name}: {shown['format']}; {_many(shown['messages'], 'message')} {verb}; {_many(shown['recalls'], 'recall')}",
         *([f"  {_scenes(shown)}; {' – '.join(shown['span'])}"] if shown["scenes"] else []),
         f"  people: {_people(shown['people'])}",
-        f"  you are {shown['me']} with {_many(shown['my_messages'], 'message')} (else: --me NUMBER)"
+        f"  you are {mine} (else: --me NUMBER)"
         if shown["me"]
         else "  which of these people you are is not told: say it with --me NUMBER",
     ]
@@ -384,9 +401,8 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
     if not dry_run:
         called = shown["people"].get(shown["me"], {}).get("name")
         display = f" --display-name {shlex.quote(called)}" if called else ""
-        lines.append(
-            f"  next: twin persona new NAME --people {shown['me'] or 'NUMBER'}{display}, then twin night --persona NAME"
-        )
+        people = shlex.quote(",".join((shown["me"], *shown["me_too"]))) if shown["me"] else "NUMBER"
+        lines.append(f"  next: twin persona new NAME --people {people}{display}, then twin night --persona NAME")
     return "\n".join(lines)
 
 
@@ -394,6 +410,10 @@ def _left_out(why: str, count: int) -> str:
     if why.startswith(DAMAGED):
         return f"left out an unknown number of messages, in {_many(count, 'place')}: {why}"
     return f"left out {count}: {why}"
+
+
+def _too(namesakes: Mapping[str, int]) -> str:
+    return "".join(f", and {who}, who bears the same name, with {_many(n, 'message')}" for who, n in namesakes.items())
 
 
 def _many(count: int, what: str) -> str:
