@@ -49,7 +49,8 @@ def found(folder: Path, wanted: str = "auto", *, with_sets: bool = False) -> tup
         ImportFault: there is nothing to read.
     """
     left, parts = Reading(), list[Part]()
-    for part in _Walk(folder, left, with_sets=with_sets).parts():
+    root = Path(os.path.abspath(folder))  # `.` has no name
+    for part in _Walk(root, left, with_sets=with_sets).parts():
         if wanted in ("auto", part.source and part.source.name):
             parts.append(part)
         else:
@@ -57,7 +58,7 @@ def found(folder: Path, wanted: str = "auto", *, with_sets: bool = False) -> tup
     if parts:
         return parts, left
     if wanted != "auto":
-        return [Part(folder, folder.name, history.recognised(folder, wanted))], Reading()
+        return [Part(root, root.name, history.recognised(root, wanted))], Reading()
     if not left.skipped:
         raise ImportFault(f"{str(folder)!r} is an empty folder: name the one the history was exported to")
     raise ImportFault(f"{str(folder)!r} holds no history of a format known here{history.reasons(left)}")
@@ -147,4 +148,4 @@ class _Walk:
         return str(path.relative_to(self._folder))
 
     def _name(self, path: Path) -> str:
-        return str(Path(self._folder.resolve().name) / path.relative_to(self._folder))
+        return str(Path(self._folder.name) / path.relative_to(self._folder))

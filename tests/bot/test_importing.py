@@ -135,3 +135,11 @@ def test_a_me_who_is_nobody_there_is_an_error_before_anything_is_imported(
     done = twin(bot_toml, *paths, "--me", "小满", *more)
     assert done.exit_code == 0, "who speaks in one of them is somebody"
     assert "you are 小满 with 1 message" in done.stdout
+
+
+def test_the_folder_one_stands_in_is_read(tmp_path: Path, bot_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "h.csv").write_bytes(exports.WECHAT_CSV)
+    monkeypatch.chdir(tmp_path / "here")
+    done = twin(bot_toml, ".")
+    assert (done.exit_code, done.stdout.partition(";")[0]) == (0, "here: WeChat CSV")
