@@ -417,6 +417,15 @@ class Archive:
             return None
         return rows[0][0] if rows else None
 
+    def people(self, limit: int) -> list[tuple[str, str, int]]:
+        """Who said most, as (id, newest name or "", messages), most messages first."""
+        c = messages_table.c
+        query = sa.select(c.sender_id, sa.func.count()).where(
+            c.origin == Origin.HUMAN.value, c.recalled.is_(False), self._not_hidden()
+        )  # fmt: skip
+        rows = self._read(query.group_by(c.sender_id).order_by(sa.func.count().desc(), c.sender_id).limit(limit))
+        return [(who, self.name_of(who) or "", n) for who, n in map(tuple, rows)]
+
     def containing(self, text: str, sender_ids: Collection[str], limit: int) -> list[Message]:
         """The newest messages of these people that contain a text, newest first."""
         c = messages_table.c

@@ -7,14 +7,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bot import base as base_file
 from bot import checksum, port
@@ -24,6 +22,7 @@ from bot.engine import Request, Voice
 from bot.errors import TrainingError, TwinError
 from bot.llama import Build, build
 from bot.persona import Personas
+from bot.progress import progress_bar as progress_bar
 from bot.prompt import Exchange, Renderer
 from bot.twin import install_shipped, start_engine
 
@@ -224,18 +223,6 @@ def be_idle() -> None:
         idle_priority_class = 0x40
         kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
         kernel.SetPriorityClass(kernel.GetCurrentProcess(), idle_priority_class)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives a function of (done, total)."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def plain_progress() -> Report:

@@ -17,7 +17,7 @@ from bot.errors import ArchiveBusy, ImportFault
 from bot.events import Recall
 from bot.intake import Intake, Taken, without_people
 from bot.message import Message, Scene
-from training import ledger
+from training import ledger, speakers
 from training.garbage import uncollected
 from training.importers import (
     chatlab,
@@ -35,7 +35,7 @@ from training.importers import (
     weflow,
     weq,
 )
-from training.importers.source import Item, Reading, Source, Told, head
+from training.importers.source import DAMAGED, Item, Reading, Source, Told, head
 
 _T = TypeVar("_T")
 SOURCES: tuple[Source, ...] = (
@@ -60,7 +60,7 @@ PATIENCE_S = 10.0
 """Seconds to wait for an archive that does not take a batch; the daemon holds it for milliseconds."""
 _POLL_S = 0.25
 _REASONS_TOLD = 3
-_PEOPLE_TOLD = 8
+_PEOPLE_TOLD = _SCENES_TOLD = 8
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class ImportResult:
         recalls: recalls applied.
         senders: messages by sender id.
         scenes: messages by scene.
+        scene_names: of groups, the newest.
         span: first and last unix second.
         before: when this very history had been imported already; nothing was read again.
         stem: the file's name, without its end.
@@ -89,6 +90,7 @@ class ImportResult:
     recalls: int = 0
     senders: Counter[str] = field(default_factory=Counter)
     scenes: Counter[Scene] = field(default_factory=Counter)
+    scene_names: dict[Scene, str] = field(default_factory=dict)
     span: tuple[float, float] | None = None
     before: datetime | None = None
     stem: str = ""
@@ -193,7 +195,7 @@ def _load(
     _count(result, batch)
     if not result.messages and not recalls:
         raise ImportFault(
-            f"{path.name!r} holds no message of {source.title} that could be read{_reasons(reading)}; export it again"
+            f"{path.name!r} holds no message of {source.title} that could be read{reasons(reading)}; export it again"
         )
     result.recalls = len(recalls)
     if store is not None:
@@ -221,7 +223,8 @@ def _placed(items: Iterator[Item], reading: Reading) -> Iterator[Item]:
             yield replace(item, scene=scene, scene_name="" if scene.private else item.scene_name)
 
 
-def _reasons(reading: Reading) -> str:
+def reasons(reading: Reading) -> str:
+    """What was left out most, with its places, to go on a sentence with; nothing where nothing was."""
     if not reading.skipped:
         return ""
     worst = (f"{n} × {why} ({', '.join(reading.places[why])})" for why, n in reading.skipped.most_common(_REASONS_TOLD))
@@ -309,6 +312,7 @@ def _count(result: ImportResult, batch: Sequence[Message]) -> None:
     result.messages += len(batch)
     result.senders.update(map(attrgetter("sender_id"), batch))
     result.scenes.update(map(attrgetter("scene"), batch))
+    result.scene_names.update((m.scene, m.scene_name) for m in batch if m.scene_name and not m.scene.private)
     times = [m.time for m in batch]
     first, last = min(times).timestamp(), max(times).timestamp()
     before = result.span or (first, last)
@@ -333,13 +337,35 @@ def summary(result: ImportResult, zone: tzinfo) -> dict[str, Any]:
         "imported_before": result.before and result.before.astimezone(zone).isoformat(timespec="seconds"),
         "recalls": result.recalls,
         "scenes": {str(scene): n for scene, n in result.scenes.most_common()},
+        "scene_names": {str(scene): name for scene in result.scenes if (name := _scene_name(result, scene))},
         "scenes_by_name": [str(scene) for scene, _ in result.scenes.most_common() if _by_name(scene, result.stem)],
         "people": {s: {"name": reading.names.get(s, ""), "messages": n} for s, n in result.senders.most_common(20)},
         "span": span,
         "me": mine,
         "my_messages": result.senders.get(mine or "", 0),
+        "me_too": {other: result.senders[other] for other in _namesakes(result, mine)},
         "skipped": {why: {"count": n, "places": reading.places[why]} for why, n in reading.skipped.most_common()},
     }
+
+
+def _namesakes(result: ImportResult, mine: str | None) -> list[str]:
+    """Other ids under which the owner seems to speak: QQ's own export has names in private chats, numbers in groups.
+
+    Two numbers that bear one name may be two people: they are no namesakes.
+    """
+    names = result.reading.names
+    if mine is None or mine not in result.senders:
+        return []
+    name = names.get(mine, mine)
+    others = [who for who in result.senders if who != mine and names.get(who, who) == name]
+    if mine != name:
+        return [who for who in others if who == name]
+    return others if len(others) == 1 else []
+
+
+def _scene_name(result: ImportResult, scene: Scene) -> str:
+    """A group's name, or that of the other side."""
+    return (result.reading.names if scene.private else {}).get(scene.id, "") or result.scene_names.get(scene, "")
 
 
 def _by_name(scene: Scene, stem: str) -> bool:
@@ -354,11 +380,12 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         verb += f", {shown['known_from_elsewhere']} known from other sources"
     if shown["imported_before"]:
         verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
+    mine = f"{shown['me']} with {_many(shown['my_messages'], 'message')}{_too(shown['me_too'])}"
     lines = [
-        f"{name}: {shown['format']}; {shown['messages']} messages {verb}; {shown['recalls']} recalls",
-        f"  {len(shown['scenes'])} scenes; {' – '.join(shown['span'])}",
+        f"{name}: {shown['format']}; {_many(shown['messages'], 'message')} {verb}; {_many(shown['recalls'], 'recall')}",
+        *([f"  {_scenes(shown)}; {' – '.join(shown['span'])}"] if shown["scenes"] else []),
         f"  people: {_people(shown['people'])}",
-        f"  you are {shown['me']} with {shown['my_messages']} messages (else: --me NUMBER)"
+        f"  you are {mine} (else: --me NUMBER)"
         if shown["me"]
         else "  which of these people you are is not told: say it with --me NUMBER",
     ]
@@ -368,19 +395,43 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
             f"  only their name is known: {some}; what other sources tell of such a chat under its number stands "
             "beside it, twice; if you know it, import that chat alone with --scene private:NUMBER or group:NUMBER"
         )
-    for why, left in shown["skipped"].items():
-        lines.append(f"  left out {left['count']}: {why} ({', '.join(left['places'])})")
+    lines += [
+        f"  {_left_out(why, left['count'])} ({', '.join(left['places'])})" for why, left in shown["skipped"].items()
+    ]
     if not dry_run:
         called = shown["people"].get(shown["me"], {}).get("name")
         display = f" --display-name {shlex.quote(called)}" if called else ""
-        lines.append(
-            f"  next: twin persona new NAME --people {shown['me'] or 'NUMBER'}{display}, then twin night --persona NAME"
-        )
+        people = shlex.quote(",".join((shown["me"], *shown["me_too"]))) if shown["me"] else "NUMBER"
+        lines.append(f"  next: twin persona new NAME --people {people}{display}, then twin night --persona NAME")
     return "\n".join(lines)
+
+
+def _left_out(why: str, count: int) -> str:
+    if why.startswith(DAMAGED):
+        return f"left out an unknown number of messages, in {_many(count, 'place')}: {why}"
+    return f"left out {count}: {why}"
+
+
+def _too(namesakes: Mapping[str, int]) -> str:
+    return "".join(f", and {who}, who bears the same name, with {_many(n, 'message')}" for who, n in namesakes.items())
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _scenes(shown: Mapping[str, Any]) -> str:
+    """How many scenes there are, and the largest of them."""
+    told = []
+    for scene, count in list(shown["scenes"].items())[:_SCENES_TOLD]:
+        kind, _, who = scene.partition(":")
+        told.append(f"{kind} {speakers.in_words([(who, shown['scene_names'].get(scene, ''), count)])}")
+    more = len(shown["scenes"]) - len(told)
+    return f"{_many(len(shown['scenes']), 'scene')}: {', '.join(told)}" + (f", and {more} more" if more else "")
 
 
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:
     """Who speaks most, with the ids that `twin persona new --people` takes."""
     told = list(people.items())[:_PEOPLE_TOLD]
-    shown = [f"{' '.join(filter(None, (sender, p['name'])))} ({p['messages']})" for sender, p in told]
-    return ", ".join(shown) + (", …" if len(people) > _PEOPLE_TOLD else "")
+    shown = speakers.in_words((sender, p["name"], p["messages"]) for sender, p in told)
+    return shown + (", …" if len(people) > _PEOPLE_TOLD else "")

@@ -56,6 +56,7 @@ def counts(result: "ImportResult") -> dict[str, Any]:
     return {
         "messages": result.messages, "recalls": result.recalls, "senders": result.senders, "span": result.span,
         "scenes": {str(scene): n for scene, n in result.scenes.items()}, "owners": reading.owners,
+        "scene_names": {str(scene): name for scene, name in result.scene_names.items()},
         "names": {sender: reading.names.get(sender, "") for sender in result.senders},
         "skipped": reading.skipped, "places": reading.places,
     }  # fmt: skip
@@ -67,6 +68,8 @@ def recount(result: "ImportResult", counted: dict[str, Any]) -> None:
     result.messages, result.recalls = counted["messages"], counted["recalls"]
     result.senders.update(counted["senders"])
     result.scenes.update({Scene.parse(scene): n for scene, n in counted["scenes"].items()})
+    names = counted.get("scene_names", {})  # older notes have none
+    result.scene_names.update({Scene.parse(scene): name for scene, name in names.items()})
     result.span = tuple(counted["span"]) if counted["span"] else None
     reading.owners.update(counted["owners"])
     reading.names.update(counted["names"])

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +12,13 @@ from pydantic import SecretStr
 
 from bot import config
 from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of, show
-from bot.errors import ImportFault
+from bot.errors import ArchiveBusy, ImportFault
 
 if TYPE_CHECKING:
     from bot.archive import Archive
     from bot.message import Scene
+    from training.folders import Part
+    from training.importers.source import Told
 
 
 def import_(
@@ -53,45 +57,130 @@ def import_(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """History → archive, training sets → a persona. Idempotent: a second import adds nothing twice."""
-    from bot import doctor
     from bot.archive import Archive
+    from bot.progress import progress_bar
     from training import history
     from training.importers import onebotlive
     from training.importers.source import Told
 
-    settings = config.load(config_path)
+    settings, unread = config.load(config_path), _Unread(len(paths))
+    parts = _parts(paths, format, unread, with_sets=persona is not None, as_json=as_json)
     if persona is not None:
         options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}
-        paths = _import_sets(settings, paths, persona, options, dry_run=dry_run, as_json=as_json)
-        if not paths:
+        parts = _import_sets(settings, parts, persona, options, unread, dry_run=dry_run, as_json=as_json)
+        if not parts:
+            unread.judge()
             return
     elif role or profiles or keep_prompts:
         raise ImportFault("--role, --profiles and --keep-prompts are of training sets: add --persona NAME")
     told = Told(me=me, zone=settings.zone, key=SecretStr(key) if key else None, scene=_scene(scene))
+    _require_me(parts, format, told)
     archive = None if dry_run else Archive(settings.archive_url)
     try:
-        for path in paths:
-            if (url := onebotlive.url_of(path)) is not None:
-                if scene is not None:
-                    raise ImportFault(
-                        f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
-                    )
-                show(_from_client(url, archive, settings), as_json)
-                continue
-            source = history.recognised(path, format)
-            with doctor.progress_bar(f"import {path.name}") as progress:
-                result = history.load(path, archive, progress, told=told, source=source)
-            shown = history.summary(result, settings.zone)
-            words = history.in_words(shown, path.name, dry_run=dry_run)
-            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+        for part in parts:
+            with unread.told():
+                if (url := onebotlive.url_of(part.path)) is not None:
+                    if scene is not None:
+                        raise ImportFault(
+                            f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
+                        )
+                    show(_from_client(url, archive, settings), as_json)
+                    continue
+                source = part.source or history.recognised(part.path, format)
+                with progress_bar(f"import {part.name}") as progress:
+                    result = history.load(part.path, archive, progress, told=told, source=source)
+                shown = history.summary(result, settings.zone)
+                words = history.in_words(shown, part.name, dry_run=dry_run)
+                typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     finally:
         if archive:
             archive.close()
     if archive and (archive.behind or archive.lost):
-        raise ImportFault(
+        lost = ImportFault(
             f"{archive.waiting + archive.lost} messages are not in the archive: it refused them, or could not be "
             "written; mend the lines named above, or the disk, and import again: nothing is added twice"
         )
+        if not unread.faults:
+            raise lost
+        typer.echo(f"twin: {lost}", err=True)
+    unread.judge()
+
+
+def _parts(paths: list[Path], wanted: str, unread: "_Unread", *, with_sets: bool, as_json: bool) -> list["Part"]:
+    """What is to be read: folders as what they hold, with a word on what of them is left out."""
+    from training import folders
+
+    parts: list[Part] = []
+    for path in paths:
+        if not path.is_dir():
+            parts.append(folders.Part(path, path.name))
+            continue
+        with unread.told():
+            here, left = folders.found(path, wanted, with_sets=with_sets)
+            parts += here
+            unread.paths += len(here) - 1
+            name = path.resolve().name
+            shown: dict[str, Any] = {
+                why: {"count": n, "places": left.places[why]} for why, n in left.skipped.most_common()
+            }
+            if as_json and shown:
+                typer.echo(json.dumps({"folder": name, "left_out": shown}, ensure_ascii=False))
+            elif shown:
+                typer.echo(
+                    f"{name}: a folder of which {len(here)} {'history is' if len(here) == 1 else 'histories are'} read"
+                )
+                for why, files in shown.items():
+                    more = ", …" if files["count"] > len(files["places"]) else ""
+                    typer.echo(f"  left out {files['count']}: {why} ({', '.join(files['places'])}{more})")
+    return parts
+
+
+def _require_me(parts: list["Part"], wanted: str, told: "Told") -> None:
+    """Raise ImportFault where --me is nobody of these histories; what a client knows is not looked through."""
+    from training import history, speakers
+    from training.importers import onebotlive
+
+    if told.me is None or any(onebotlive.url_of(part.path) is not None for part in parts):
+        return
+    histories = []
+    for part in parts:
+        with suppress(ImportFault):  # which is told when it is imported
+            histories.append((part.path, part.source or history.recognised(part.path, wanted)))
+    speakers.require(histories, told)
+
+
+class _Unread:
+    """Paths that could not be read: each is told at once, and the others are read all the same.
+
+    Args:
+        paths: how many there are.
+    """
+
+    def __init__(self, paths: int) -> None:
+        self.paths, self.faults = paths, 0
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Where one path is read.
+
+        Raises:
+            ImportFault: it is the only path, or the fault is the archive's, which would be every path's.
+        """
+        try:
+            yield
+        except ImportFault as e:
+            if self.paths == 1 or isinstance(e.__cause__, ArchiveBusy):
+                raise
+            self.faults += 1
+            typer.echo(f"twin: {e}", err=True)
+
+    def judge(self) -> None:
+        """Raise ImportFault where there were faults."""
+        if self.faults:
+            raise ImportFault(
+                f"{self.faults} of {self.paths} paths were not read, for what is said above; mend them and import "
+                "again: nothing is added twice"
+            )
 
 
 def _scene(text: str | None) -> "Scene | None":
@@ -106,10 +195,17 @@ def _scene(text: str | None) -> "Scene | None":
 
 
 def _import_sets(
-    settings: config.Settings, paths: list[Path], persona: str, options: dict[str, Any], *, dry_run: bool, as_json: bool
-) -> list[Path]:
+    settings: config.Settings,
+    parts: list["Part"],
+    persona: str,
+    options: dict[str, Any],
+    unread: "_Unread",
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> list["Part"]:
     """Store the training sets among some files; gives the others."""
-    from bot import doctor
+    from bot.progress import progress_bar
     from training import setimport, sets
     from training.importers import rolebench
     from training.importers.sets import recognised
@@ -118,31 +214,33 @@ def _import_sets(
     folder = personas_of(settings).find(persona).folder / sets.FOLDER
     profiles = rolebench.profiles(options["profiles"]) if options["profiles"] else {}
     others = []
-    for path in paths:
-        head(path)  # says what is wrong with a file that is not there
-        title = recognised(path)
-        if title is None:
-            others.append(path)
-            continue
-        choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
-        with doctor.progress_bar(f"import {path.name}") as progress:
-            taken = setimport.take(
-                path, title, folder, choice, own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress
-            )
-        shown = setimport.summary(taken)
-        words = setimport.in_words(shown, path.name, persona, folder, dry_run=dry_run)
-        typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
+    for part in parts:
+        with unread.told():
+            head(part.path)  # says what is wrong with a file that is not there
+            title = recognised(part.path)
+            if title is None:
+                others.append(part)
+                continue
+            choice = rolebench.Choice(tuple(options["roles"] or ()), options["answers"], profiles)
+            with progress_bar(f"import {part.name}") as progress:
+                taken = setimport.take(
+                    part.path, title, folder, choice,
+                    own_prompts=options["own_prompts"], dry_run=dry_run, progress=progress,
+                )  # fmt: skip
+            shown = setimport.summary(taken)
+            words = setimport.in_words(shown, part.name, persona, folder, dry_run=dry_run)
+            typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     return others
 
 
 def _from_client(url: str, archive: "Archive | None", settings: config.Settings) -> dict[str, Any]:
     """What a running OneBot client still knows → archive; a summary by scene."""
-    from bot import doctor
+    from bot.progress import progress_bar
     from training.importers import onebotlive
 
     if archive is None:
         raise ImportFault(
             f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
         )
-    with doctor.progress_bar(f"import {url}") as progress:
+    with progress_bar(f"import {url}") as progress:
         return asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))

@@ -69,18 +69,29 @@ def persona_new(
         raise PersonaError("--role and --profiles go together: the role's name, and the desc.json that describes it")
     numbers = tuple(p.strip() for p in people.split(",") if p.strip())
     settings = config.load(config_path)
-    called = display_name or role or _newest_name(settings, numbers) or name
+    newest, warning = _looked_up(settings, numbers)
+    called = display_name or role or newest or name
     file = new_persona(personas_of(settings).root, name, called, numbers, identity)
     to_do = f"twin night --persona {name}" if numbers else f"twin import SET --persona {name}"
     typer.echo(f"made {file} for {called}; describe the person in it, then: {to_do}")
+    if warning:
+        typer.echo(warning, err=True)
 
 
-def _newest_name(settings: config.Settings, numbers: tuple[str, ...]) -> str | None:
+def _looked_up(settings: config.Settings, numbers: tuple[str, ...]) -> tuple[str | None, str]:
+    """The newest name of these people in the archive, and a warning of those who say nothing in it."""
     from bot.archive import Archive
+    from training import speakers
 
-    archive = Archive(settings.archive_url)
+    archive, warning = Archive(settings.archive_url), ""
     try:
-        return next(filter(None, map(archive.name_of, numbers)), None)
+        silent = [number for number in numbers if not archive.count([number])]
+        if silent and (people := archive.people(speakers.TOLD)):
+            warning = (
+                f"--people {','.join(silent)}: nobody of that id speaks in the archive yet; these do: "
+                f"{speakers.in_words(people)}"
+            )
+        return next(filter(None, map(archive.name_of, numbers)), None), warning
     finally:
         archive.close()
 

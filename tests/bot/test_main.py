@@ -86,6 +86,21 @@ def test_a_persona_is_called_what_its_person_last_was_in_the_archive(bot_toml: P
     assert [listed[name]["display_name"] for name in ("me", "you")] == ["小满", "你"]
 
 
+def test_a_persona_of_somebody_who_says_nothing_is_warned_of(bot_toml: Path) -> None:
+    unknown = twin("persona", "new", "early", "--people", "999", config=bot_toml)
+    assert (unknown.returncode, unknown.stderr) == (0, ""), "history may come later"
+    archive = Archive(settings.load(bot_toml).archive_url)
+    archive.append([say(n, 7, "早", sender_name="七") for n in range(3)], "import")
+    archive.append([say(9, ME, "在", sender_name="小满")], "import")
+    archive.close()
+    done = twin("persona", "new", "late", "--people", f"999,{ME},998", config=bot_toml)
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"--people 999,998: nobody of that id speaks in the archive yet; these do: 7 七 (3), {ME} 小满 (1)\n"
+    )
+    assert twin("persona", "new", "me", "--people", str(ME), config=bot_toml).stderr == ""
+
+
 def test_one_broken_persona_hides_no_other(bot_toml: Path) -> None:
     assert twin("persona", "new", "me", "--people", "1", config=bot_toml).returncode == 0
     assert "me: me, no version yet" in twin("persona", "list", config=bot_toml).stdout

@@ -22,7 +22,7 @@ from bot.errors import ImportFault
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
 from training import history
-from training.importers.source import Told
+from training.importers.source import Reading, Told
 
 GROUP, PRIVATE = Scene("group", str(qq.FIRST_GROUP)), Scene("private", str(qq.FIRST_FRIEND))
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_of_a_file_of_several_chats_only_the_first_is_the_scene_it_is_said_to_be
 def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
     people = {str(n): {"name": f"人{n}" if n else "", "messages": 20 - n} for n in range(9)}
     empty = {"format": "x", "messages": 1, "added": 1, "known_from_elsewhere": 0, "imported_before": None, "recalls": 0}
-    empty |= {"scenes": {}, "scenes_by_name": [], "span": [], "skipped": {}}
+    empty |= {"scenes": {}, "scenes_by_name": [], "span": [], "skipped": {}, "me_too": {}}
     shown = {**empty, "people": people, "me": "0", "my_messages": 20}
     words = history.in_words(shown, "x", dry_run=False)
     assert "  people: 0 (20), 1 人1 (19), " in words
@@ -126,6 +126,50 @@ def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
     assert "persona new NAME --people 0, then" in words
     words = history.in_words({**shown, "me": "2"}, "x", dry_run=False)
     assert "persona new NAME --people 2 --display-name '人2', then" in words, "else its prompt calls it NAME"
+
+
+def test_the_largest_scenes_are_told_with_kind_name_and_messages(tmp_path: Path, archive: Archive) -> None:
+    path = tmp_path / "h.txt"
+    path.write_bytes(exports.QQ_TXT)
+    words = history.in_words(history.summary(history.load(path, None), UTC), path.name, dry_run=True)
+    assert "\n  2 scenes: group 面包店 (5), private 阿泽 (2); 2023-11-1" in words
+    assert "阿泽 (1), 小满 (1)\n" in words, "a name that is the id stands there once"
+    (tmp_path / "h.json").write_bytes(exports.QCE)
+    for before in (False, True):
+        result = history.load(tmp_path / "h.json", archive)
+        assert (result.before is not None) == before
+        words = history.in_words(history.summary(result, UTC), "h.json", dry_run=False)
+        assert "\n  1 scene: group 900100 面包店 (12); " in words
+    chats = [ntqq.chat(100 * friend + n, f"{n}", c40030=friend) for friend in range(1, 11) for n in range(friend)]
+    path = qq.write(tmp_path / "nt_msg.db", [], chats)
+    words = history.in_words(history.summary(history.load(path, None), UTC), path.name, dry_run=True)
+    assert "\n  10 scenes: private 10 (10), private 9 (9), " in words
+    assert "private 3 (3), and 2 more; " in words
+
+
+def test_of_a_history_without_scenes_none_are_counted() -> None:
+    shown = history.summary(history.ImportResult(history.SOURCES[0], Reading()), UTC)
+    assert "scene" not in history.in_words(shown, "x", dry_run=True)
+
+
+@pytest.mark.parametrize(("me", "people"), [(None, "小满,100100"), ("100100", "100100,小满")])
+def test_a_name_and_a_number_that_bears_it_are_both_proposed(tmp_path: Path, me: str | None, people: str) -> None:
+    path = tmp_path / "h.txt"
+    path.write_bytes(exports.QQ_TXT)
+    shown = history.summary(history.load(path, None, told=Told(me=me)), UTC)
+    words = history.in_words(shown, path.name, dry_run=False)
+    mine, other = people.split(",")
+    assert f"you are {mine} with {shown['my_messages']} message" in words
+    assert f", and {other}, who bears the same name, with {shown['me_too'][other]} message" in words
+    quoted = f"'{people}'"
+    assert f"persona new NAME --people {quoted} --display-name '小满', then" in words
+
+
+def test_two_numbers_of_one_name_may_be_two_people(tmp_path: Path) -> None:
+    path = tmp_path / "h.txt"
+    path.write_bytes(exports.QQ_TXT.replace("老李<li@example.org>".encode(), "小满(100300)".encode()))
+    shown = history.summary(history.load(path, None), UTC)
+    assert (shown["me"], shown["me_too"]) == ("小满", {})
 
 
 def test_who_is_not_told_to_be_me_is_asked_for(tmp_path: Path) -> None:

@@ -539,6 +539,40 @@ def test_of_half_an_encrypted_database_is_read_what_is_there(tmp_path: Path) -> 
 
 
 @CIPHER
+@pytest.mark.parametrize("hole", [(0.5, 5000), (0.1, 5000), (0.9, 20_000)])
+def test_a_hole_in_an_encrypted_database_costs_what_was_in_it(tmp_path: Path, hole: tuple[float, int]) -> None:
+    """SQLCipher's connection refuses every page once one has failed."""
+    groups = [ntqq.say(n, f"第{n}句" + "长" * 100) for n in range(1, 2001)]
+    chats = [ntqq.chat(n, f"第{n}句" + "长" * 100) for n in range(3001, 4001)]
+    locked = ntqq.encrypted(qq.write(tmp_path / "p.db", groups, chats), tmp_path / "nt_msg.db", KEY, **QQ)
+    whole, (share, size) = bytearray(locked.read_bytes()), hole
+    start = int(len(whole) * share)
+    whole[start : start + size] = bytes(size)
+    locked.write_bytes(whole)
+    found, reading = read(locked, Told(key=SecretStr(KEY)))
+    ids = [int(m.id) for m in found]
+    assert len(ids) == len(set(ids))
+    assert 2900 < len(ids) < 3000
+    assert {1, 2000, 3001, 4000} <= set(ids)
+    assert all(why.startswith("damaged pages") for why in reading.skipped)
+
+
+def test_a_table_broken_from_its_first_row_is_broken_at_its_beginning(tmp_path: Path) -> None:
+    path = qq.write(tmp_path / "nt_msg.db", [ntqq.say(n, f"第{n}句" + "长" * 300) for n in range(1, 400)])
+    whole = bytearray(path.read_bytes())
+    first = whole.index("第1句".encode()) // 4096 * 4096
+    whole[first : first + 4096] = b"\xee" * 4096
+    path.write_bytes(whole)
+    found, reading = read(path)
+    assert len(found) > 380
+    assert [places for why, places in reading.places.items() if why.startswith("damaged pages")] == [
+        ["group_msg_table at its beginning"]
+    ]
+    words = history.in_words(history.summary(history.load(path, None), UTC), path.name, dry_run=True)
+    assert "  left out an unknown number of messages, in 1 place: damaged pages (" in words
+
+
+@CIPHER
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     locked = ntqq.encrypted(qq.write(tmp_path / "p.db", PEOPLE), tmp_path / "nt_msg.db", KEY, **QQ)
     with pytest.raises(ImportFault, match=r"'nt_msg\.db' does not open with this key") as caught:

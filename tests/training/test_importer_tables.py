@@ -10,7 +10,7 @@ import pytest
 from bot.errors import ImportFault
 from bot.message import Message, Scene
 from bot.stickers import named
-from training import history
+from training import folders, history
 from training.importers.fivecsv import pieces
 from training.importers.source import Reading
 
@@ -143,7 +143,10 @@ def test_a_folder_of_wechat_contacts_is_read_contact_by_contact(tmp_path: Path) 
         ("private:wxid_aze", "第1句"), ("private:wxid_aze", "第2句"),
         *(("group:面包店", f"第{n}句") for n in (3, 4, 5, 6, 7, 9)),
     ]  # fmt: skip
-    assert reading.places == {"a CSV that is no chat of WeChat": ["桃桃/账本.csv"]}
+    assert not reading.skipped
+    parts, left = folders.found(tmp_path)
+    assert [(part.path, part.source) for part in parts] == [(tmp_path, source)]
+    assert left.places == {"of no format known here": ["桃桃/账本.csv", "桃桃/image/1.jpg"]}
     assert reading.owners == {"me": 5}
     assert reading.size == sum(len(c) for name, c in files.items() if name.endswith("csv") and "账本" not in name)
     alone = history.recognised(tmp_path / "面包店")

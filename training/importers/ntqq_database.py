@@ -8,7 +8,7 @@ bytes of QQ's own header, then SQLCipher 4 (QQBackup/QQDecrypt, "db_file_analysi
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from itertools import product
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from bot.errors import ImportFault
 from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
-from training.importers.source import Reading, unreadable
+from training.importers.source import DAMAGED, Reading, unreadable
 
 MAGIC, NT_MAGIC = b"SQLite format 3\0", b"QQ_NT DB"
 _HEADER_BYTES, _NT_MAGIC_AT = 1024, 32
@@ -29,6 +29,8 @@ _HMACS = ("SHA1", "SHA256", "SHA512")
 _PAGES_BYTES, _ROUNDS = (4096, 1024), (4000, 256_000, 64_000)
 """SQLCipher's page size and key derivation: QQ's own, then those of versions 4 and 3."""
 _ROWIDS = range(-(1 << 63), 1 << 63)
+_PRECISION = 64
+"""Behind broken pages at most this part of what they held is lost, too."""
 
 
 def encrypted(head: bytes) -> bool:
@@ -36,8 +38,42 @@ def encrypted(head: bytes) -> bool:
     return head[_NT_MAGIC_AT:_HEADER_BYTES].startswith(NT_MAGIC)
 
 
+class Database:
+    """A database being read.
+
+    SQLCipher refuses every page once one has failed, as long as the connection lives: behind an error a new one is
+    needed. The plain driver does not mind.
+
+    Args:
+        connect: a connection to it.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._connection = self._new()
+        self.Error: type[Exception] = self._connection.Error
+
+    def _new(self) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+        return connection
+
+    def execute(self, query: str, values: tuple[int, ...] = ()) -> sqlite3.Cursor:
+        """The rows of a query."""
+        return self._connection.execute(query, values)
+
+    def reopen(self) -> None:
+        """Begin again behind an error."""
+        self.close()
+        self._connection = self._new()
+
+    def close(self) -> None:
+        """Close it."""
+        self._connection.close()
+
+
 @contextmanager
-def opened(path: Path, key: SecretStr | None) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, key: SecretStr | None) -> Iterator[Database]:
     """A database, read only.
 
     Args:
@@ -52,14 +88,15 @@ def opened(path: Path, key: SecretStr | None) -> Iterator[sqlite3.Connection]:
             head = f.read(_HEADER_BYTES)
         with ExitStack() as stack:
             if head.startswith(MAGIC) and not encrypted(head):
-                yield stack.enter_context(closing(_plain(path, head, stack)))
+                connect = _plain(path, head, stack)
             else:
-                yield stack.enter_context(closing(_decrypted(path, head, key, stack)))
+                connect = _decrypted(path, head, key, stack)
+            yield stack.enter_context(closing(Database(connect)))
     except OSError as e:
         raise unreadable(path, e) from e
 
 
-def _plain(path: Path, head: bytes, stack: ExitStack) -> sqlite3.Connection:
+def _plain(path: Path, head: bytes, stack: ExitStack) -> Callable[[], sqlite3.Connection]:
     options = "mode=ro"
     if head[18:20] == b"\2\2":  # a write-ahead log: SQLite would make its index beside the file
         log = path.with_name(f"{path.name}-wal")
@@ -70,8 +107,8 @@ def _plain(path: Path, head: bytes, stack: ExitStack) -> sqlite3.Connection:
             path = folder / path.name
         else:
             options += "&immutable=1"
-    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{options}", uri=True, timeout=_BUSY_S)
-    return _proven(path, connection)
+    url = f"file:{quote(str(path.resolve()))}?{options}"
+    return lambda: _proven(path, sqlite3.connect(url, uri=True, timeout=_BUSY_S))
 
 
 def _proven(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
@@ -108,7 +145,7 @@ def _fault(path: Path, error: Exception) -> ImportFault:
     )
 
 
-def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack) -> sqlite3.Connection:
+def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack) -> Callable[[], sqlite3.Connection]:
     if key is None:
         raise ImportFault(
             f"{path.name!r} is encrypted: give its key in the environment as TWIN_IMPORT_KEY (16 characters from a "
@@ -123,11 +160,11 @@ def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack)
     with path.open("rb") as whole, copy.open("wb") as inner:
         whole.seek(_HEADER_BYTES if encrypted(head) else 0)
         shutil.copyfileobj(whole, inner, 1 << 20)
-    named = [h for h in _HMACS if f"HMAC_{h}".encode() in head]
-    for page_bytes, rounds, hmac in product(_PAGES_BYTES, _ROUNDS, dict.fromkeys((*named, *_HMACS))):
+    secret = key.get_secret_value().replace("'", "''")
+
+    def connect(page_bytes: int, rounds: int, hmac: str) -> sqlite3.Connection:
         connection = sqlcipher.connect(f"file:{quote(str(copy))}?mode=ro&immutable=1", uri=True)
         try:
-            secret = key.get_secret_value().replace("'", "''")
             for pragma in (
                 "cipher_log_level=NONE", f"cipher_page_size={page_bytes}", f"key='{secret}'", f"kdf_iter={rounds}",
                 f"cipher_hmac_algorithm=HMAC_{hmac}", "cipher_kdf_algorithm=PBKDF2_HMAC_SHA512",
@@ -136,8 +173,14 @@ def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack)
             _listed(connection)
         except sqlcipher.DatabaseError:
             connection.close()
-            continue
+            raise
         return cast(sqlite3.Connection, connection)
+
+    named = [h for h in _HMACS if f"HMAC_{h}".encode() in head]
+    for settings in product(_PAGES_BYTES, _ROUNDS, dict.fromkeys((*named, *_HMACS))):
+        with suppress(sqlcipher.DatabaseError):
+            connect(*settings).close()
+            return partial(connect, *settings)
     raise ImportFault(f"{path.name!r} does not open with this key: check that it is the key of this account's database")
 
 
@@ -147,16 +190,16 @@ def has_messages(path: Path) -> bool:
     Raises:
         ImportFault: it is locked, or too damaged to tell.
     """
-    with opened(path, None) as connection:
-        return bool(_message_tables(connection))
+    with opened(path, None) as database:
+        return bool(_message_tables(database))
 
 
-def _message_tables(connection: sqlite3.Connection) -> list[str]:
-    return [name for name in TABLES if _columns(connection, name)]
+def _message_tables(database: Database) -> list[str]:
+    return [name for name in TABLES if _columns(database, name)]
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+def _columns(database: Database, table: str) -> list[str]:
+    return [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
 
 
 @contextmanager
@@ -171,15 +214,14 @@ def history(path: Path, reading: Reading, beside: Path | None = None) -> Iterato
     Raises:
         ImportFault: as `opened`; or it has no table of messages.
     """
-    with opened(path, reading.told.key) as connection:
-        names = _message_tables(connection)
+    with opened(path, reading.told.key) as database:
+        names = _message_tables(database)
         if not names:
             raise ImportFault(f"{path.name!r} has neither c2c_msg_table nor group_msg_table: is it nt_msg.db?")
-        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
-        reading.size = sum(_count(connection, name) for name in names)
-        tables = (Table(name, TABLES[name], _rows(connection, name, reading)) for name in names)
+        reading.size = sum(_count(database, name) for name in names)
+        tables = (Table(name, TABLES[name], _rows(database, name, reading)) for name in names)
         found = History(tables)
-        found.uins.update(_pairs(connection, "nt_uid_mapping_table", "48902", "1002"))
+        found.uins.update(_pairs(database, "nt_uid_mapping_table", "48902", "1002"))
         neighbours(beside or path, reading, found)
         yield found
 
@@ -191,67 +233,105 @@ def neighbours(path: Path, reading: Reading, found: History) -> None:
         if not beside.is_file():
             continue
         try:
-            with opened(beside, reading.told.key) as connection:
+            with opened(beside, reading.told.key) as database:
                 if name == "profile_info.db":
-                    found.nicks.update(_pairs(connection, "profile_info_v6", "1002", "20002"))
-                    found.uins.update(_pairs(connection, "profile_info_v6", "1000", "1002"))
+                    found.nicks.update(_pairs(database, "profile_info_v6", "1002", "20002"))
+                    found.uins.update(_pairs(database, "profile_info_v6", "1000", "1002"))
                     continue
                 for table in ("group_list", "group_detail_info_ver1"):
-                    found.groups.update(_pairs(connection, table, "60001", "60007"))
+                    found.groups.update(_pairs(database, table, "60001", "60007"))
                 for nick in ("20002", "64003"):
                     found.cards.update(
                         ((group, uin), card)
-                        for group, uin, card in _selected(connection, "group_member3", "60001", "1002", nick)
+                        for group, uin, card in _selected(database, "group_member3", "60001", "1002", nick)
                     )
         except ImportFault as e:
             reading.skip(f"names: {e}", name)
 
 
-def _pairs(connection: sqlite3.Connection, table: str, key: str, value: str) -> dict[str, str]:
-    return {row[0]: row[1] for row in _selected(connection, table, key, value)}
+def _pairs(database: Database, table: str, key: str, value: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in _selected(database, table, key, value)}
 
 
-def _selected(connection: sqlite3.Connection, table: str, *columns: str) -> Iterator[tuple[str, ...]]:
+def _selected(database: Database, table: str, *columns: str) -> Iterator[tuple[str, ...]]:
     """Columns of a table as text, without rows that lack one; nothing where the table or a column is missing."""
     try:
-        if not set(columns) <= set(_columns(connection, table)):
+        if not set(columns) <= set(_columns(database, table)):
             return
         names = ", ".join(f'"{c}"' for c in columns)
-        for row in connection.execute(f"SELECT {names} FROM {table}"):
+        for row in database.execute(f"SELECT {names} FROM {table}"):
             if all(row):
                 yield tuple(str(value) for value in row)
-    except connection.Error:
-        return
+    except database.Error:
+        database.reopen()
 
 
-def _count(connection: sqlite3.Connection, table: str) -> int:
+def _count(database: Database, table: str) -> int:
     """Rows of a table; 0 of one too broken to count."""
-    with suppress(connection.Error):
-        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-    return 0
+    try:
+        return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+    except database.Error:
+        database.reopen()
+        return 0
 
 
-def _rows(connection: sqlite3.Connection, table: str, reading: Reading) -> Iterator[Row]:
-    """A table's rows by id, which is by time. Where pages are broken, it goes on behind them, in growing strides."""
-    there = set(_columns(connection, table))
+def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
+    """A table's rows by id, which is by time. Where pages are broken, it goes on behind them."""
+    there = set(_columns(database, table))
     columns = ", ".join(f'"{c}"' if c in there else "NULL" for c in COLUMNS)
     query = f"SELECT {columns}, rowid FROM {table} WHERE rowid > ? ORDER BY rowid"
-    last, stride = _ROWIDS[0], 1
+    last, gap = _ROWIDS[0], 1
     while last < _ROWIDS[-1]:
         why = "out of order"
         try:
-            for row in connection.execute(query, (last,)):
+            for row in database.execute(query, (last,)):
                 if row[-1] <= last:  # broken pages can lead back to rows read before
                     break
-                last, stride = row[-1], 1
+                last, gap = row[-1], row[-1] - last if last > _ROWIDS[0] else 1
                 reading.done += 1
                 yield row
             else:
                 return
-        except connection.Error as e:
-            if "locked" in str(e):
-                raise _fault(Path(table), e) from e
+        except database.Error as e:
+            _begin_anew(database, table, e)
             why = str(e)
-        if stride == 1:
-            reading.skip(f"damaged pages ({why}): copy it again with QQ closed", f"{table} behind row {last}")
-        last, stride = min(last + stride, _ROWIDS[-1]), stride * 2
+        where = "at its beginning" if last == _ROWIDS[0] else f"behind row {last}"
+        reading.skip(f"{DAMAGED} ({why}): copy it again with QQ closed", f"{table} {where}")
+        last = _behind(database, table, last, gap)
+
+
+def _behind(database: Database, table: str, last: int, gap: int) -> int:
+    """The id behind which rows can be read again: looked for in growing strides, then between the last two.
+
+    Args:
+        database: with broken pages.
+        table: of messages.
+        last: id of the last row before these.
+        gap: between it and the one before, the first stride.
+    """
+
+    def readable(at: int) -> bool:
+        try:
+            row = database.execute(f"SELECT rowid FROM {table} WHERE rowid > ? ORDER BY rowid", (at,)).fetchone()
+        except database.Error as e:
+            _begin_anew(database, table, e)
+            return False
+        return row is None or row[0] > at
+
+    low, high, stride = last, last, gap
+    while high < _ROWIDS[-1]:
+        low, high, stride = high, min(high + stride, _ROWIDS[-1]), stride * 2
+        if readable(high):
+            break
+    # Nothing is known of how far from the beginning the first row is.
+    near = 1 if last == _ROWIDS[0] else max(1, (high - last) // _PRECISION)
+    while high - low > near:
+        middle = (low + high) // 2
+        low, high = (low, middle) if readable(middle) else (middle, high)
+    return high
+
+
+def _begin_anew(database: Database, table: str, error: Exception) -> None:
+    if "locked" in str(error):
+        raise _fault(Path(table), error) from error
+    database.reopen()

@@ -21,6 +21,8 @@ PLACES_KEPT = 3
 """Places named for each reason."""
 HEAD_BYTES = 65_536
 """What a source is first recognised by."""
+DAMAGED = "damaged pages"
+"""How a reason begins of which places are counted: how many messages were there nobody knows."""
 Item = Message | Recall
 
 

@@ -5,7 +5,8 @@ with `msg` and `src`; WeFlow has no `room_name`. `talker` is who speaks. A scene
 PyWxDump writes for private chats, too; without one it is the peer, whose rows have `is_sender` 0, or the file's name.
 
 A folder is read with its folders, one for each contact as WeClone wants them and PyWxDump leaves them. Of the parts of
-one chat (`NAME_0_5000.csv`, `NAME_5000_10000.csv`) all are looked at to tell whether it is a group.
+one chat (`NAME_0_5000.csv`, `NAME_5000_10000.csv`) all are looked at to tell whether it is a group. What else the
+folder holds is not read here (training/folders.py).
 """
 
 import csv
@@ -64,8 +65,6 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     for table in _tables(path):
         if _is_chat(table):
             chats.setdefault(table.with_name(_name(table)), []).append(table)
-        else:
-            reading.skip("a CSV that is no chat of WeChat", str(table.relative_to(path)))
     size, done = sum(part.stat().st_size for parts in chats.values() for part in parts), 0
     for parts in chats.values():
         for made in _chat(parts, reading):
@@ -76,14 +75,17 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
 
 
 def _tables(folder: Path) -> Iterator[Path]:
-    """Its CSVs, the parts of a chat by their numbers."""
+    """Its CSVs, the parts of a chat by their numbers; none that is hidden."""
 
     def order(file: Path) -> list[tuple[int, str]]:
         pieces = re.split(r"(\d+)", str(file.relative_to(folder)))
         return [(int(piece), "") if n % 2 else (0, piece) for n, piece in enumerate(pieces)]
 
+    def hidden(file: Path) -> bool:
+        return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
     found = (file for file in folder.rglob("*") if file.suffix.lower() == ".csv" and file.is_file())
-    yield from sorted(found, key=order)
+    yield from sorted((file for file in found if not hidden(file)), key=order)
 
 
 def _is_chat(file: Path) -> bool:

@@ -1,0 +1,145 @@
+"""bot/cli/importing.py as a process: several paths, folders, and what is said of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import exports
+import pytest
+from typer.testing import CliRunner, Result
+
+from bot import config
+from bot.__main__ import app
+from bot.archive import Archive
+from bot.errors import ImportFault
+
+ROOT = Path(__file__).parents[2]
+_LOADED = """
+import sys
+from bot.__main__ import app
+app(sys.argv[1:], standalone_mode=False)
+print(sorted(m for m in sys.modules if m.partition(".")[0] in ("llama_cpp", "nonebot", "torch")))
+"""
+
+
+@pytest.fixture
+def bot_toml(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "bot.toml"
+
+
+def test_an_import_loads_nothing_that_serves_or_trains(tmp_path: Path, bot_toml: Path) -> None:
+    (tmp_path / "h.json").write_bytes(exports.QCE)
+    command = [sys.executable, "-c", _LOADED, "import", str(tmp_path / "h.json"), "--config", str(bot_toml)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def twin(bot_toml: Path, *words: str | Path) -> Result:
+    """`twin import …`, in this process."""
+    return CliRunner().invoke(app, ["import", *map(str, words), "--config", str(bot_toml)])
+
+
+def stored(bot_toml: Path) -> int:
+    """Messages in the archive."""
+    archive = Archive(config.load(bot_toml).archive_url)
+    try:
+        return sum(s.messages for s in archive.scenes())
+    finally:
+        archive.close()
+
+
+SHAREGPT = b'[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'
+NO_DIALOGUE = b'[{"conversations": [{"from": "human", "value": "x"}]}]'
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(tmp_path: Path, bot_toml: Path) -> None:
+    files = {"a.json": exports.QCE, "b.json": b"{}", "c.json": SHAREGPT, "d.csv": exports.FIVE_CSV, "e.txt": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in (*files, "none.json")]
+    done = twin(bot_toml, *paths)
+    assert isinstance(done.exception, ImportFault), "which the command line prints and exits with 1"
+    assert str(done.exception).startswith("4 of 6 paths were not read")
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+        "a.json", "d.csv",
+    ]  # fmt: skip
+    said = done.stderr.splitlines()
+    assert [line.partition("'")[2].rpartition("/")[2].partition("'")[0] for line in said] == [
+        "b.json", "c.json", "e.txt", "none.json",
+    ]  # fmt: skip
+    assert all(line.startswith("twin: ") for line in said)
+    assert stored(bot_toml) == len(exports.QCE_TEXTS) + 4
+
+
+def test_a_training_set_that_cannot_be_read_keeps_no_other_from_being_read(tmp_path: Path, bot_toml: Path) -> None:
+    for name, content in {"a.json": NO_DIALOGUE, "b.json": SHAREGPT, "c.json": exports.QCE}.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in ("none.json", "a.json", "b.json", "c.json")]
+    done = twin(bot_toml, *paths, "--persona", "xiaoman")
+    assert str(done.exception).startswith("2 of 4 paths were not read")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+        "b.json", "c.json",
+    ]  # fmt: skip
+    assert "none.json" in done.stderr
+    assert "a.json" in done.stderr
+    sets = list((config.load(bot_toml).data / "personas" / "xiaoman" / "sets").glob("b-*.jsonl"))
+    assert len(sets) == 1
+    assert stored(bot_toml) == len(exports.QCE_TEXTS)
+    done = twin(bot_toml, tmp_path / "none.json", tmp_path / "b.json", "--persona", "xiaoman")
+    assert str(done.exception).startswith("1 of 2 paths were not read"), "where sets alone are named, too"
+
+
+def test_an_only_path_that_cannot_be_read_is_one_line(tmp_path: Path, bot_toml: Path) -> None:
+    done = twin(bot_toml, tmp_path / "none.json")
+    assert str(done.exception) == f"history file '{tmp_path / 'none.json'}' does not exist"
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_folder_is_read_as_its_files_named_would_be(tmp_path: Path, bot_toml: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    files = {"a.json": exports.QCE, "b.csv": exports.FIVE_CSV, "c.json": SHAREGPT, "d.txt": b"x\n", "e.txt": b"y\n"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    done = twin(bot_toml, folder, tmp_path / "none.json", "--persona", "xiaoman")
+    assert str(done.exception).startswith("1 of 4 paths were not read")
+    assert done.stdout.startswith(
+        "mixed: a folder of which 3 histories are read\n  left out 2: of no format known here (d.txt, e.txt)\n"
+    )
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if line.startswith("mixed/")] == [
+        "mixed/c.json", "mixed/a.json", "mixed/b.csv",
+    ]  # fmt: skip
+    assert stored(bot_toml) == len(exports.QCE_TEXTS) + 4
+    told = [json.loads(line) for line in twin(bot_toml, folder, "--json").stdout.splitlines()]
+    assert told[0]["folder"] == "mixed"
+    assert sum(left["count"] for left in told[0]["left_out"].values()) == 3
+    assert [one["added"] for one in told[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_me_who_is_nobody_there_is_an_error_before_anything_is_imported(
+    tmp_path: Path, bot_toml: Path, more: list[str]
+) -> None:
+    paths = [tmp_path / "five.csv", tmp_path / "h.txt"]
+    for path, content in zip(paths, (exports.FIVE_CSV, exports.QQ_TXT), strict=True):
+        path.write_bytes(content)
+    done = twin(bot_toml, *paths, "--me", "999", *more)
+    assert isinstance(done.exception, ImportFault)
+    assert str(done.exception) == (
+        "--me '999': nobody of that id speaks there; these do: 100200 阿泽 (4), 100100 小满 (3), 100300 (1), "
+        "li@example.org 老李 (1), 阿泽 (1)"
+    )
+    assert done.stdout == ""
+    assert stored(bot_toml) == 0
+    done = twin(bot_toml, *paths, "--me", "小满", *more)
+    assert done.exit_code == 0, "who speaks in one of them is somebody"
+    assert "you are 小满 with 1 message" in done.stdout
+
+
+def test_the_folder_one_stands_in_is_read(tmp_path: Path, bot_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "h.csv").write_bytes(exports.WECHAT_CSV)
+    monkeypatch.chdir(tmp_path / "here")
+    done = twin(bot_toml, ".")
+    assert (done.exit_code, done.stdout.partition(";")[0]) == (0, "here: WeChat CSV")
