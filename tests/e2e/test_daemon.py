@@ -29,8 +29,6 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas
 
 GROUP = 201
-STRONG = 0.5
-"""Of a LoRA: enough to change what is said, and not that something is."""
 
 
 @pytest.fixture
@@ -308,11 +306,11 @@ def versioned(daemon: Daemon, base: Path, *versions: str) -> Path:
     return folder
 
 
-def publish(daemon: Daemon, base: Path, version: str, strength: float = 1e-3) -> None:
+def publish(daemon: Daemon, base: Path, version: str) -> None:
     """Publish a version of 小满, as a night does: in another process than the daemon, which may be running."""
     made = daemon.folder / version
     made.mkdir()
-    tinylora.write(made / "lora.gguf", base, strength=strength)
+    tinylora.write(made / "lora.gguf", base, strength=1e-3)
     manifest = Manifest(
         version=version, created="2026-12-01T00:00:00Z", format="gemma", system_prompt=f"你是{lessons.NAME}。",
         base=Base(file="b", sha256=sha256(base), architecture="gemma3"),
@@ -327,7 +325,7 @@ async def test_answers_under_way_end_as_their_version_says_and_the_next_are_the_
 ) -> None:
     daemon = Daemon(tmp_path, settings(learned_base))
     versioned(daemon, learned_base)
-    old, new = ("吃面", "加个蛋"), None
+    words = ("吃面", "加个蛋")  # of both versions: tests/bot/test_serving.py tells two LoRAs apart
 
     async def answered(user: int) -> tuple[str | None, tuple[str, ...]]:
         """Which version answered a friend, and what."""
@@ -335,15 +333,10 @@ async def test_answers_under_way_end_as_their_version_says_and_the_next_are_the_
         await asyncio.to_thread(daemon.wait, lambda: bool(daemon.outcomes(scene)), 20.0)
         with daemon.archive() as archive:
             (decision,) = archive.decisions(Scene.parse(scene))
-        assert decision.outcome == "spoke"
         return decision.version, tuple(m.text for m in daemon.stored(scene) if m.origin is Origin.TWIN)
 
     with daemon:
-        publish(daemon, learned_base, "v0", strength=STRONG)
         async with NapCat(daemon.url, daemon.token) as client:
-            await client.say("吃什么", user=101)
-            _, new = await answered(101)
-            assert new != old
             publish(daemon, learned_base, "v1")
             sent = len(client.bubbles)
             client.delays["send_private_msg"] = 1.5
@@ -351,12 +344,12 @@ async def test_answers_under_way_end_as_their_version_says_and_the_next_are_the_
             for user in under_way:
                 await client.say("吃什么", user=user)
             await daemon_sends(client, sent + len(under_way))
-            publish(daemon, learned_base, "v2", strength=STRONG)
+            publish(daemon, learned_base, "v2")
             assert [daemon.outcomes(f"private:{user}") for user in under_way] == [[]] * len(under_way)
             for user in next_ones:
                 await client.say("吃什么", user=user)
-            assert [await answered(user) for user in under_way] == [("v1", old)] * len(under_way)
-            assert [await answered(user) for user in next_ones] == [("v2", new)] * len(next_ones)
+            assert [await answered(user) for user in under_way] == [("v1", words)] * len(under_way)
+            assert [await answered(user) for user in next_ones] == [("v2", words)] * len(next_ones)
         daemon.end()
 
 

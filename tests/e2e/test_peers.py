@@ -85,7 +85,7 @@ async def test_our_client_drives_an_aiocqhttp_application() -> None:
     port = free_port()
     async with child("cqapp.py", str(port), TOKEN) as app:
         await listening(port)
-        async with NapCat(f"ws://127.0.0.1:{port}/ws/", TOKEN) as client:
+        async with NapCat(f"ws://127.0.0.1:{port}/ws/", TOKEN, passed_over=frozenset(["self_id"])) as client:
             await app.until(event="meta_event.lifecycle.connect")
             await app.until(event="meta_event.heartbeat")
             said = await client.say("在吗", user=101)

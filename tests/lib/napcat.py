@@ -124,6 +124,8 @@ class NapCat:
     """(retcode, wording) of the next calls of an action."""
     deaf: set[str] = field(default_factory=set)
     """Actions that are never answered."""
+    passed_over: frozenset[str] = frozenset()
+    """Parameters that another program than ours gives with every call, and clients pass over."""
     answers_per_call: int = 1
     connected: int = 0
     """Connections taken while `serving`."""
@@ -380,7 +382,8 @@ class NapCat:
                 call = json.loads(frame)
                 assert set(call) == {"action", "params", "echo"}, f"a call has the fields {sorted(call)}"
                 self.calls.append(call)
-                _call_validator(call["action"], self.app_name.partition(".")[0]).validate(call["params"])
+                params = {name: value for name, value in call["params"].items() if name not in self.passed_over}
+                _call_validator(call["action"], self.app_name.partition(".")[0]).validate(params)
                 self._spawn(self._answer(call))
 
     async def _answer(self, call: dict[str, Any]) -> None:
