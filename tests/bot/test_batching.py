@@ -15,7 +15,7 @@ import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import PASSED_MAX, TURN_STEPS, Batcher, Job, Lines, looping
+from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_STEPS, Batcher, Job, Lines, looping
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
@@ -131,11 +131,11 @@ def test_a_job_put_while_the_end_comes_is_told_of_it(served: Served) -> None:
 
 
 def test_a_look_that_the_end_breaks_off_is_no_certain_silence(tinies: dict[str, tinymodel.Tiny]) -> None:
-    changed = {"n_ctx": 4096, "kv_tokens": 4096, "n_batch": 4096}
+    changed = {"n_ctx": 4096, "kv_tokens": 8192, "n_batch": 4096}
     served = Served(tinies["gemma3"].gguf, SETTINGS.model_copy(update=changed), "")
-    served.batcher._prompt_rate = 1e6  # all of it in one step
-    asked = Asked("a", 4000)
-    served.batcher.submit(asked.job)
+    served.batcher._prompt_rate = 1e6  # all of it in one step, since two are there
+    asked, other = Asked("a", 4000), Asked("b", 8)
+    together(served.batcher, asked, other)
     until = time.monotonic() + PATIENCE_S
     while served.batcher.steps == 0:
         assert time.monotonic() < until
@@ -147,7 +147,6 @@ def test_a_look_that_the_end_breaks_off_is_no_certain_silence(tinies: dict[str, 
 @pytest.mark.parametrize("answers", [False, True])
 def test_a_prompt_that_takes_too_long_to_read_is_given_up(tinies: dict[str, tinymodel.Tiny], answers: bool) -> None:
     served = Served(tinies["gemma3"].gguf, SETTINGS.model_copy(update={"n_batch": 32, "deadline_s": 0.02}), "")
-    served.batcher._prompt_rate = 1.0  # 16 tokens in a step
     asked = Asked("a", 500, answers=answers)
     served.batcher.submit(asked.job)
     assert "deadline_s = 0.02" in str(asked.result())
@@ -301,6 +300,23 @@ def test_prompts_take_a_step_no_longer_than_typists_may_wait(model: Model) -> No
         assert len(typing.job.made) > 10, "it typed all the while"
     assert rows_of[:2] == [30, 17], "nobody types in the first step"
     assert max(rows_of[1:]) == 17
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e6])
+def test_a_prompt_that_is_alone_is_read_in_the_same_steps_at_any_pace(model: Model, rate: float) -> None:
+    context, rows_of = Faulty(model, 1024, 4, 512, 1), []
+
+    def count(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+        rows_of.append(len(rows))
+        return rows
+
+    context.change = count  # type: ignore[method-assign,assignment]
+    with batching(context) as batcher:
+        batcher._prompt_rate = rate
+        asked = Asked("a", 300)
+        batcher.submit(asked.job)
+        assert 0 < float(asked.result()) < 1  # type: ignore[arg-type]
+    assert rows_of == [ALONE_TOKENS, ALONE_TOKENS, 300 - 2 * ALONE_TOKENS]
 
 
 # -- stopping -------------------------------------------------------------------------------------

@@ -363,7 +363,6 @@ async def idle(engine: LlamaEngine) -> None:
 
 async def test_who_no_longer_listens_stops_the_work(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies, SETTINGS.model_copy(update={"n_ctx": 4096, "kv_tokens": 4096}))
-    engine.base.batcher._prompt_rate = 1.0  # 16 tokens of prompt in a step
     engine.base.model.ends = frozenset()  # nothing but the listener ends it
     endless = Sampling(max_tokens=3000, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     async with aclosing(engine.bubbles(request("a", "在吗", sampling=endless))) as bubbles:
