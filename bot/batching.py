@@ -26,10 +26,11 @@ from bot.llama import CacheFull, Context, Model, Sampler, log_probs
 from bot.loras import Loras
 from bot.seats import Seat, Seats
 
-TURN_STEPS = 24
-"""Steps of one LoRA while others wait: at 3–7 ms a change and 15–20 ms a step, changes take a hundredth of the time."""
-_TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
-"""Seconds of prompt in one step: while others are typing, and while several read."""
+TURN_STEPS, TURN_S = 24, 0.4
+"""Steps and seconds of one LoRA while others wait, whichever is over first: at 3–7 ms a change and 15–20 ms a step,
+changes take a hundredth of the time. A prompt's steps last longer, and who types with another LoRA waits for them."""
+TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
+"""Seconds of prompt in one step: while others are typing, with whatever LoRA, and while several read."""
 ALONE_TOKENS = 128
 """Tokens of a prompt in one step while nobody else is there: by no clock, for logits change with the shape of a batch.
 (小满 on the embedded base, 900 tokens in steps of 25 and of 250: P(silent) 0.130 and 0.145, other words.)"""
@@ -101,19 +102,20 @@ class Batcher:
         n_ctx: tokens of one window, the reply included; at most the cells of the cache.
         n_parallel: jobs under way at once, at most `n_batch`; the rest wait in the order they came.
         deadline_s: a job that takes longer from its first step is given up.
+        clock: seconds, from wherever.
     """
 
     def __init__(
         self, model: Model, context: Context, seats: Seats, loras: Loras, *,
-        n_ctx: int, n_parallel: int, deadline_s: float,
+        n_ctx: int, n_parallel: int, deadline_s: float, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._model, self._context, self._seats, self._loras = model, context, seats, loras
-        self._n_ctx, self._n_parallel, self._deadline_s = n_ctx, n_parallel, deadline_s
+        self._n_ctx, self._n_parallel, self._deadline_s, self._clock = n_ctx, n_parallel, deadline_s, clock
         self._inbox: queue.SimpleQueue[Job | _Forget | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._turn: Path | None = None
-        self._turn_steps = 0
+        self._turn_steps, self._turn_began = 0, 0.0
         self._prompt_rate = 400.0
         """Prompt tokens a second, as last measured."""
         self.steps, self.switches, self.evaluated = 0, 0, 0
@@ -199,7 +201,7 @@ class Batcher:
         """Let go of jobs that are no longer wanted or take too long, and begin those there is room for."""
         for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
             self._end(job, 1.0)
-        overdue = time.monotonic() - self._deadline_s
+        overdue = self._clock() - self._deadline_s
         for job in [j for j in self._active if j.began < overdue]:
             self._end(job, EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}"))
         for job in list(self._waiting):
@@ -224,7 +226,7 @@ class Batcher:
             return
         if job.seat is None:
             return
-        job.began, job.turned = time.monotonic(), self.steps
+        job.began, job.turned = self._clock(), self.steps
         self._waiting.remove(job)
         self._active.append(job)
 
@@ -260,10 +262,11 @@ class Batcher:
         So with k LoRAs busy each waits (k - 1) turns at most, in whatever order jobs come and go.
         """
         kinds = {j.lora for j in self._active}
-        if self._turn not in kinds or (self._turn_steps >= TURN_STEPS and len(kinds) > 1):
+        over = self._turn_steps >= TURN_STEPS or self._clock() - self._turn_began >= TURN_S
+        if self._turn not in kinds or (over and len(kinds) > 1):
             others = [j for j in self._active if j.lora != self._turn]
             self._turn = min(others, key=lambda j: j.turned).lora if others else None
-            self._turn_steps = 0
+            self._turn_steps, self._turn_began = 0, self._clock()
         self._turn_steps += 1
         group = [j for j in self._active if j.lora == self._turn]
         for job in group:
@@ -280,7 +283,7 @@ class Batcher:
         reading.sort(key=lambda j: (-j.passed if j.passed >= PASSED_MAX else 0, len(j.left)))
         for job in typing:
             yield job, job.left
-        seconds = _TYPING_STEP_S if typing else _READING_STEP_S
+        seconds = TYPING_STEP_S if any(j.made for j in self._active) else _READING_STEP_S
         paced = max(_CHUNK_MIN, int(self._prompt_rate * seconds))
         room = min(paced if len(self._active) > 1 else ALONE_TOKENS, self._context.n_batch - len(typing))
         for job in reading:
@@ -300,7 +303,7 @@ class Batcher:
         def unwanted() -> bool:
             return self._closing.is_set() or all(stop.is_set() for stop in stops)
 
-        started = time.perf_counter()
+        started = self._clock()
         while True:
             try:
                 done = self._context.decode(rows, unwanted if len(rows) >= 2 * _CHUNK_MIN else None)
@@ -320,7 +323,7 @@ class Batcher:
                 self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
             return False
         if len(rows) >= 2 * _CHUNK_MIN:
-            self._prompt_rate += (len(rows) / (time.perf_counter() - started) - self._prompt_rate) / 4
+            self._prompt_rate += (len(rows) / (self._clock() - started) - self._prompt_rate) / 4
         return True
 
     def _take_out(self, job: Job, index: int) -> None:

@@ -1,6 +1,7 @@
 """bot/batching.py: whatever goes wrong with one job, every job is told how it ended, and the thread lives on."""
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -15,7 +16,7 @@ import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_STEPS, Batcher, Job, Lines, looping
+from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines, looping
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
@@ -199,11 +200,16 @@ class Faulty(Context):
 
 
 @contextlib.contextmanager
-def batching(context: Context, *, n_parallel: int = 8, n_ctx: int = 512, n_seq_max: int = 4) -> Iterator[Batcher]:
+def batching(
+    context: Context, *, n_parallel: int = 8, n_ctx: int = 512, n_seq_max: int = 4, deadline_s: float = 600.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Batcher]:  # fmt: skip
     """A thread over a context, with sequences and LoRAs of its own; all is freed in the end."""
     loras = Loras(context.model, context, "", 10**9)
     seats = Seats(context, n_seq_max, Spill(0))
-    batcher = Batcher(context.model, context, seats, loras, n_ctx=n_ctx, n_parallel=n_parallel, deadline_s=600.0)
+    batcher = Batcher(
+        context.model, context, seats, loras, n_ctx=n_ctx, n_parallel=n_parallel, deadline_s=deadline_s, clock=clock
+    )
     yield batcher
     batcher.close()
     loras.close()
@@ -515,7 +521,10 @@ def watched(tinies: dict[str, tinymodel.Tiny]) -> Iterator[Batcher]:
     model = Model(tinies["gemma3"].gguf, 0)
     context = Watched(model)
     loras = Loras(model, context, "", 10**9)
-    batcher = Batcher(model, context, Seats(context, 12, Spill(0)), loras, n_ctx=512, n_parallel=8, deadline_s=600.0)
+    batcher = Batcher(
+        model, context, Seats(context, 12, Spill(0)), loras,
+        n_ctx=512, n_parallel=8, deadline_s=600.0, clock=itertools.count(step=0.001).__next__,
+    )  # fmt: skip
     batcher._prompt_rate = 1.0
     yield batcher
     batcher.close()
@@ -627,6 +636,46 @@ def test_loras_take_turns_however_their_chats_come_and_go(
     assert [longest_wait(used[:until], h) <= 2 * TURN_STEPS for h in handles] == [True] * 3
     changes = sum(a is not b for a, b in pairwise(used[:until]))
     assert changes <= until / TURN_STEPS + 1, "turns are whole while all of them have work"
+
+
+class Timed(Context):
+    """Reads 400 tokens a second by a clock of its own, and remembers when each sequence was in a step."""
+
+    def __init__(self, model: Model, n_tokens: int = 4096) -> None:
+        super().__init__(model, n_tokens, 8, 512, 1, n_outputs=8)
+        self.now = 0.0
+        self.times: dict[int, list[float]] = {}
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]], stop: Callable[[], bool] | None = None) -> bool:
+        self.now += max(0.01, len(tokens) / 400)
+        for seq in {seq for _, seq, _, _ in tokens}:
+            self.times.setdefault(seq, []).append(self.now)
+        return super().decode(tokens, stop)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_who_types_hardly_waits_for_prompts_of_another_lora(
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path, same: bool
+) -> None:
+    base = tinies["gemma3"].gguf
+    model, loras = Model(base, 0), [tinylora.write(tmp_path / f"{i}.gguf", base, seed=i) for i in range(2)]
+    model.ends = frozenset()
+    context = Timed(model)
+    with batching(context, n_ctx=1024, n_seq_max=8, clock=lambda: context.now) as batcher:
+        typing = Asked("typing", 8, lora=loras[0], answers=True, max_tokens=400)
+        typing.job.request = replace(typing.job.request, sampling=WILD.model_copy(update={"max_tokens": 400}))
+        reading = [Asked(f"reading{i}", 900, lora=loras[0 if same else 1]) for i in range(3)]
+        for i, each in enumerate(reading):  # nothing to share between them
+            each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(899))]
+        together(batcher, typing, *reading)
+        assert all(0 < float(each.result()) < 1 for each in reading)  # type: ignore[arg-type]
+        assert not typing._ended.is_set()
+        assert typing.job.seat is not None
+        times = list(context.times[typing.job.seat.number])
+        typing.job.stop.set()
+    model.close()
+    assert times[-1] > 3 * 900 / 400
+    assert max(b - a for a, b in pairwise(times)) < TYPING_STEP_S + (0.02 if same else TURN_S + TYPING_STEP_S)
 
 
 def test_a_chat_that_goes_on_does_not_pass_over_a_lora_that_waits(
