@@ -179,9 +179,11 @@ class Batcher:
             except Exception as e:  # noqa: BLE001 - the worker's edge: whatever failed, the others are served on
                 for job in list(self._active):
                     self._end(job, _failure(e), drop=True)
-        self._hear(wait=False)
-        for job in [*self._active, *self._waiting]:
-            self._end(job, EngineError(_CLOSED))
+        try:
+            self._hear(wait=False)
+        finally:
+            for job in [*self._active, *self._waiting]:
+                self._end(job, EngineError(_CLOSED))
 
     def _hear(self, *, wait: bool) -> None:
         """Take in what was asked meanwhile; with `wait` sleep until something is, or the end comes."""
@@ -192,8 +194,10 @@ class Batcher:
                 return
             wait = False
             if isinstance(job, _Forget):
+                waited_for = job.done.set_running_or_notify_cancel()  # else it was cancelled, and is done all the same
                 self._seats.forget(job.wanted)
-                job.done.set_result(None)
+                if waited_for:
+                    job.done.set_result(None)
             elif job is not None:
                 self._waiting.append(job)
 

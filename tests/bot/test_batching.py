@@ -246,6 +246,37 @@ def test_a_decode_that_fails_ends_who_is_in_it_and_nobody_else(model: Model) -> 
         assert again.result() == pytest.approx(float(told[2]), rel=1e-3)  # type: ignore[arg-type]
 
 
+def test_who_no_longer_waits_for_a_scene_to_be_forgotten_harms_nobody(model: Model) -> None:
+    context = Faulty(model, 1024, 4, 64, 1)
+    with batching(context, n_parallel=1) as batcher:
+        gone, first, last, waits = Asked("gone", 20), Asked("first", 200), Asked("last", 200), Asked("waits", 20)
+        batcher.submit(gone.job)
+        gone.result()
+        closing = threading.Thread(target=batcher.close)
+        steps = itertools.count()
+
+        def cancelled(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+            """On the engine's thread, so before it hears of it."""
+            step = next(steps)
+            if step == 4:
+                batcher.submit(waits.job)
+            if step in (0, 4):
+                assert batcher.forget(lambda name: name == "gone").cancel()
+            if step == 4:
+                closing.start()
+                while not batcher._closing.is_set():
+                    time.sleep(0.001)
+            return rows
+
+        context.change = cancelled  # type: ignore[method-assign,assignment]
+        last.job.ids = [2, *(500 + i % 90 for i in range(199))]  # nothing to share
+        together(batcher, first, last)
+        assert 0 < float(first.result()) < 1  # type: ignore[arg-type]
+        assert "gone" not in batcher._seats, "it is forgotten all the same"
+        assert [str(each.result()) for each in (last, waits)] == ["the engine is closed"] * 2
+        closing.join()
+
+
 def test_a_cache_that_is_full_with_nobody_idle_ends_the_longest_alone(model: Model) -> None:
     context = Faulty(model, 1024, 4, 64, 1)
     with batching(context) as batcher:
@@ -674,7 +705,7 @@ def test_who_types_hardly_waits_for_prompts_of_another_lora(
         times = list(context.times[typing.job.seat.number])
         typing.job.stop.set()
     model.close()
-    assert times[-1] > 3 * 900 / 400
+    assert times[-1] > 3
     assert max(b - a for a, b in pairwise(times)) < TYPING_STEP_S + (0.02 if same else TURN_S + TYPING_STEP_S)
 
 
