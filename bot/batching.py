@@ -60,6 +60,8 @@ class Job:
     seat: Seat | None = None
     sampler: Sampler | None = None
     lines: Lines | None = None
+    unwanted: bool = False
+    """Whether its sequence is to be dropped when it ends: its scene was forgotten while it waited."""
     made: list[int] = field(default_factory=list)
     began: float = 0.0
     turned: int = 0
@@ -151,7 +153,7 @@ class Batcher:
     def forget(self, wanted: Callable[[str], bool]) -> Future[None]:
         """Drop the sequences whose seat is wanted gone, from any thread; done when they are.
 
-        One that is being used goes when its request ends.
+        One that is being used, or waited for, goes when its request ends.
         """
         forget = _Forget(wanted)
         with self._submitting:
@@ -196,6 +198,8 @@ class Batcher:
             if isinstance(job, _Forget):
                 waited_for = job.done.set_running_or_notify_cancel()  # else it was cancelled, and is done all the same
                 self._seats.forget(job.wanted)
+                for waiting in self._waiting:
+                    waiting.unwanted = waiting.unwanted or job.wanted(waiting.request.seat)
                 if waited_for:
                     job.done.set_result(None)
             elif job is not None:
@@ -230,6 +234,7 @@ class Batcher:
             return
         if job.seat is None:
             return
+        job.seat.unwanted = job.seat.unwanted or job.unwanted
         job.began, job.turned = self._clock(), self.steps
         self._waiting.remove(job)
         self._active.append(job)

@@ -277,6 +277,28 @@ def test_who_no_longer_waits_for_a_scene_to_be_forgotten_harms_nobody(model: Mod
         closing.join()
 
 
+def test_what_waited_when_its_scene_was_forgotten_leaves_nothing(model: Model) -> None:
+    context = Faulty(model, 1024, 4, 64, 1)
+    with batching(context, n_parallel=1) as batcher:
+        asked = [Asked("busy", 20), Asked("gone", 20), Asked("gone", 30), Asked("stays", 20)]
+        forgotten = []
+
+        def once(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+            """In the first step, when the others wait."""
+            if not forgotten:
+                forgotten.append(batcher.forget(lambda name: name == "gone"))
+            return rows
+
+        context.change = once  # type: ignore[method-assign,assignment]
+        together(batcher, *asked)
+        assert all(0 < float(each.result()) < 1 for each in asked)  # type: ignore[arg-type]
+        assert [name in batcher._seats for name in ("busy", "gone", "stays")] == [True, False, True]
+        later = Asked("gone", 20)
+        batcher.submit(later.job)
+        later.result()
+        assert "gone" in batcher._seats, "what is asked later may stay"
+
+
 def test_a_cache_that_is_full_with_nobody_idle_ends_the_longest_alone(model: Model) -> None:
     context = Faulty(model, 1024, 4, 64, 1)
     with batching(context) as batcher:
