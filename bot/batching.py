@@ -37,6 +37,7 @@ ALONE_TOKENS = 128
 PASSED_MAX = 4
 """Steps a prompt is passed over for shorter ones; then it is first: a long one is read at a fifth of the pace."""
 _CHUNK_MIN = 16
+"""Tokens of prompt in a step at least; as many are enough to measure a pace by, or a slow one would never rise again."""
 _CLOSED = "the engine is closed"
 
 
@@ -331,7 +332,7 @@ class Batcher:
             for job in jobs:
                 self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
             return False
-        if len(rows) >= 2 * _CHUNK_MIN:
+        if sum(len(tokens) for job, tokens in parts if not job.made) >= _CHUNK_MIN:
             self._prompt_rate += (len(rows) / (self._clock() - started) - self._prompt_rate) / 4
         return True
 

@@ -348,8 +348,8 @@ def test_prompts_take_a_step_no_longer_than_typists_may_wait(model: Model) -> No
         return rows
 
     context.change = count  # type: ignore[method-assign,assignment]
-    with batching(context) as batcher:
-        # 30 tokens in a quarter of a second, and in a tenth 12, of which 16 are made. (From 32 on a pace is measured.)
+    with batching(context, clock=lambda: sum(rows_of) / 120) as batcher:
+        # 30 tokens in a quarter of a second, and in a tenth 12, of which 16 are made.
         batcher._prompt_rate = 120.0
         typing, reading = Asked("typing", 8, answers=True, max_tokens=60), Asked("reading", 200)
         typing.job.request = replace(typing.job.request, sampling=WILD)
@@ -359,6 +359,19 @@ def test_prompts_take_a_step_no_longer_than_typists_may_wait(model: Model) -> No
         assert len(typing.job.made) > 10, "it typed all the while"
     assert rows_of[:2] == [30, 17], "nobody types in the first step"
     assert max(rows_of[1:]) == 17
+
+
+def test_a_pace_measured_while_the_machine_was_busy_rises_again(model: Model) -> None:
+    context = Timed(model)
+    with batching(context, n_seq_max=8, clock=lambda: context.now) as batcher:
+        batcher._prompt_rate = 20.0
+        asked = [Asked(f"a{i}", 500) for i in range(3)]
+        for i, each in enumerate(asked):  # nothing to share between them
+            each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(499))]
+        together(batcher, *asked)
+        assert all(0 < float(each.result()) < 1 for each in asked)  # type: ignore[arg-type]
+        assert batcher._prompt_rate == pytest.approx(400, rel=0.1)
+        assert batcher.steps < 40, "1,500 tokens at 16 in a step are 94"
 
 
 @pytest.mark.parametrize("rate", [1.0, 1e6])
@@ -560,8 +573,7 @@ class Watched(Context):
     """Remembers the LoRA of each step."""
 
     def __init__(self, model: Model) -> None:
-        # Fewer rows in a step than a pace is measured by: a step reads 16 tokens, whatever the clock says.
-        super().__init__(model, 4096, 12, 31, 1, n_outputs=8)
+        super().__init__(model, 4096, 12, 16, 1, n_outputs=8)  # 16 tokens in a step, whatever the clock says
         self.used: list[object] = []
 
     def use(self, lora: Any) -> None:
@@ -578,7 +590,6 @@ def watched(tinies: dict[str, tinymodel.Tiny]) -> Iterator[Batcher]:
         model, context, Seats(context, 12, Spill(0)), loras,
         n_ctx=512, n_parallel=8, deadline_s=600.0, clock=itertools.count(step=0.001).__next__,
     )  # fmt: skip
-    batcher._prompt_rate = 1.0
     yield batcher
     batcher.close()
     loras.close()
