@@ -37,7 +37,7 @@ ALONE_TOKENS = 128
 PASSED_MAX = 4
 """Steps a prompt is passed over for shorter ones; then it is first: a long one is read at a fifth of the pace."""
 _CHUNK_MIN = 16
-"""Tokens of prompt in a step at least; as many are enough to measure a pace by, or a slow one would never rise again."""
+"""Tokens of prompt in a step at least; as many are enough to measure a pace by: a slow one could not rise else."""
 _CLOSED = "the engine is closed"
 
 
@@ -64,7 +64,8 @@ class Job:
     unwanted: bool = False
     """Whether its sequence is to be dropped when it ends: its scene was forgotten while it waited."""
     made: list[int] = field(default_factory=list)
-    began: float = 0.0
+    asked: float = 0.0
+    """When, by the clock of who evaluates it."""
     turned: int = 0
     """The step when its LoRA last had the turn, or when it began."""
     passed: int = 0
@@ -104,7 +105,7 @@ class Batcher:
         loras: the LoRAs on it.
         n_ctx: tokens of one window, the reply included; at most the cells of the cache.
         n_parallel: jobs under way at once, at most `n_batch`; the rest wait in the order they came.
-        deadline_s: a job that takes longer from its first step is given up.
+        deadline_s: a job that takes longer from when it was asked is given up.
         clock: seconds, from wherever.
     """
 
@@ -146,6 +147,7 @@ class Batcher:
                 f"a prompt of {len(job.ids)} tokens is longer than a window of {self._n_ctx} ([engine] n_ctx, or what "
                 "the model was trained for); raise n_ctx, or shorten the system prompt"
             )
+        job.asked = self._clock()
         with self._submitting:
             if self._closing.is_set():
                 raise EngineError(_CLOSED)
@@ -211,7 +213,7 @@ class Batcher:
         for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
             self._end(job, 1.0)
         overdue = self._clock() - self._deadline_s
-        for job in [j for j in self._active if j.began < overdue]:
+        for job in [j for j in (*self._waiting, *self._active) if j.asked < overdue]:
             self._end(job, EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}"))
         for job in list(self._waiting):
             reserved = sum(map(self._cells, self._active))
@@ -236,7 +238,7 @@ class Batcher:
         if job.seat is None:
             return
         job.seat.unwanted = job.seat.unwanted or job.unwanted
-        job.began, job.turned = self._clock(), self.steps
+        job.turned = self.steps
         self._waiting.remove(job)
         self._active.append(job)
 

@@ -146,13 +146,26 @@ def test_a_look_that_the_end_breaks_off_is_no_certain_silence(tinies: dict[str, 
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_a_prompt_that_takes_too_long_to_read_is_given_up(tinies: dict[str, tinymodel.Tiny], answers: bool) -> None:
-    served = Served(tinies["gemma3"].gguf, SETTINGS.model_copy(update={"n_batch": 32, "deadline_s": 0.02}), "")
-    asked = Asked("a", 500, answers=answers)
-    served.batcher.submit(asked.job)
-    assert "deadline_s = 0.02" in str(asked.result())
-    assert 0 < served.batcher.evaluated < 500
-    served.close()
+def test_a_prompt_that_takes_too_long_to_read_is_given_up(model: Model, answers: bool) -> None:
+    context = Timed(model)
+    with batching(context, n_seq_max=8, deadline_s=0.5, clock=lambda: context.now) as batcher:
+        asked = Asked("a", 500, answers=answers)
+        batcher.submit(asked.job)
+        assert "deadline_s = 0.5" in str(asked.result())
+        assert 0 < batcher.evaluated < 500
+
+
+def test_waiting_counts_to_the_time_an_answer_may_take(model: Model) -> None:
+    context = Timed(model)
+    with batching(context, n_parallel=1, n_seq_max=8, deadline_s=1.0, clock=lambda: context.now) as batcher:
+        asked = [Asked("a", 300), Asked("a", 40), Asked("b", 300), Asked("c", 40)]
+        asked[2].job.ids = [2, *(500 + i % 90 for i in range(299))]  # nothing to share
+        together(batcher, *asked)
+        told = [each.result() for each in asked]
+        # The second is in the cache already; the third has a quarter of a second left for three.
+        assert [isinstance(t, float) for t in told] == [True, True, False, False]
+        assert "deadline_s = 1" in str(told[3])
+        assert batcher.evaluated < 300 + 40 + 300
 
 
 def test_a_prompt_and_its_answer_stay_within_the_window(served: Served) -> None:
