@@ -424,8 +424,24 @@ class Context:
         """Let an empty sequence hold the first `n` tokens of another one that `reaches` there, in the same cells."""
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
+    def join(self, source: int, target: int, n: int) -> bool:
+        """Let a sequence hold its first `n` tokens in the cells of another one that holds them too.
+
+        Layers with a sliding window keep cells of their own unless the other's reach as far back and up to theirs: what
+        slid out must not lack, nor `reaches` take it for there.
+
+        Returns:
+            False when what it held is lost, for want of memory.
+        """
+        theirs, own = (int(lc.llama_memory_seq_pos_min(self._memory, seq)) for seq in (source, target))
+        apart = bool(self._n_swa) and not theirs <= own <= n
+        window = self.save(target, mark=True) if apart else b""
+        lc.llama_memory_seq_rm(self._memory, target, 0, n)
+        lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
+        return not apart or self.restore(target, window, mark=True)
+
     def save(self, seq: int, *, mark: bool = False) -> bytes:
-        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it.
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state or sliding window alone.
 
         Empty where there is no memory for it.
         """

@@ -8,7 +8,7 @@ import pytest
 import tinymodel
 
 from bot.llama import Context, Model, log_probs
-from bot.seats import Seat, Seats
+from bot.seats import HEADER_MAX, Seat, Seats
 from bot.spill import Spill
 
 CELLS, SEQUENCES = 512, 3
@@ -154,6 +154,40 @@ def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -
     held = [spill.take(scene) is not None for scene in scenes]
     assert [scene in seats for scene in scenes] == [False] * 197 + [True] * 3
     assert held == [False] * 177 + [True] * 20 + [False] * 3
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(("kind", "own"), [("gemma3", 40), ("swa", 20), ("swa", 60)])
+def test_scenes_that_come_back_share_their_personas_prompt_again(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, own: int, fresh: bool
+) -> None:
+    """A window of 32 tokens reaches into the prompt, or begins behind it; the first to share it was read, or came back."""
+    model = Model({**tinies, **forgetful}[kind].gguf, 0)
+    context = Context(model, 1024, 13, 512, 1)
+    seats, persona, names = Seats(context, 13, Spill(10**9)), ids(200), "abcdefghijkl"
+    prompts = {name: [*persona, *(300 + (i * 11 + k * 7) % 290 for k in range(own))] for i, name in enumerate(names)}
+    for name, prompt in prompts.items():
+        sit(seats, context, name, prompt)
+    assert sum(name in seats for name in names) == 12, "fresh ones share it"
+    while seats.evict():
+        pass
+    if fresh:
+        sit(seats, context, "fresh", [*persona, 401])
+    for name in names:
+        back = seats.take(name, None, [*prompts[name], 400])
+        assert back is not None
+        assert back.tokens == prompts[name][: len(back.tokens)]
+        assert len(back.tokens) >= len(persona) + own - HEADER_MAX
+        back.busy = False
+    assert sum(name in seats for name in names) == 12
+    for name, prompt in prompts.items():
+        for wanted in ([*prompt, 400, 401], [*prompt[: 200 + own // 2], 402]):  # and from where a window may not reach
+            seat = seats.take(name, None, wanted)
+            assert seat is not None
+            assert read(context, seat, wanted) == pytest.approx(alone(model, wanted), abs=0.02)
+            seat.busy = False
+    context.close()
+    model.close()
 
 
 def _state(context: Context, prompt: Sequence[int]) -> bytes:
