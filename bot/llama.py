@@ -438,7 +438,7 @@ class Context:
         window = self.save(target, mark=True) if apart else b""
         lc.llama_memory_seq_rm(self._memory, target, 0, n)
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
-        return not apart or self.restore(target, window, mark=True)
+        return not apart or self._put_back(target, window)
 
     def save(self, seq: int, *, mark: bool = False) -> bytes:
         """What a sequence holds, as `restore` takes it; as a mark, its recurrent state or sliding window alone.
@@ -455,10 +455,26 @@ class Context:
         return bytes(memoryview(buffer)[:written])
 
     def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
-        """Put back into an empty sequence what `save` gave; False when there are too few free cells."""
+        """Put back into an empty sequence what `save` gave; False when there are too few free cells.
+
+        Raises:
+            EngineError: it cannot be read.
+        """
         flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags))
+        _LOG.lines.clear()
+        if lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags):
+            return True
+        if not any("available cells" in line for line in _LOG.lines):
+            raise EngineError(f"a saved state of {len(state)} bytes cannot be put back ({_why()})")
+        return False
+
+    def _put_back(self, seq: int, mark: bytes) -> bool:
+        """Restore a mark; False where that cannot be, as of one that found no memory."""
+        try:
+            return self.restore(seq, mark, mark=True)
+        except EngineError:
+            return False
 
     def keep(self, seq: int, n: int, mark: Mark | None = None) -> int:
         """Forget what a sequence holds from position `n` on, or from a mark before it where it cannot be cut there.
@@ -468,7 +484,7 @@ class Context:
         """
         if self.reaches(seq, n) and lc.llama_memory_seq_rm(self._memory, seq, n, -1):
             return n
-        if mark is not None and mark.n <= n and self.restore(seq, mark.state, mark=True):
+        if mark is not None and mark.n <= n and self._put_back(seq, mark.state):
             if lc.llama_memory_seq_rm(self._memory, seq, mark.n, -1):
                 return mark.n
         lc.llama_memory_seq_rm(self._memory, seq, -1, -1)

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loguru import logger
+
+from bot.errors import EngineError
 from bot.llama import Context, Mark
 from bot.spill import Held, Spill
 
@@ -162,10 +165,12 @@ class Seats:
         return seat
 
     def _restore(self, seat: Seat, held: Held) -> None:
-        seat.busy = True  # it must not be evicted to make room for itself
+        back, seat.busy = False, True  # it must not be evicted to make room for itself
         try:
             while not (back := self._context.restore(seat.number, held.state)) and self.evict():
                 pass
+        except EngineError as e:  # nobody is to make room for it
+            logger.warning("a scene that was spilled is read again: {}", e)
         finally:
             seat.busy = False
         other, length = self._longest(seat, held.tokens, SHARED_MIN) if back else (None, 0)

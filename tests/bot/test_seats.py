@@ -1,6 +1,7 @@
 """bot/seats.py on a tiny model's cache: who keeps a sequence, who leaves, what is shared and what comes back."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,28 @@ def test_what_finds_no_room_to_come_back_to_is_read_again(seats: Seats, context:
     assert read(context, seat, prompt) == pytest.approx(alone(model, prompt), abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "swa", "mamba", "lfm2"])
+@pytest.mark.parametrize("cut", [0, 9, 500])
+def test_a_state_that_cannot_be_read_drives_nobody_out(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, cut: int
+) -> None:
+    model, spill = Model({**tinies, **forgetful}[kind].gguf, 0), Spill(10**9)
+    context = Context(model, 512, 3, 512, 1)
+    seats = Seats(context, 3, spill)
+    for number, name in enumerate("abcd"):
+        sit(seats, context, name, ids(30, of=number))
+    held = spill.take("a")
+    assert held is not None
+    spill.put("a", replace(held, state=held.state[:cut] if cut else bytes(len(held.state))))
+    seats.evict()  # there is a sequence for it
+    seat = seats.take("a", None, ids(30))
+    assert seat is not None
+    assert (seat.tokens, warm(seats)) == ([], {"a", "c", "d"})
+    assert read(context, seat, ids(30)) == pytest.approx(alone(model, ids(30)), abs=0.02)
+    context.close()
+    model.close()
+
+
 def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -> None:
     n_bytes = len(_state(context, ids(20)))
     spill = Spill(20 * n_bytes)
@@ -161,7 +184,7 @@ def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -
 def test_scenes_that_come_back_share_their_personas_prompt_again(
     tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, own: int, fresh: bool
 ) -> None:
-    """A window of 32 tokens reaches into the prompt, or begins behind it; the first to share it was read, or came back."""
+    """A window of 32 tokens reaches into the prompt, or begins behind it; the first of them was read, or came back."""
     model = Model({**tinies, **forgetful}[kind].gguf, 0)
     context = Context(model, 1024, 13, 512, 1)
     seats, persona, names = Seats(context, 13, Spill(10**9)), ids(200), "abcdefghijkl"
