@@ -266,7 +266,7 @@ class Batcher:
                 try:
                     self._take_out(job, index)
                 except EngineError as e:
-                    self._end(job, e)
+                    self._end(job, e, drop=True)
 
     def _whose_turn(self) -> list[Job]:
         """The jobs of the LoRA whose turn it is; the next is that of whoever waits longest.

@@ -535,9 +535,19 @@ class Context:
         return np.ctypeslib.as_array(pointer, shape=(rows, self.model.n_vocab))
 
     def row(self, index: int) -> npt.NDArray[np.float32]:
-        """Logits behind the token at `index` of the last decode, (n_vocab,), a view that the next decode overwrites."""
+        """Logits behind the token at `index` of the last decode, (n_vocab,), a view that the next decode overwrites.
+
+        Raises:
+            EngineError: they are no numbers.
+        """
         pointer = lc.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        row = np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        if not math.isfinite(row.max()):
+            raise EngineError(
+                f"{self.model.path.name!r} gives no numbers: the weights of its LoRA, or its own, are damaged or too "
+                'large; `twin persona rollback`, or try [engine] flash_attn = "off" or another base'
+            )
+        return row
 
     def sample(self, sampler: Sampler, index: int = -1) -> int:
         """Draw the next token from the logits behind the token at `index` (-1: the last wanted), and accept it."""

@@ -84,6 +84,24 @@ def test_a_lora_whose_metadata_is_no_text_is_one_jobs_error(
     looks(served)
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_logits_that_are_no_numbers_are_one_jobs_error(
+    served: Served, tinies: dict[str, tinymodel.Tiny], tmp_path: Path, answers: bool
+) -> None:
+    lora = tinylora.write(tmp_path / "lora.gguf", tinies["gemma3"].gguf, strength=float("nan"))
+    good = Asked("a", 20)
+    served.batcher.submit(good.job)
+    before = good.result()
+    for _ in range(2):
+        asked = Asked("a", 20, lora=lora, answers=answers)
+        served.batcher.submit(asked.job)
+        assert "'model.gguf' gives no numbers: the weights of its LoRA" in str(asked.result())
+        assert served.seats["a"].tokens == []
+    good = Asked("b", 20)
+    served.batcher.submit(good.job)
+    assert good.result() == pytest.approx(before, rel=1e-3)
+
+
 class Poor(Context):
     """A cache whose states find no memory to be put back from."""
 
