@@ -449,10 +449,10 @@ class Context:
         size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
         try:
             buffer = (ctypes.c_uint8 * size)()
+            written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
+            return bytes(memoryview(buffer)[:written])
         except MemoryError:
             return b""
-        written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
-        return bytes(memoryview(buffer)[:written])
 
     def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
         """Put back into an empty sequence what `save` gave; False when there are too few free cells.

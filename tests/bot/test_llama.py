@@ -1,6 +1,7 @@
 """bot/llama.py on tiny models: vocabulary, LoRAs, scoring."""
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,26 @@ def test_words_are_drawn_as_the_settings_say(models: dict[str, Model], setting: 
     best = int(np.argmax(np.where(np.isin(np.arange(model.n_vocab), model.control_ids), -np.inf, logits)))
     assert len(found) == drawn if drawn < 20 else len(found) >= drawn
     assert drawn > 1 or found <= {best, *model.ends}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_state_that_finds_memory_only_once_is_not_saved(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    model = Model(tinymodel.build(tmp_path / "deep", "qwen3", layers=24).gguf, 0)
+    context = Context(model, 2048, 1, 1024, 1)
+    for at in (0, 1024):
+        context.decode([(300 + i % 300, 0, i, False) for i in range(at, at + 1024)])
+    size = len(context.save(0))
+    assert size > 20 * 2**20
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + size + size // 2, hard))
+    try:
+        assert context.save(0) == b""
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert len(context.save(0)) == size
+    context.close()
+    model.close()
 
 
 def test_threads_are_as_many_as_asked_for(models: dict[str, Model]) -> None:
