@@ -153,6 +153,8 @@ class Model:
         if not self._model:
             raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
+        self._tokenizing = threading.Lock()
+        """Held while the vocabulary is asked, so that it is not freed meanwhile."""
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
         self._unbiased: set[str] = set()
@@ -192,9 +194,10 @@ class Model:
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""
-        if self._model:
-            lc.llama_model_free(self._model)
-            self._model = None
+        with self._tokenizing:
+            model, self._model = self._model, None
+        if model:
+            lc.llama_model_free(model)
             self._remembered.cache_clear()
 
     @property
@@ -223,14 +226,15 @@ class Model:
         return list(self._remembered(text, control))
 
     def _tokenize(self, text: str, control: bool) -> tuple[int, ...]:
-        if not self._model:
-            raise EngineError(f"the model {self.path.name!r} is closed")
         found: list[int] = []
         for part in [text] if control else broken_up(text):
             raw = part.encode("utf-8")
             room = len(raw) + 8
             buffer = (lc.llama_token * room)()
-            n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
+            with self._tokenizing:
+                if not self._model:
+                    raise EngineError(f"the model {self.path.name!r} is closed")
+                n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
             if n < 0:
                 raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
             found += buffer[:n]

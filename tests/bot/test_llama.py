@@ -1,6 +1,7 @@
 """bot/llama.py on tiny models: vocabulary, LoRAs, scoring."""
 
 import ctypes
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,39 @@ def test_a_token_of_many_bytes_reads_whole(tmp_path: Path) -> None:
     assert min(lengths) > 0
     assert max(lengths) > 256
     model.close()
+
+
+_CLOSES = """
+import sys, threading, time
+from pathlib import Path
+from bot.errors import EngineError
+from bot.llama import Model
+model, found = Model(Path(sys.argv[1]), 0), []
+begun = threading.Event()
+def tokenize():
+    begun.set()
+    found.append(len(model.tokens("困死我了" * 200_000, control=True)))
+asking = threading.Thread(target=tokenize)
+asking.start()
+begun.wait()
+started = time.monotonic()
+time.sleep(0.01)
+model.close()
+closed = time.monotonic() - started
+asking.join()
+ended = time.monotonic() - started
+assert found and closed > ended / 2, f"freed after {closed} s while it was asked until {ended}"
+try:
+    model.tokens("在吗", control=False)
+except EngineError as e:
+    print(e)
+"""
+
+
+def test_a_vocabulary_is_not_freed_while_another_thread_asks_it(tinies: dict[str, tinymodel.Tiny]) -> None:
+    command = [sys.executable, "-c", _CLOSES, str(tinies["gemma3"].gguf)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "the model 'model.gguf' is closed\n"), done.stderr
 
 
 def test_the_format_comes_with_the_base(models: dict[str, Model]) -> None:
