@@ -474,10 +474,10 @@ class Context:
         return False
 
     def _put_back(self, seq: int, mark: bytes) -> bool:
-        """Restore a mark; False where that cannot be, as of one that found no memory."""
+        """Restore a mark; False where that cannot be: there is no memory, or was none when it was saved."""
         try:
             return self.restore(seq, mark, mark=True)
-        except EngineError:
+        except (EngineError, MemoryError):
             return False
 
     def keep(self, seq: int, n: int, mark: Mark | None = None) -> int:

@@ -213,6 +213,30 @@ def test_scenes_that_come_back_share_their_personas_prompt_again(
     model.close()
 
 
+class Poor(Context):
+    """Finds memory for whole states alone."""
+
+    def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
+        if mark:
+            raise MemoryError
+        return super().restore(seq, state)
+
+
+def test_who_finds_no_memory_to_share_a_prompt_is_read_again(forgetful: dict[str, tinymodel.Tiny]) -> None:
+    model = Model(forgetful["swa"].gguf, 0)
+    context = Poor(model, 1024, 3, 512, 1)
+    seats, prompt = Seats(context, 3, Spill(10**9)), ids(260)
+    sit(seats, context, "a", prompt)
+    assert seats.evict()
+    sit(seats, context, "b", [*prompt[:200], 401])
+    seat = seats.take("a", None, prompt)
+    assert seat is not None
+    assert seat.tokens == prompt[:200], "what the other one holds, and nothing else"
+    assert read(context, seat, prompt) == pytest.approx(alone(model, prompt), abs=0.02)
+    context.close()
+    model.close()
+
+
 def _state(context: Context, prompt: Sequence[int]) -> bytes:
     """What a sequence of a prompt is spilled as."""
     context.decode([(t, 0, i, False) for i, t in enumerate(prompt)])
