@@ -26,13 +26,18 @@ from bot.llama import CacheFull, Context, Model, Sampler, log_probs
 from bot.loras import Loras
 from bot.seats import Seat, Seats
 
-TURN_STEPS = 24
-"""Steps of one LoRA while others wait: at 3–7 ms a change and 15–20 ms a step, changes take a hundredth of the time."""
-_TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
-"""Seconds of prompt in one step: while others are typing, and while nobody is."""
+TURN_STEPS, TURN_S = 24, 0.4
+"""Steps and seconds of one LoRA while others wait, whichever is over first: at 3–7 ms a change and 15–20 ms a step,
+changes take a hundredth of the time. A prompt's steps last longer, and who types with another LoRA waits for them."""
+TYPING_STEP_S, _READING_STEP_S = 0.1, 0.25
+"""Seconds of prompt in one step: while others are typing, with whatever LoRA, and while several read."""
+ALONE_TOKENS = 128
+"""Tokens of a prompt in one step while nobody else is there: by no clock, for logits change with the shape of a batch.
+(小满 on the embedded base, 900 tokens in steps of 25 and of 250: P(silent) 0.130 and 0.145, other words.)"""
 PASSED_MAX = 4
 """Steps a prompt is passed over for shorter ones; then it is first: a long one is read at a fifth of the pace."""
 _CHUNK_MIN = 16
+"""Tokens of prompt in a step at least; as many are enough to measure a pace by: a slow one could not rise else."""
 _CLOSED = "the engine is closed"
 
 
@@ -56,8 +61,11 @@ class Job:
     seat: Seat | None = None
     sampler: Sampler | None = None
     lines: Lines | None = None
+    unwanted: bool = False
+    """Whether its sequence is to be dropped when it ends: its scene was forgotten while it waited."""
     made: list[int] = field(default_factory=list)
-    began: float = 0.0
+    asked: float = 0.0
+    """When, by the clock of who evaluates it."""
     turned: int = 0
     """The step when its LoRA last had the turn, or when it began."""
     passed: int = 0
@@ -86,6 +94,10 @@ class _Forget:
 class Batcher:
     """Evaluates jobs; one thread of its own.
 
+    Same seed, settings and prompt give the same P(silent) and text, to the bit, where the job is alone from its first
+    step on and the cache holds what it held the other time: an empty one, say. Beside others, or where the prompt was
+    read in other parts before, logits differ a little, and a word may.
+
     Args:
         model: the base, or a merged model.
         context: its cache, used by nobody else.
@@ -93,20 +105,21 @@ class Batcher:
         loras: the LoRAs on it.
         n_ctx: tokens of one window, the reply included; at most the cells of the cache.
         n_parallel: jobs under way at once, at most `n_batch`; the rest wait in the order they came.
-        deadline_s: a job that takes longer from its first step is given up.
+        deadline_s: a job that takes longer from when it was asked is given up.
+        clock: seconds, from wherever.
     """
 
     def __init__(
         self, model: Model, context: Context, seats: Seats, loras: Loras, *,
-        n_ctx: int, n_parallel: int, deadline_s: float,
+        n_ctx: int, n_parallel: int, deadline_s: float, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._model, self._context, self._seats, self._loras = model, context, seats, loras
-        self._n_ctx, self._n_parallel, self._deadline_s = n_ctx, n_parallel, deadline_s
+        self._n_ctx, self._n_parallel, self._deadline_s, self._clock = n_ctx, n_parallel, deadline_s, clock
         self._inbox: queue.SimpleQueue[Job | _Forget | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._turn: Path | None = None
-        self._turn_steps = 0
+        self._turn_steps, self._turn_began = 0, 0.0
         self._prompt_rate = 400.0
         """Prompt tokens a second, as last measured."""
         self.steps, self.switches, self.evaluated = 0, 0, 0
@@ -134,6 +147,7 @@ class Batcher:
                 f"a prompt of {len(job.ids)} tokens is longer than a window of {self._n_ctx} ([engine] n_ctx, or what "
                 "the model was trained for); raise n_ctx, or shorten the system prompt"
             )
+        job.asked = self._clock()
         with self._submitting:
             if self._closing.is_set():
                 raise EngineError(_CLOSED)
@@ -142,7 +156,7 @@ class Batcher:
     def forget(self, wanted: Callable[[str], bool]) -> Future[None]:
         """Drop the sequences whose seat is wanted gone, from any thread; done when they are.
 
-        One that is being used goes when its request ends.
+        One that is being used, or waited for, goes when its request ends.
         """
         forget = _Forget(wanted)
         with self._submitting:
@@ -170,9 +184,11 @@ class Batcher:
             except Exception as e:  # noqa: BLE001 - the worker's edge: whatever failed, the others are served on
                 for job in list(self._active):
                     self._end(job, _failure(e), drop=True)
-        self._hear(wait=False)
-        for job in [*self._active, *self._waiting]:
-            self._end(job, EngineError(_CLOSED))
+        try:
+            self._hear(wait=False)
+        finally:
+            for job in [*self._active, *self._waiting]:
+                self._end(job, EngineError(_CLOSED))
 
     def _hear(self, *, wait: bool) -> None:
         """Take in what was asked meanwhile; with `wait` sleep until something is, or the end comes."""
@@ -183,8 +199,12 @@ class Batcher:
                 return
             wait = False
             if isinstance(job, _Forget):
+                waited_for = job.done.set_running_or_notify_cancel()  # else it was cancelled, and is done all the same
                 self._seats.forget(job.wanted)
-                job.done.set_result(None)
+                for waiting in self._waiting:
+                    waiting.unwanted = waiting.unwanted or job.wanted(waiting.request.seat)
+                if waited_for:
+                    job.done.set_result(None)
             elif job is not None:
                 self._waiting.append(job)
 
@@ -192,8 +212,8 @@ class Batcher:
         """Let go of jobs that are no longer wanted or take too long, and begin those there is room for."""
         for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
             self._end(job, 1.0)
-        overdue = time.monotonic() - self._deadline_s
-        for job in [j for j in self._active if j.began < overdue]:
+        overdue = self._clock() - self._deadline_s
+        for job in [j for j in (*self._waiting, *self._active) if j.asked < overdue]:
             self._end(job, EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}"))
         for job in list(self._waiting):
             reserved = sum(map(self._cells, self._active))
@@ -217,7 +237,8 @@ class Batcher:
             return
         if job.seat is None:
             return
-        job.began, job.turned = time.monotonic(), self.steps
+        job.seat.unwanted = job.seat.unwanted or job.unwanted
+        job.turned = self.steps
         self._waiting.remove(job)
         self._active.append(job)
 
@@ -245,7 +266,7 @@ class Batcher:
                 try:
                     self._take_out(job, index)
                 except EngineError as e:
-                    self._end(job, e)
+                    self._end(job, e, drop=True)
 
     def _whose_turn(self) -> list[Job]:
         """The jobs of the LoRA whose turn it is; the next is that of whoever waits longest.
@@ -253,10 +274,11 @@ class Batcher:
         So with k LoRAs busy each waits (k - 1) turns at most, in whatever order jobs come and go.
         """
         kinds = {j.lora for j in self._active}
-        if self._turn not in kinds or (self._turn_steps >= TURN_STEPS and len(kinds) > 1):
+        over = self._turn_steps >= TURN_STEPS or self._clock() - self._turn_began >= TURN_S
+        if self._turn not in kinds or (over and len(kinds) > 1):
             others = [j for j in self._active if j.lora != self._turn]
             self._turn = min(others, key=lambda j: j.turned).lora if others else None
-            self._turn_steps = 0
+            self._turn_steps, self._turn_began = 0, self._clock()
         self._turn_steps += 1
         group = [j for j in self._active if j.lora == self._turn]
         for job in group:
@@ -264,7 +286,7 @@ class Batcher:
         return group
 
     def _parts(self, group: list[Job]) -> Iterator[tuple[Job, Sequence[int]]]:
-        """What each job evaluates in this step: answers their next token, prompts what there is time for.
+        """What each job evaluates in this step: answers their next token, prompts what others leave time for.
 
         The shortest prompts are first, but for those passed over too often.
         """
@@ -273,9 +295,9 @@ class Batcher:
         reading.sort(key=lambda j: (-j.passed if j.passed >= PASSED_MAX else 0, len(j.left)))
         for job in typing:
             yield job, job.left
-        seconds = _TYPING_STEP_S if typing else _READING_STEP_S
-        chunk = max(_CHUNK_MIN, int(self._prompt_rate * seconds))
-        room = min(chunk, self._context.n_batch - len(typing))
+        seconds = TYPING_STEP_S if any(j.made for j in self._active) else _READING_STEP_S
+        paced = max(_CHUNK_MIN, int(self._prompt_rate * seconds))
+        room = min(paced if len(self._active) > 1 else ALONE_TOKENS, self._context.n_batch - len(typing))
         for job in reading:
             if room <= 0:
                 job.passed += 1
@@ -293,7 +315,7 @@ class Batcher:
         def unwanted() -> bool:
             return self._closing.is_set() or all(stop.is_set() for stop in stops)
 
-        started = time.perf_counter()
+        started = self._clock()
         while True:
             try:
                 done = self._context.decode(rows, unwanted if len(rows) >= 2 * _CHUNK_MIN else None)
@@ -312,8 +334,8 @@ class Batcher:
             for job in jobs:
                 self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
             return False
-        if len(rows) >= 2 * _CHUNK_MIN:
-            self._prompt_rate += (len(rows) / (time.perf_counter() - started) - self._prompt_rate) / 4
+        if sum(len(tokens) for job, tokens in parts if not job.made) >= _CHUNK_MIN:
+            self._prompt_rate += (len(rows) / (self._clock() - started) - self._prompt_rate) / 4
         return True
 
     def _take_out(self, job: Job, index: int) -> None:

@@ -36,7 +36,8 @@ class Request:
         voice: who speaks.
         pieces: the prompt; ends with the open assistant header.
         sampling: how words are drawn.
-        seed: same seed, prompt and settings → same text.
+        seed: same seed, prompt and settings → same text, where nobody else is answered meanwhile and the engine holds
+            as much of the prompt as it did.
     """
 
     seat: str

@@ -153,6 +153,8 @@ class Model:
         if not self._model:
             raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
+        self._tokenizing = threading.Lock()
+        """Held while the vocabulary is asked, so that it is not freed meanwhile."""
         # A prompt is made of the pieces of the one before, and a few new ones.
         self._remembered = lru_cache(_PIECES_REMEMBERED)(self._tokenize)
         self._unbiased: set[str] = set()
@@ -192,9 +194,10 @@ class Model:
 
     def close(self) -> None:
         """Free the model; contexts and LoRAs of it must be freed before."""
-        if self._model:
-            lc.llama_model_free(self._model)
-            self._model = None
+        with self._tokenizing:
+            model, self._model = self._model, None
+        if model:
+            lc.llama_model_free(model)
             self._remembered.cache_clear()
 
     @property
@@ -223,14 +226,15 @@ class Model:
         return list(self._remembered(text, control))
 
     def _tokenize(self, text: str, control: bool) -> tuple[int, ...]:
-        if not self._model:
-            raise EngineError(f"the model {self.path.name!r} is closed")
         found: list[int] = []
         for part in [text] if control else broken_up(text):
             raw = part.encode("utf-8")
             room = len(raw) + 8
             buffer = (lc.llama_token * room)()
-            n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
+            with self._tokenizing:
+                if not self._model:
+                    raise EngineError(f"the model {self.path.name!r} is closed")
+                n = lc.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, control)
             if n < 0:
                 raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
             found += buffer[:n]
@@ -424,8 +428,24 @@ class Context:
         """Let an empty sequence hold the first `n` tokens of another one that `reaches` there, in the same cells."""
         lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
 
+    def join(self, source: int, target: int, n: int) -> bool:
+        """Let a sequence hold its first `n` tokens in the cells of another one that holds them too.
+
+        Layers with a sliding window keep cells of their own unless the other's reach as far back and up to theirs: what
+        slid out must not lack, nor `reaches` take it for there.
+
+        Returns:
+            False when what it held is lost, for want of memory.
+        """
+        theirs, own = (int(lc.llama_memory_seq_pos_min(self._memory, seq)) for seq in (source, target))
+        apart = bool(self._n_swa) and not theirs <= own <= n
+        window = self.save(target, mark=True) if apart else b""
+        lc.llama_memory_seq_rm(self._memory, target, 0, n)
+        lc.llama_memory_seq_cp(self._memory, source, target, 0, n)
+        return not apart or self._put_back(target, window)
+
     def save(self, seq: int, *, mark: bool = False) -> bytes:
-        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state alone, as `keep` takes it.
+        """What a sequence holds, as `restore` takes it; as a mark, its recurrent state or sliding window alone.
 
         Empty where there is no memory for it.
         """
@@ -433,16 +453,32 @@ class Context:
         size = lc.llama_state_seq_get_size_ext(self._context, seq, flags)
         try:
             buffer = (ctypes.c_uint8 * size)()
+            written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
+            return bytes(memoryview(buffer)[:written])
         except MemoryError:
             return b""
-        written = lc.llama_state_seq_get_data_ext(self._context, buffer, size, seq, flags)
-        return bytes(memoryview(buffer)[:written])
 
     def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
-        """Put back into an empty sequence what `save` gave; False when there are too few free cells."""
+        """Put back into an empty sequence what `save` gave; False when there are too few free cells.
+
+        Raises:
+            EngineError: it cannot be read.
+        """
         flags = lc.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if mark else lc.LLAMA_STATE_SEQ_FLAGS_NONE
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags))
+        _LOG.lines.clear()
+        if lc.llama_state_seq_set_data_ext(self._context, buffer, len(state), seq, flags):
+            return True
+        if not any("available cells" in line for line in _LOG.lines):
+            raise EngineError(f"a saved state of {len(state)} bytes cannot be put back ({_why()})")
+        return False
+
+    def _put_back(self, seq: int, mark: bytes) -> bool:
+        """Restore a mark; False where that cannot be: there is no memory, or was none when it was saved."""
+        try:
+            return self.restore(seq, mark, mark=True)
+        except (EngineError, MemoryError):
+            return False
 
     def keep(self, seq: int, n: int, mark: Mark | None = None) -> int:
         """Forget what a sequence holds from position `n` on, or from a mark before it where it cannot be cut there.
@@ -452,7 +488,7 @@ class Context:
         """
         if self.reaches(seq, n) and lc.llama_memory_seq_rm(self._memory, seq, n, -1):
             return n
-        if mark is not None and mark.n <= n and self.restore(seq, mark.state, mark=True):
+        if mark is not None and mark.n <= n and self._put_back(seq, mark.state):
             if lc.llama_memory_seq_rm(self._memory, seq, mark.n, -1):
                 return mark.n
         lc.llama_memory_seq_rm(self._memory, seq, -1, -1)
@@ -503,9 +539,19 @@ class Context:
         return np.ctypeslib.as_array(pointer, shape=(rows, self.model.n_vocab))
 
     def row(self, index: int) -> npt.NDArray[np.float32]:
-        """Logits behind the token at `index` of the last decode, (n_vocab,), a view that the next decode overwrites."""
+        """Logits behind the token at `index` of the last decode, (n_vocab,), a view that the next decode overwrites.
+
+        Raises:
+            EngineError: they are no numbers.
+        """
         pointer = lc.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        row = np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        if not math.isfinite(row.max()):
+            raise EngineError(
+                f"{self.model.path.name!r} gives no numbers: the weights of its LoRA, or its own, are damaged or too "
+                'large; `twin persona rollback`, or try [engine] flash_attn = "off" or another base'
+            )
+        return row
 
     def sample(self, sampler: Sampler, index: int = -1) -> int:
         """Draw the next token from the logits behind the token at `index` (-1: the last wanted), and accept it."""

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loguru import logger
@@ -81,12 +82,19 @@ class _Merged:
 
     loading: asyncio.Task[Served]
     requests: int = 0
+    holders: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
+    """What still asks its vocabulary: it stays as long as one of them lives."""
 
     @property
     def served(self) -> Served | None:
         """The model once it is loaded."""
         done = self.loading.done() and not self.loading.cancelled() and self.loading.exception() is None
         return self.loading.result() if done else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may be freed."""
+        return self.served is not None and not self.requests and not self.holders
 
 
 class Models:
@@ -141,6 +149,11 @@ class Models:
             merged.requests -= 1
             await self._free()
 
+    def hold(self, voice: Voice, holder: object) -> None:
+        """Keep the model of a voice, which is being used, loaded as long as something else lives."""
+        if voice.model is not None and voice.model in self._merged:
+            self._merged[voice.model].holders.add(holder)
+
     async def close(self) -> None:
         """Stop what runs and free everything."""
         self._closed = True
@@ -192,7 +205,7 @@ class Models:
         """Free idle models, the least recently used first, until what is wanted fits too; the newest stays."""
         while self._n_bytes() + wanted_bytes > self._settings.models_mb * 1_000_000:
             older = list(self._merged)[:-1]
-            idle = ((p, m.served) for p in older if (m := self._merged[p]).served is not None and not m.requests)
+            idle = ((p, m.served) for p in older if (m := self._merged[p]).idle)
             path, served = next(idle, (None, None))
             if path is None or served is None:
                 return

@@ -3,7 +3,7 @@
 A sequence belongs to a scene and persona. What it holds is known token by token, so a prompt that extends it costs
 only its new tokens. A new sequence begins as a copy of the longest prefix another one of the same LoRA holds
 (`llama_memory_seq_cp` shares the cells): the persona's prompt is evaluated once. Idle sequences that must go are
-spilled (`bot/spill.py`), and come back in milliseconds instead of being read again.
+spilled (`bot/spill.py`), and come back in milliseconds instead of being read again, to share that prefix once more.
 
 Not every sequence can be cut where a prompt departs from it: a recurrent state never can, and of a sliding window what
 slid out may be gone. A prompt departs from the one before it in its open assistant header, and where the answer was not
@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loguru import logger
+
+from bot.errors import EngineError
 from bot.llama import Context, Mark
 from bot.spill import Held, Spill
 
@@ -162,12 +165,17 @@ class Seats:
         return seat
 
     def _restore(self, seat: Seat, held: Held) -> None:
-        seat.busy = True  # it must not be evicted to make room for itself
+        back, seat.busy = False, True  # it must not be evicted to make room for itself
         try:
             while not (back := self._context.restore(seat.number, held.state)) and self.evict():
                 pass
+        except EngineError as e:  # nobody is to make room for it
+            logger.warning("a scene that was spilled is read again: {}", e)
         finally:
             seat.busy = False
+        other, length = self._longest(seat, held.tokens, SHARED_MIN) if back else (None, 0)
+        if other is not None:  # it came back in cells of its own, the persona's prompt too
+            back = self._context.join(other.number, seat.number, length)
         if back:
             seat.tokens = held.tokens
         else:
@@ -175,21 +183,35 @@ class Seats:
 
     def _share(self, seat: Seat, prompt: Sequence[int]) -> None:
         """Begin from the longest prefix another sequence holds, where it is clearly longer than what this one does."""
+        other, length = self._longest(seat, prompt, len(seat.tokens) + SHARED_MIN, reached=True)
+        if other is not None:
+            self._context.keep(seat.number, 0)
+            self._context.share(other.number, seat.number, length)
+            seat.tokens = list(prompt[:length])
+
+    def _longest(
+        self, seat: Seat, wanted: Sequence[int], least: int, *, reached: bool = False
+    ) -> tuple[Seat | None, int]:
+        """The sequence of the same LoRA that holds the longest prefix, `least` tokens or more; and how long it is.
+
+        Args:
+            seat: for whom; not that one.
+            wanted: a prompt.
+            least: tokens the prefix must have.
+            reached: whether tokens are to be evaluated behind it.
+        """
+        found, best = None, least - 1
         if self._context.recurrent:
-            return
-        best, found = len(seat.tokens) + SHARED_MIN - 1, None
-        head = list(prompt[: best + 1])
+            return found, 0
+        head = list(wanted[: best + 1])
         for other in self._warm.values():
             if other is seat or other.lora != seat.lora or other.tokens[: best + 1] != head:
                 continue
-            length = common(other.tokens, prompt)
-            if length > best and self._context.reaches(other.number, length):
-                best, found = length, other
-                head = list(prompt[: best + 1])
-        if found is not None:
-            self._context.keep(seat.number, 0)
-            self._context.share(found.number, seat.number, best)
-            seat.tokens = list(prompt[:best])
+            length = common(other.tokens, wanted)
+            if length > best and (not reached or self._context.reaches(other.number, length)):
+                found, best = other, length
+                head = list(wanted[: best + 1])
+        return found, best
 
 
 def common(held: Sequence[int], wanted: Sequence[int]) -> int:

@@ -60,9 +60,17 @@ class LlamaEngine:
         return _count(self.base.model, pieces)
 
     async def measure(self, voice: Voice) -> Measure:
-        """How a voice's prompts are counted, and how long they may be; raises EngineError."""
+        """How a voice's prompts are counted, and how long they may be; raises EngineError.
+
+        Its model stays loaded as long as somebody has what counts them.
+        """
         async with self.models.using(voice) as served:
-            return Measure(served.n_ctx, lambda pieces: _count(served.model, pieces))
+
+            def count(pieces: Sequence[Piece]) -> int:
+                return _count(served.model, pieces)
+
+            self.models.hold(voice, count)
+            return Measure(served.n_ctx, count)
 
     async def p_silent(self, request: Request) -> float:
         """P(end-of-turn as the first token); raises EngineError."""

@@ -1,6 +1,7 @@
 """bot/batching.py: whatever goes wrong with one job, every job is told how it ended, and the thread lives on."""
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -15,7 +16,7 @@ import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import PASSED_MAX, TURN_STEPS, Batcher, Job, Lines, looping
+from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines, looping
 from bot.engine import Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
@@ -83,6 +84,24 @@ def test_a_lora_whose_metadata_is_no_text_is_one_jobs_error(
     looks(served)
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_logits_that_are_no_numbers_are_one_jobs_error(
+    served: Served, tinies: dict[str, tinymodel.Tiny], tmp_path: Path, answers: bool
+) -> None:
+    lora = tinylora.write(tmp_path / "lora.gguf", tinies["gemma3"].gguf, strength=float("nan"))
+    good = Asked("a", 20)
+    served.batcher.submit(good.job)
+    before = good.result()
+    for _ in range(2):
+        asked = Asked("a", 20, lora=lora, answers=answers)
+        served.batcher.submit(asked.job)
+        assert "'model.gguf' gives no numbers: the weights of its LoRA" in str(asked.result())
+        assert served.seats["a"].tokens == []
+    good = Asked("b", 20)
+    served.batcher.submit(good.job)
+    assert good.result() == pytest.approx(before, rel=1e-3)
+
+
 class Poor(Context):
     """A cache whose states find no memory to be put back from."""
 
@@ -131,11 +150,11 @@ def test_a_job_put_while_the_end_comes_is_told_of_it(served: Served) -> None:
 
 
 def test_a_look_that_the_end_breaks_off_is_no_certain_silence(tinies: dict[str, tinymodel.Tiny]) -> None:
-    changed = {"n_ctx": 4096, "kv_tokens": 4096, "n_batch": 4096}
+    changed = {"n_ctx": 4096, "kv_tokens": 8192, "n_batch": 4096}
     served = Served(tinies["gemma3"].gguf, SETTINGS.model_copy(update=changed), "")
-    served.batcher._prompt_rate = 1e6  # all of it in one step
-    asked = Asked("a", 4000)
-    served.batcher.submit(asked.job)
+    served.batcher._prompt_rate = 1e6  # all of it in one step, since two are there
+    asked, other = Asked("a", 4000), Asked("b", 8)
+    together(served.batcher, asked, other)
     until = time.monotonic() + PATIENCE_S
     while served.batcher.steps == 0:
         assert time.monotonic() < until
@@ -145,14 +164,26 @@ def test_a_look_that_the_end_breaks_off_is_no_certain_silence(tinies: dict[str, 
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_a_prompt_that_takes_too_long_to_read_is_given_up(tinies: dict[str, tinymodel.Tiny], answers: bool) -> None:
-    served = Served(tinies["gemma3"].gguf, SETTINGS.model_copy(update={"n_batch": 32, "deadline_s": 0.02}), "")
-    served.batcher._prompt_rate = 1.0  # 16 tokens in a step
-    asked = Asked("a", 500, answers=answers)
-    served.batcher.submit(asked.job)
-    assert "deadline_s = 0.02" in str(asked.result())
-    assert 0 < served.batcher.evaluated < 500
-    served.close()
+def test_a_prompt_that_takes_too_long_to_read_is_given_up(model: Model, answers: bool) -> None:
+    context = Timed(model)
+    with batching(context, n_seq_max=8, deadline_s=0.5, clock=lambda: context.now) as batcher:
+        asked = Asked("a", 500, answers=answers)
+        batcher.submit(asked.job)
+        assert "deadline_s = 0.5" in str(asked.result())
+        assert 0 < batcher.evaluated < 500
+
+
+def test_waiting_counts_to_the_time_an_answer_may_take(model: Model) -> None:
+    context = Timed(model)
+    with batching(context, n_parallel=1, n_seq_max=8, deadline_s=1.0, clock=lambda: context.now) as batcher:
+        asked = [Asked("a", 300), Asked("a", 40), Asked("b", 300), Asked("c", 40)]
+        asked[2].job.ids = [2, *(500 + i % 90 for i in range(299))]  # nothing to share
+        together(batcher, *asked)
+        told = [each.result() for each in asked]
+        # The second is in the cache already; the third has a quarter of a second left for three.
+        assert [isinstance(t, float) for t in told] == [True, True, False, False]
+        assert "deadline_s = 1" in str(told[3])
+        assert batcher.evaluated < 300 + 40 + 300
 
 
 def test_a_prompt_and_its_answer_stay_within_the_window(served: Served) -> None:
@@ -200,11 +231,16 @@ class Faulty(Context):
 
 
 @contextlib.contextmanager
-def batching(context: Context, *, n_parallel: int = 8, n_ctx: int = 512, n_seq_max: int = 4) -> Iterator[Batcher]:
+def batching(
+    context: Context, *, n_parallel: int = 8, n_ctx: int = 512, n_seq_max: int = 4, deadline_s: float = 600.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Batcher]:  # fmt: skip
     """A thread over a context, with sequences and LoRAs of its own; all is freed in the end."""
     loras = Loras(context.model, context, "", 10**9)
     seats = Seats(context, n_seq_max, Spill(0))
-    batcher = Batcher(context.model, context, seats, loras, n_ctx=n_ctx, n_parallel=n_parallel, deadline_s=600.0)
+    batcher = Batcher(
+        context.model, context, seats, loras, n_ctx=n_ctx, n_parallel=n_parallel, deadline_s=deadline_s, clock=clock
+    )
     yield batcher
     batcher.close()
     loras.close()
@@ -239,6 +275,59 @@ def test_a_decode_that_fails_ends_who_is_in_it_and_nobody_else(model: Model) -> 
         again = Asked("a", 20)
         batcher.submit(again.job)
         assert again.result() == pytest.approx(float(told[2]), rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_who_no_longer_waits_for_a_scene_to_be_forgotten_harms_nobody(model: Model) -> None:
+    context = Faulty(model, 1024, 4, 64, 1)
+    with batching(context, n_parallel=1) as batcher:
+        gone, first, last, waits = Asked("gone", 20), Asked("first", 200), Asked("last", 200), Asked("waits", 20)
+        batcher.submit(gone.job)
+        gone.result()
+        closing = threading.Thread(target=batcher.close)
+        steps = itertools.count()
+
+        def cancelled(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+            """On the engine's thread, so before it hears of it."""
+            step = next(steps)
+            if step == 4:
+                batcher.submit(waits.job)
+            if step in (0, 4):
+                assert batcher.forget(lambda name: name == "gone").cancel()
+            if step == 4:
+                closing.start()
+                while not batcher._closing.is_set():
+                    time.sleep(0.001)
+            return rows
+
+        context.change = cancelled  # type: ignore[method-assign,assignment]
+        last.job.ids = [2, *(500 + i % 90 for i in range(199))]  # nothing to share
+        together(batcher, first, last)
+        assert 0 < float(first.result()) < 1  # type: ignore[arg-type]
+        assert "gone" not in batcher._seats, "it is forgotten all the same"
+        assert [str(each.result()) for each in (last, waits)] == ["the engine is closed"] * 2
+        closing.join()
+
+
+def test_what_waited_when_its_scene_was_forgotten_leaves_nothing(model: Model) -> None:
+    context = Faulty(model, 1024, 4, 64, 1)
+    with batching(context, n_parallel=1) as batcher:
+        asked = [Asked("busy", 20), Asked("gone", 20), Asked("gone", 30), Asked("stays", 20)]
+        forgotten = []
+
+        def once(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+            """In the first step, when the others wait."""
+            if not forgotten:
+                forgotten.append(batcher.forget(lambda name: name == "gone"))
+            return rows
+
+        context.change = once  # type: ignore[method-assign,assignment]
+        together(batcher, *asked)
+        assert all(0 < float(each.result()) < 1 for each in asked)  # type: ignore[arg-type]
+        assert [name in batcher._seats for name in ("busy", "gone", "stays")] == [True, False, True]
+        later = Asked("gone", 20)
+        batcher.submit(later.job)
+        later.result()
+        assert "gone" in batcher._seats, "what is asked later may stay"
 
 
 def test_a_cache_that_is_full_with_nobody_idle_ends_the_longest_alone(model: Model) -> None:
@@ -290,8 +379,8 @@ def test_prompts_take_a_step_no_longer_than_typists_may_wait(model: Model) -> No
         return rows
 
     context.change = count  # type: ignore[method-assign,assignment]
-    with batching(context) as batcher:
-        # 30 tokens in a quarter of a second, and in a tenth 12, of which 16 are made. (From 32 on a pace is measured.)
+    with batching(context, clock=lambda: sum(rows_of) / 120) as batcher:
+        # 30 tokens in a quarter of a second, and in a tenth 12, of which 16 are made.
         batcher._prompt_rate = 120.0
         typing, reading = Asked("typing", 8, answers=True, max_tokens=60), Asked("reading", 200)
         typing.job.request = replace(typing.job.request, sampling=WILD)
@@ -301,6 +390,36 @@ def test_prompts_take_a_step_no_longer_than_typists_may_wait(model: Model) -> No
         assert len(typing.job.made) > 10, "it typed all the while"
     assert rows_of[:2] == [30, 17], "nobody types in the first step"
     assert max(rows_of[1:]) == 17
+
+
+def test_a_pace_measured_while_the_machine_was_busy_rises_again(model: Model) -> None:
+    context = Timed(model)
+    with batching(context, n_seq_max=8, clock=lambda: context.now) as batcher:
+        batcher._prompt_rate = 20.0
+        asked = [Asked(f"a{i}", 500) for i in range(3)]
+        for i, each in enumerate(asked):  # nothing to share between them
+            each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(499))]
+        together(batcher, *asked)
+        assert all(0 < float(each.result()) < 1 for each in asked)  # type: ignore[arg-type]
+        assert batcher._prompt_rate == pytest.approx(400, rel=0.1)
+        assert batcher.steps < 40, "1,500 tokens at 16 in a step are 94"
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e6])
+def test_a_prompt_that_is_alone_is_read_in_the_same_steps_at_any_pace(model: Model, rate: float) -> None:
+    context, rows_of = Faulty(model, 1024, 4, 512, 1), []
+
+    def count(rows: list[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+        rows_of.append(len(rows))
+        return rows
+
+    context.change = count  # type: ignore[method-assign,assignment]
+    with batching(context) as batcher:
+        batcher._prompt_rate = rate
+        asked = Asked("a", 300)
+        batcher.submit(asked.job)
+        assert 0 < float(asked.result()) < 1  # type: ignore[arg-type]
+    assert rows_of == [ALONE_TOKENS, ALONE_TOKENS, 300 - 2 * ALONE_TOKENS]
 
 
 # -- stopping -------------------------------------------------------------------------------------
@@ -485,8 +604,7 @@ class Watched(Context):
     """Remembers the LoRA of each step."""
 
     def __init__(self, model: Model) -> None:
-        # Fewer rows in a step than a pace is measured by: a step reads 16 tokens, whatever the clock says.
-        super().__init__(model, 4096, 12, 31, 1, n_outputs=8)
+        super().__init__(model, 4096, 12, 16, 1, n_outputs=8)  # 16 tokens in a step, whatever the clock says
         self.used: list[object] = []
 
     def use(self, lora: Any) -> None:
@@ -499,8 +617,10 @@ def watched(tinies: dict[str, tinymodel.Tiny]) -> Iterator[Batcher]:
     model = Model(tinies["gemma3"].gguf, 0)
     context = Watched(model)
     loras = Loras(model, context, "", 10**9)
-    batcher = Batcher(model, context, Seats(context, 12, Spill(0)), loras, n_ctx=512, n_parallel=8, deadline_s=600.0)
-    batcher._prompt_rate = 1.0
+    batcher = Batcher(
+        model, context, Seats(context, 12, Spill(0)), loras,
+        n_ctx=512, n_parallel=8, deadline_s=600.0, clock=itertools.count(step=0.001).__next__,
+    )  # fmt: skip
     yield batcher
     batcher.close()
     loras.close()
@@ -611,6 +731,46 @@ def test_loras_take_turns_however_their_chats_come_and_go(
     assert [longest_wait(used[:until], h) <= 2 * TURN_STEPS for h in handles] == [True] * 3
     changes = sum(a is not b for a, b in pairwise(used[:until]))
     assert changes <= until / TURN_STEPS + 1, "turns are whole while all of them have work"
+
+
+class Timed(Context):
+    """Reads 400 tokens a second by a clock of its own, and remembers when each sequence was in a step."""
+
+    def __init__(self, model: Model, n_tokens: int = 4096) -> None:
+        super().__init__(model, n_tokens, 8, 512, 1, n_outputs=8)
+        self.now = 0.0
+        self.times: dict[int, list[float]] = {}
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]], stop: Callable[[], bool] | None = None) -> bool:
+        self.now += max(0.01, len(tokens) / 400)
+        for seq in {seq for _, seq, _, _ in tokens}:
+            self.times.setdefault(seq, []).append(self.now)
+        return super().decode(tokens, stop)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_who_types_hardly_waits_for_prompts_of_another_lora(
+    tinies: dict[str, tinymodel.Tiny], tmp_path: Path, same: bool
+) -> None:
+    base = tinies["gemma3"].gguf
+    model, loras = Model(base, 0), [tinylora.write(tmp_path / f"{i}.gguf", base, seed=i) for i in range(2)]
+    model.ends = frozenset()
+    context = Timed(model)
+    with batching(context, n_ctx=1024, n_seq_max=8, clock=lambda: context.now) as batcher:
+        typing = Asked("typing", 8, lora=loras[0], answers=True, max_tokens=400)
+        typing.job.request = replace(typing.job.request, sampling=WILD.model_copy(update={"max_tokens": 400}))
+        reading = [Asked(f"reading{i}", 900, lora=loras[0 if same else 1]) for i in range(3)]
+        for i, each in enumerate(reading):  # nothing to share between them
+            each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(899))]
+        together(batcher, typing, *reading)
+        assert all(0 < float(each.result()) < 1 for each in reading)  # type: ignore[arg-type]
+        assert not typing._ended.is_set()
+        assert typing.job.seat is not None
+        times = list(context.times[typing.job.seat.number])
+        typing.job.stop.set()
+    model.close()
+    assert times[-1] > 3
+    assert max(b - a for a, b in pairwise(times)) < TYPING_STEP_S + (0.02 if same else TURN_S + TYPING_STEP_S)
 
 
 def test_a_chat_that_goes_on_does_not_pass_over_a_lora_that_waits(

@@ -1,6 +1,8 @@
 """bot/llama.py on tiny models: vocabulary, LoRAs, scoring."""
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,39 @@ def test_a_token_of_many_bytes_reads_whole(tmp_path: Path) -> None:
     assert min(lengths) > 0
     assert max(lengths) > 256
     model.close()
+
+
+_CLOSES = """
+import sys, threading, time
+from pathlib import Path
+from bot.errors import EngineError
+from bot.llama import Model
+model, found = Model(Path(sys.argv[1]), 0), []
+begun = threading.Event()
+def tokenize():
+    begun.set()
+    found.append(len(model.tokens("困死我了" * 200_000, control=True)))
+asking = threading.Thread(target=tokenize)
+asking.start()
+begun.wait()
+started = time.monotonic()
+time.sleep(0.01)
+model.close()
+closed = time.monotonic() - started
+asking.join()
+ended = time.monotonic() - started
+assert found and closed > ended / 2, f"freed after {closed} s while it was asked until {ended}"
+try:
+    model.tokens("在吗", control=False)
+except EngineError as e:
+    print(e)
+"""
+
+
+def test_a_vocabulary_is_not_freed_while_another_thread_asks_it(tinies: dict[str, tinymodel.Tiny]) -> None:
+    command = [sys.executable, "-c", _CLOSES, str(tinies["gemma3"].gguf)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "the model 'model.gguf' is closed\n"), done.stderr
 
 
 def test_the_format_comes_with_the_base(models: dict[str, Model]) -> None:
@@ -243,6 +278,32 @@ def test_words_are_drawn_as_the_settings_say(models: dict[str, Model], setting: 
     best = int(np.argmax(np.where(np.isin(np.arange(model.n_vocab), model.control_ids), -np.inf, logits)))
     assert len(found) == drawn if drawn < 20 else len(found) >= drawn
     assert drawn > 1 or found <= {best, *model.ends}
+
+
+_SAVES = """
+import resource, sys
+from pathlib import Path
+import psutil
+from bot.llama import Context, Model
+context = Context(Model(Path(sys.argv[1]), 0), 1024, 1, 1024, 1)
+context.decode([(300 + i % 300, 0, i, False) for i in range(1024)])
+size = len(context.save(0))
+assert size > 20 * 2**20
+limit = psutil.Process().memory_info().vms + size + size // 2
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+print(len(context.save(0)))
+resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+print(len(context.save(0)) - size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_state_that_finds_memory_only_once_is_not_saved(tmp_path: Path) -> None:
+    """In a process of its own, whose heap holds no room left by others."""
+    deep = tinymodel.build(tmp_path / "deep", "qwen3", layers=48).gguf
+    done = subprocess.run([sys.executable, "-c", _SAVES, str(deep)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0\n0\n"), done.stderr
 
 
 def test_threads_are_as_many_as_asked_for(models: dict[str, Model]) -> None:

@@ -208,6 +208,21 @@ async def test_a_model_with_requests_in_flight_is_not_freed_before_they_end(
     await engine.close()
 
 
+async def test_a_model_stays_while_somebody_counts_with_its_vocabulary(
+    tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path]
+) -> None:
+    engine = start(tinies, models_mb=0)
+    measure = await engine.measure(voice(merged["one"]))
+    expected = measure.count([Piece("在吗")])
+    for _ in range(2):
+        await engine.p_silent(request("a", "在吗", voice(merged["two"])))
+        assert measure.count([Piece("今天吃什么？")]) > expected > 0
+    del measure
+    await engine.p_silent(request("a", "在吗", voice(merged["two"])))
+    assert loaded(engine, merged["one"], merged["two"]) == [False, True]
+    await engine.close()
+
+
 async def test_who_no_longer_waits_for_a_model_does_not_take_it_from_the_others(
     tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path]
 ) -> None:

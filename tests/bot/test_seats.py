@@ -1,6 +1,7 @@
 """bot/seats.py on a tiny model's cache: who keeps a sequence, who leaves, what is shared and what comes back."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tinymodel
 
 from bot.llama import Context, Model, log_probs
-from bot.seats import Seat, Seats
+from bot.seats import HEADER_MAX, Seat, Seats
 from bot.spill import Spill
 
 CELLS, SEQUENCES = 512, 3
@@ -143,6 +144,28 @@ def test_what_finds_no_room_to_come_back_to_is_read_again(seats: Seats, context:
     assert read(context, seat, prompt) == pytest.approx(alone(model, prompt), abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "swa", "mamba", "lfm2"])
+@pytest.mark.parametrize("cut", [0, 9, 500])
+def test_a_state_that_cannot_be_read_drives_nobody_out(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, cut: int
+) -> None:
+    model, spill = Model({**tinies, **forgetful}[kind].gguf, 0), Spill(10**9)
+    context = Context(model, 512, 3, 512, 1)
+    seats = Seats(context, 3, spill)
+    for number, name in enumerate("abcd"):
+        sit(seats, context, name, ids(30, of=number))
+    held = spill.take("a")
+    assert held is not None
+    spill.put("a", replace(held, state=held.state[:cut] if cut else bytes(len(held.state))))
+    seats.evict()  # there is a sequence for it
+    seat = seats.take("a", None, ids(30))
+    assert seat is not None
+    assert (seat.tokens, warm(seats)) == ([], {"a", "c", "d"})
+    assert read(context, seat, ids(30)) == pytest.approx(alone(model, ids(30)), abs=0.02)
+    context.close()
+    model.close()
+
+
 def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -> None:
     n_bytes = len(_state(context, ids(20)))
     spill = Spill(20 * n_bytes)
@@ -154,6 +177,64 @@ def test_of_many_scenes_as_many_as_fit_are_warm_or_come_back(context: Context) -
     held = [spill.take(scene) is not None for scene in scenes]
     assert [scene in seats for scene in scenes] == [False] * 197 + [True] * 3
     assert held == [False] * 177 + [True] * 20 + [False] * 3
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(("kind", "own"), [("gemma3", 40), ("swa", 20), ("swa", 60)])
+def test_scenes_that_come_back_share_their_personas_prompt_again(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, own: int, fresh: bool
+) -> None:
+    """A window of 32 tokens reaches into the prompt, or begins behind it; the first of them was read, or came back."""
+    model = Model({**tinies, **forgetful}[kind].gguf, 0)
+    context = Context(model, 1024, 13, 512, 1)
+    seats, persona, names = Seats(context, 13, Spill(10**9)), ids(200), "abcdefghijkl"
+    prompts = {name: [*persona, *(300 + (i * 11 + k * 7) % 290 for k in range(own))] for i, name in enumerate(names)}
+    for name, prompt in prompts.items():
+        sit(seats, context, name, prompt)
+    assert sum(name in seats for name in names) == 12, "fresh ones share it"
+    while seats.evict():
+        pass
+    if fresh:
+        sit(seats, context, "fresh", [*persona, 401])
+    for name in names:
+        back = seats.take(name, None, [*prompts[name], 400])
+        assert back is not None
+        assert back.tokens == prompts[name][: len(back.tokens)]
+        assert len(back.tokens) >= len(persona) + own - HEADER_MAX
+        back.busy = False
+    assert sum(name in seats for name in names) == 12
+    for name, prompt in prompts.items():
+        for wanted in ([*prompt, 400, 401], [*prompt[: 200 + own // 2], 402]):  # and from where a window may not reach
+            seat = seats.take(name, None, wanted)
+            assert seat is not None
+            assert read(context, seat, wanted) == pytest.approx(alone(model, wanted), abs=0.02)
+            seat.busy = False
+    context.close()
+    model.close()
+
+
+class Poor(Context):
+    """Finds memory for whole states alone."""
+
+    def restore(self, seq: int, state: bytes, *, mark: bool = False) -> bool:
+        if mark:
+            raise MemoryError
+        return super().restore(seq, state)
+
+
+def test_who_finds_no_memory_to_share_a_prompt_is_read_again(forgetful: dict[str, tinymodel.Tiny]) -> None:
+    model = Model(forgetful["swa"].gguf, 0)
+    context = Poor(model, 1024, 3, 512, 1)
+    seats, prompt = Seats(context, 3, Spill(10**9)), ids(260)
+    sit(seats, context, "a", prompt)
+    assert seats.evict()
+    sit(seats, context, "b", [*prompt[:200], 401])
+    seat = seats.take("a", None, prompt)
+    assert seat is not None
+    assert seat.tokens == prompt[:200], "what the other one holds, and nothing else"
+    assert read(context, seat, prompt) == pytest.approx(alone(model, prompt), abs=0.02)
+    context.close()
+    model.close()
 
 
 def _state(context: Context, prompt: Sequence[int]) -> bytes:

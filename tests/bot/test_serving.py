@@ -1,10 +1,12 @@
 """bot/serving.py on a tiny model: what was read stays read, and nothing of one scene leaks into another."""
 
 import asyncio
+import itertools
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,8 @@ from bot import config
 from bot.batching import looping
 from bot.engine import Request, Voice
 from bot.errors import EngineError
-from bot.llama import Context, Model
+from bot.llama import Context, Model, log_probs
+from bot.models import Served
 from bot.persona import Sampling
 from bot.prompt import FORMATS, ChatFormat, Piece, encode
 from bot.seats import Seats
@@ -74,6 +77,7 @@ def worst(gguf: Path, engine: LlamaEngine, seat: str, asked: Request, lora: Path
     return max(gaps, default=0.0)
 
 
+WORDS, ROUNDS = "昨晚又熬夜了困死我哈今天吃什么周末去爬山谁看见的猫", 32
 FORGETFUL = ["mamba", "lfm2", "qwen35", "falcon-h1", "swa"]
 """Of conftest: models whose cache cannot be cut everywhere."""
 
@@ -154,52 +158,151 @@ async def test_many_chats_at_once_are_each_answered_as_alone(
             assert worst(tinies["gemma3"].gguf, engine, s, turns[number]) < EPSILON
 
 
+class Reference:
+    """Files read by themselves, each prompt in a context of its own."""
+
+    def __init__(self) -> None:
+        self._models: dict[Path, Model] = {}
+
+    def check(self, base: Path, voice: Voice, ids: list[int], tokens: list[int]) -> tuple[float, float]:
+        """P(silent) behind a prompt, and how far below the best any token of an answer to it lies."""
+        path = voice.model or base
+        model = self._models[path] if path in self._models else self._models.setdefault(path, Model(path, 0))
+        context = Context(model, len(tokens), 1, len(tokens), 1, n_outputs=len(tokens))
+        handle = model.load_lora(voice.lora) if voice.lora else None
+        context.use(handle)
+        context.decode([(token, 0, i, True) for i, token in enumerate(tokens)])
+        rows = context.logits(len(tokens)).copy()
+        context.close()
+        if handle is not None:
+            model.free_lora(handle)
+        silent = float(np.exp(log_probs(rows[len(ids) - 1], [model.end_id])[0]))
+        rows[:, [i for i in model.control_ids if i not in model.ends]] = -np.inf
+        rows[len(ids) - 1, model.no_first_word] = -np.inf
+        gaps = [float(rows[i - 1].max() - rows[i - 1, tokens[i]]) for i in range(len(ids), len(tokens))]
+        return silent, max(gaps, default=0.0)
+
+    def close(self) -> None:
+        for model in self._models.values():
+            model.close()
+
+
+class Breaking:
+    """Breaks steps off in the middle, when llama.cpp asks for the fifth time, while `armed`; and counts them."""
+
+    def __init__(self, served: Served) -> None:
+        self._decode, self._batcher = served.context.decode, served.batcher
+        self.armed, self.broken = False, 0
+        served.context.decode = self.decode  # type: ignore[method-assign]
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]], stop: Callable[[], bool] | None = None) -> bool:
+        asks = itertools.count(1)
+
+        def asked() -> bool:
+            assert stop is not None
+            if self.armed and next(asks) == 5:
+                for job in self._batcher._active:
+                    job.stop.set()
+            return stop()
+
+        done = self._decode(tokens, None if stop is None else asked)
+        self.broken += not done
+        return done
+
+
+@pytest.mark.parametrize("seed", [5, 6])
 @pytest.mark.parametrize("kind", ["gemma3", "qwen3", *FORGETFUL])
 async def test_no_interleaving_leaves_a_trace(
-    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], tmp_path: Path, kind: str
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], tmp_path: Path, kind: str, seed: int
 ) -> None:
-    """Appends, rewinds, growing bursts, looks, cancels, switches of LoRA, evictions and spills, as they come."""
-    base, rng, checked, spills = {**tinies, **forgetful}[kind].gguf, random.Random(5), 0, tmp_path / "spill"
-    changed = {"n_seq_max": 3, "n_parallel": 3, "kv_tokens": 600, "spill_mb": 0, "spill_disk_mb": 64}
-    engine = LlamaEngine(base, SETTINGS.model_copy(update=changed), spill=spills)
+    """Appends, rewinds, growing bursts, looks, switches of LoRA and model, evictions, spills to memory and files, steps
+    broken off, cancelled looks and answers, scenes forgotten, at any pace, as they come."""
+    base, rng, happened = {**tinies, **forgetful}[kind].gguf, random.Random(seed), Counter[str]()
+    changed = {"n_ctx": 768, "n_batch": 128, "n_seq_max": 3, "n_parallel": 3, "kv_tokens": 1600, "spill_disk_mb": 64}
+    engine = LlamaEngine(base, SETTINGS.model_copy(update=changed), spill=tmp_path / "spill")
+    batcher, spill, breaking, reference = engine.base.batcher, engine.base.spill, Breaking(engine.base), Reference()
+    other = "gemma3" if kind == "qwen3" else "qwen3"
     loras = [None, *(tinylora.write(tmp_path / f"{i}.gguf", base, seed=i) for i in range(2))]
-    lora_of = {f"s{i}": rng.choice(loras) for i in range(6)}
+    voices = [Voice("v", lora, engine.format) for lora in loras]
+    voices.append(Voice("m", None, FORMATS["gemma" if other == "gemma3" else other], tinies[other].gguf))
+    system = "".join(rng.choices(WORDS, k=60))
+    voice_of = {f"s{i}": voices[i % 4] for i in range(7)}
     turns: dict[str, list[str]] = {}
-    for _ in range(80):
-        seats = rng.sample(sorted(lora_of), 2)
+    lengths = []
+
+    def words(*of: int) -> str:
+        return "".join(rng.choices(WORDS, k=rng.choice(of)))
+
+    for _ in range(ROUNDS):
+        batcher._prompt_rate = rng.choice([60.0, 200.0, 2000.0])
+        spill._memory_bytes = rng.choice([0, 10**7])
         chosen: dict[str, Request] = {}
-        for seat in seats:
-            said_there = turns.setdefault(seat, ["在吗"])
+        for seat in rng.sample(sorted(voice_of), 2):
+            said_there = turns.setdefault(seat, [words(5, 200)])
             match rng.choice(["append", "append", "grow", "rewind", "reword", "switch"]):
                 case "append":
-                    said_there += ["嗯", rng.choice(["吃饭没", "昨晚又熬夜了，困死我了" * 3, "好"])]
+                    said_there += ["嗯", words(3, 30, 150)]
                 case "grow":
-                    said_there[-1] += "\n还有呢"
+                    said_there[-1] += f"\n{words(4)}"
                 case "rewind":
                     del said_there[1:]
                 case "reword":
-                    said_there[-1] = rng.choice(["说错了", "不是", "那个"])
+                    said_there[-1] = words(3, 10)
                 case "switch":
-                    lora_of[seat] = rng.choice(loras)
-            if len(said_there) > 7:
-                del said_there[1:]
-            voice = Voice("v", lora_of[seat], engine.format)
-            chosen[seat] = request(seat, *said_there, voice=voice, sampling=GREEDY)
-        if rng.random() < 0.5:
-            await asyncio.gather(*(engine.p_silent(r) for r in chosen.values()))
+                    voice_of[seat] = rng.choice(voices)
+            while sum(map(len, said_there)) > 330:
+                del said_there[1:3]
+                said_there[0] = said_there[0][:100]
+            asked = request(seat, *said_there, voice=voice_of[seat], sampling=GREEDY)
+            pieces = [Piece(system) if piece == Piece("你是小满。") else piece for piece in asked.pieces]
+            chosen[seat] = replace(asked, pieces=pieces)
+        silences: dict[str, float] = {}
+        if rng.random() < 0.6:
+            breaking.armed = rng.random() < 0.3
+            looks = {seat: asyncio.create_task(engine.p_silent(r)) for seat, r in chosen.items()}
+            if not breaking.armed and rng.random() < 0.3:
+                await asyncio.sleep(rng.choice([0, 0.001, 0.003]))
+                happened["look cancelled"] += looks[next(iter(looks))].cancel()
+            found = await asyncio.gather(*looks.values(), return_exceptions=True)
+            if not breaking.armed:
+                silences = {seat: p for seat, p in zip(looks, found, strict=True) if isinstance(p, float)}
+            breaking.armed = False
         answers = [asyncio.create_task(said(engine, r)) for r in chosen.values()]
+        await asyncio.sleep(rng.choice([0, 0.003]))
+        if rng.random() < 0.2:
+            gone = rng.sample(sorted(voice_of), 2)
+            await engine.forget(lambda name: name in gone)  # noqa: B023 - it is done when this goes on
+            happened["forgotten"] += 1
         if rng.random() < 0.3:
-            await asyncio.sleep(rng.random() * 0.01)
-            answers[0].cancel()
-            del chosen[seats[0]]
+            first = next(iter(chosen))
+            happened["answer cancelled"] += answers[0].cancel()
+            del chosen[first]
+            silences.pop(first, None)
         outcomes = await asyncio.gather(*answers, return_exceptions=True)
         assert not [o for o in outcomes if isinstance(o, EngineError)]
+        happened["in memory"] += spill.kept_bytes > 0
+        happened["in files"] += spill.filed_bytes > 0
         for seat, asked in chosen.items():
-            if seat in engine.base.seats:
-                checked += 1
-                assert worst(base, engine, seat, asked, asked.voice.lora) < EPSILON
-    assert checked > 80
+            async with engine.models.using(asked.voice) as served:
+                ids = encode(asked.pieces, served.model)[0]
+                tokens = list(served.seats[seat].tokens) if seat in served.seats else ids
+            assert tokens[: len(ids)] == ids
+            lengths.append(len(ids))
+            silent, gap = reference.check(base, asked.voice, ids, tokens)
+            assert gap < EPSILON
+            happened["answer checked"] += len(tokens) > len(ids)
+            if seat in silences:
+                assert silences[seat] == pytest.approx(silent, rel=0.02)
+                happened["P(silent) checked"] += 1
+            happened["merged"] += asked.voice.model is not None
+    happened["broken off"] = breaking.broken
     await engine.close()
+    reference.close()
+    assert min(lengths) < 150
+    assert max(lengths) > 350
+    assert len(happened) == 9
+    assert min(happened.values()) > 0, happened
+    assert happened["answer checked"] > ROUNDS
 
 
 @pytest.mark.parametrize("kind", FORGETFUL)
@@ -363,7 +466,6 @@ async def idle(engine: LlamaEngine) -> None:
 
 async def test_who_no_longer_listens_stops_the_work(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies, SETTINGS.model_copy(update={"n_ctx": 4096, "kv_tokens": 4096}))
-    engine.base.batcher._prompt_rate = 1.0  # 16 tokens of prompt in a step
     engine.base.model.ends = frozenset()  # nothing but the listener ends it
     endless = Sampling(max_tokens=3000, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     async with aclosing(engine.bubbles(request("a", "在吗", sampling=endless))) as bubbles:

@@ -9,10 +9,12 @@ import pytest
 from bot import base, config
 from bot.archive import Archive
 from bot.decision import Moment, decide, moment_of
+from bot.engine import Request, Voice
 from bot.llama import Model
-from bot.persona import Persona, Personas
+from bot.persona import Persona, Personas, Sampling
 from bot.prompt import FORMATS, spoken_by
 from bot.scorer import Scorer
+from bot.serving import LlamaEngine
 from bot.twin import SHIPPED
 from training import answers, corpus, evaluate, history, samples
 from training.likeness import use
@@ -102,6 +104,28 @@ def test_twenty_held_out_moments_give_answers(embedded: Path, xiaoman: Persona, 
         assert not use.loops(answer.text)
         assert not use.copies(use.Answer(question.heard.split("\n")[-1], answer.text))
     assert spoken >= MOMENTS // 2, "she answered all of these moments herself"
+
+
+async def test_the_same_words_are_said_again_however_busy_the_machine_is(
+    embedded: Path, xiaoman: Persona, learned: corpus.Corpus
+) -> None:
+    """The pace last measured decides how others' prompts are read, not how one that is alone is."""
+    assert xiaoman.version is not None
+    manifest, fmt = xiaoman.version.manifest, FORMATS[xiaoman.version.manifest.format]
+    asked = answers.questions(learned, fmt, manifest.system_prompt, samples.Split.TEST)
+    prompts = [question.pieces(lambda pieces: sum(len(piece.text) for piece in pieces), 1200) for question in asked]
+    longest = max(prompts, key=lambda pieces: sum(len(piece.text) for piece in pieces))
+    sampling = Sampling(max_tokens=40, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0)
+    request = Request("g", Voice("xiaoman", xiaoman.version.lora, fmt), longest, sampling, 7)
+    outcomes = []
+    for rate in (100.0, 1000.0):
+        engine = LlamaEngine(embedded, config.Engine(), base.EMBEDDED_SHA256)
+        engine.base.batcher._prompt_rate = rate
+        silent = await engine.p_silent(request)
+        outcomes.append((silent, [bubble async for bubble in engine.bubbles(request)]))
+        assert engine.base.batcher.evaluated > 300
+        await engine.close()
+    assert outcomes[0] == outcomes[1]
 
 
 def moment(learned: corpus.Corpus, question: answers.Question, p_silent: float) -> Moment:
