@@ -134,7 +134,7 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
 def _notice(folder: Path, manifest: Manifest) -> str:
     """The terms that what is given away is under, where it is known to be under some: they ask to go with it."""
     with contextlib.suppress(FileNotFoundError):
-        return (folder / _NOTICE_FILE).read_text("utf-8")
+        return (folder / _NOTICE_FILE).read_text("utf-8", "replace")
     return _GEMMA_NOTICE if manifest.base.architecture.startswith("gemma") else ""
 
 

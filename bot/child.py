@@ -1,8 +1,10 @@
 """What a process that trains is started with."""
 
+import contextlib
 import os
 import sys
 
+_BEGUN = "TWIN_BEGUN_ANEW"
 TUNABLES = "GLIBC_TUNABLES"
 """How glibc's malloc is set; other systems pass it over."""
 _NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"
@@ -24,5 +26,6 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 def restart() -> None:
     """Begin this process anew with the environment of a training, unless it has it: glibc reads it at its start."""
-    if sys.platform == "linux" and TUNABLES not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment())
+    if sys.platform == "linux" and sys.executable and not {TUNABLES, _BEGUN} & {*os.environ}:
+        with contextlib.suppress(OSError):  # it costs memory, no more
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment() | {_BEGUN: "1"})

@@ -25,8 +25,8 @@ MEMORY_KIND = "memory"
 """Scene-log kind of a `/memory clear` mark."""
 WINDOW_KIND = "window"
 """Scene-log kind of where a persona's window begins, `window:<persona>`: the first message's id."""
-LEAST_HEARD = 32
-"""Tokens that must be left for what was said: beside less, an answer would be to a word or two of it."""
+_LEAST_HEARD = 32
+"""Tokens that must be left for what was said (an eighth of a narrow window): beside less, a word or two is answered."""
 _MESSAGES_PER_TURN = 6
 _STICKERS_SEEN = 20
 """Messages looked through for a market face: its name may have been typed, too."""
@@ -217,10 +217,10 @@ def require_room(persona: Persona, n_ctx: int, fixed: int) -> None:
         fixed: tokens of the beginning: the system prompt, with what surrounds it.
 
     Raises:
-        EngineError: it leaves less than `LEAST_HEARD` tokens; says what to shorten or to enlarge.
+        EngineError: it leaves too little; says what to shorten or to enlarge.
     """
     budget = prompt_budget(persona, n_ctx)
-    if budget - fixed >= LEAST_HEARD:
+    if budget - fixed >= min(_LEAST_HEARD, budget // 8):
         return
     trained = persona.version.window_tokens if persona.version else None
     by_version = trained is not None and trained <= budget

@@ -198,8 +198,8 @@ class Presence:
         turn.fresh.discard(message_id)
         if turn.newest == message_id:
             turn.newest = ""
-        if turn.burst == message_id and turn.fresh:
-            turn.burst = None
+        if turn.burst in (message_id, None):
+            turn.burst = None if turn.fresh else ""
         if turn.task and not turn.task.done() and not turn.speaking:
             if turn.fresh:
                 self._start(scene, turn)

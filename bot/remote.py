@@ -60,9 +60,8 @@ class RemoteEngine:
         key = settings.remote_api_key.get_secret_value() if settings.remote_api_key else None
         self._server = Completions(settings.remote_url, key, settings.remote_timeout_s, settings.deadline_s)
         self._meeting = asyncio.Lock()
-        self._refusals = 0
-        self._refusal: EngineError | None = None
-        """Why the server could not be met the last time."""
+        self._refusals, self._refused, self._refusal = 0, "", ""
+        """How often the server could not be met, and the last time: for whom, and why."""
         self._told_of_bias = False
         self.takes_ids: bool | None = None
         """Whether the server takes token ids for a prompt; None before the first request."""
@@ -238,24 +237,24 @@ class RemoteEngine:
 
         Nothing of a chat is sent. A server of another vocabulary is told by the tokens it counts in a known text.
         """
+        probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
         refusals = self._refusals
         async with self._meeting:
             if self.takes_ids is not None:
                 return
-            if self._refusal is not None and self._refusals > refusals:  # while this one waited
-                raise self._refusal
+            if self._refusals > refusals and self._refused == voice.name:  # while this one waited, for the same name
+                raise EngineError(self._refusal)
             try:
-                self.takes_ids = await self._probed(voice)
+                self.takes_ids = await self._probed(probe)
             except EngineError as e:
-                self._refusals, self._refusal = self._refusals + 1, e
+                self._refusals, self._refused, self._refusal = self._refusals + 1, voice.name, str(e)
                 raise
 
-    async def _probed(self, voice: Voice) -> bool:
+    async def _probed(self, probe: dict[str, Any]) -> bool:
         if self._settings.remote_loras:
             await self._count_loras()
         if self._vocabulary is None:
             return False
-        probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
         ids = encode([Piece(_PROBE)], self._vocabulary)[0]
         _, counted = await self._server.ask({**probe, "prompt": _PROBE})
         if counted is not None and abs(counted - len(ids)) > 1:

@@ -22,7 +22,7 @@ from training.sharing import write_lines
 
 VERSION = "0.0.2"
 _TEXT, _IMAGE, _VOICE, _VIDEO, _FILE, _EMOJI, _LOCATION, _POKE, _SHARE, _FORWARD = 0, 1, 2, 3, 4, 5, 8, 22, 24, 26
-_NAME_CHARS = 60
+_NAME_CHARS = 50
 """Of a chat's name in its file's: four bytes each, and what stands around it, fit the 255 of a file system."""
 _REDACTED = Cleaning(redact=True, strip_mentions=False, strip_placeholders=False)
 _KINDS = {
@@ -64,7 +64,7 @@ def export(
 def file_name(scene: Scene) -> str:
     """A scene's file: of one folder on any system, whatever a history called the chat, and another one for each."""
     kept = "".join(c if c.isalnum() or c in "_-@. " else "_" for c in scene.id)
-    if kept == scene.id and len(kept) <= _NAME_CHARS:
+    if kept == scene.id == scene.id.casefold() and len(kept) <= _NAME_CHARS:  # some systems know one case alone
         return f"{scene.kind}-{kept}.jsonl"
     digest = hashlib.sha256(scene.id.encode("utf-8", "replace")).hexdigest()[:8]
     return f"{scene.kind}-{kept[:_NAME_CHARS]}-{digest}.jsonl"

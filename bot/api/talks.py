@@ -83,9 +83,9 @@ class Talks:
         here = system_of(persona.system_prompt, scene, "" if len(names) > 1 else "".join(names))
         system = "\n".join([here, *told])
         renderer = Renderer(voice.format, system, self.twin.settings.zone, not scene.private)
-        fixed = measure.count(renderer.opening()) + 2
-        require_room(persona, measure.n_ctx, fixed)
-        kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx) - fixed)
+        own = Renderer(voice.format, here, self.twin.settings.zone, not scene.private)
+        require_room(persona, measure.n_ctx, measure.count(own.opening()) + 2)
+        kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx))
         pieces = render(renderer, kept, _no_quote)
         rng = random.Random(asked.seed)
         request = Request(f"api|{persona.name}|{key}", voice, pieces, sampling, rng.getrandbits(32))
@@ -142,9 +142,10 @@ def _key(persona: str, turns: Sequence[Turn]) -> str:
 
 
 def _fitting(
-    history: list[Exchange], renderer: Renderer, count: Callable[[Sequence[Piece]], int], room: int
+    history: list[Exchange], renderer: Renderer, count: Callable[[Sequence[Piece]], int], budget: int
 ) -> list[Exchange]:
-    """The newest exchanges that take `room` tokens at most; the last one is cut where it alone is too long."""
+    """The newest exchanges whose prompt is within `budget` tokens; the last one is cut where it alone is too long."""
+    room = budget - count(renderer.opening()) - 2
 
     def cost(exchange: Exchange) -> int:
         return count([*renderer.heard(exchange, _no_quote, first=False), *renderer.said(exchange, trained=False)])

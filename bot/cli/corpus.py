@@ -101,7 +101,7 @@ def corpus_clean(
             )
     built = _corpus(settings, persona)
     found: dict[str, Any] = {name: built.counts.get(name, 0) for name in ("turns", *stats.CLEANED)}
-    shown = stats.examples(built, examples)
+    shown = stats.examples(built, examples) if examples else {}
     if as_json:
         show(found | ({"model": told} if told else {}) | ({"examples": shown} if examples else {}), as_json)
         return

@@ -757,8 +757,8 @@ def test_who_types_hardly_waits_for_prompts_of_another_lora(
     model.ends = frozenset()
     context = Timed(model)
     with batching(context, n_ctx=1024, n_seq_max=8, clock=lambda: context.now) as batcher:
-        typing = Asked("typing", 8, lora=loras[0], answers=True, max_tokens=400)
-        typing.job.request = replace(typing.job.request, sampling=WILD.model_copy(update={"max_tokens": 400}))
+        typing = Asked("typing", 8, lora=loras[0], answers=True, max_tokens=1000)
+        typing.job.request = replace(typing.job.request, sampling=WILD.model_copy(update={"max_tokens": 1000}))
         reading = [Asked(f"reading{i}", 900, lora=loras[0 if same else 1]) for i in range(3)]
         for i, each in enumerate(reading):  # nothing to share between them
             each.job.ids = [2, *(400 + (i * 7 + k) % 200 for k in range(899))]

@@ -70,8 +70,9 @@ def tokenize():
 asking = threading.Thread(target=tokenize)
 asking.start()
 begun.wait()
+while not model._tokenizing.locked():
+    time.sleep(0.001)
 started = time.monotonic()
-time.sleep(0.01)
 model.close()
 closed = time.monotonic() - started
 asking.join()

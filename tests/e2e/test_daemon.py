@@ -338,14 +338,16 @@ async def test_answers_under_way_end_as_their_version_says_and_the_next_are_the_
     with daemon:
         async with NapCat(daemon.url, daemon.token) as client:
             publish(daemon, learned_base, "v1")
-            sent = len(client.bubbles)
-            client.delays["send_private_msg"] = 1.5
+            client.delays["send_private_msg"] = 5.0
             under_way, next_ones = range(102, 105), range(105, 108)
             for user in under_way:
                 await client.say("吃什么", user=user)
-            await daemon_sends(client, sent + len(under_way))
+            async with asyncio.timeout(30):
+                while not {*under_way} <= {call["params"].get("user_id") for call in client.calls}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
             publish(daemon, learned_base, "v2")
             assert [daemon.outcomes(f"private:{user}") for user in under_way] == [[]] * len(under_way)
+            client.delays.clear()
             for user in next_ones:
                 await client.say("吃什么", user=user)
             assert [await answered(user) for user in under_way] == [("v1", words)] * len(under_way)

@@ -572,6 +572,20 @@ def test_a_table_broken_from_its_first_row_is_broken_at_its_beginning(tmp_path: 
     assert "  left out an unknown number of messages, in 1 place: damaged pages (" in words
 
 
+@pytest.mark.parametrize("broken", [1, 200])
+def test_what_can_be_found_and_not_be_read_ends_the_import_no_later(tmp_path: Path, broken: int) -> None:
+    """To go on from one id to the next, where ids alone can be read, never came to an end."""
+    ids = [n * 10**5 + n for n in range(1, 400)]
+    path = qq.write(tmp_path / "nt_msg.db", [ntqq.say(i, f"第{n}句，" + "长" * 4000) for n, i in enumerate(ids, 1)])
+    whole = bytearray(path.read_bytes())
+    behind = (whole.index(f"第{broken}句，".encode()) + 6000) // 4096 * 4096
+    whole[behind : behind + 4] = b"\xff" * 4  # the page after this one: there is none
+    path.write_bytes(whole)
+    found, reading = read(path)
+    assert {int(m.id) for m in found} <= {*ids}
+    assert 0 < sum(n for why, n in reading.skipped.items() if why.startswith("damaged pages")) <= 70
+
+
 @CIPHER
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     locked = ntqq.encrypted(qq.write(tmp_path / "p.db", PEOPLE), tmp_path / "nt_msg.db", KEY, **QQ)

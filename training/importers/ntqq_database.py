@@ -282,12 +282,12 @@ def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
     query = f"SELECT {columns}, rowid FROM {table} WHERE rowid > ? ORDER BY rowid"
     last, gap = _ROWIDS[0], 1
     while last < _ROWIDS[-1]:
-        why = "out of order"
+        why, read = "out of order", False
         try:
             for row in database.execute(query, (last,)):
                 if row[-1] <= last:  # broken pages can lead back to rows read before
                     break
-                last, gap = row[-1], row[-1] - last if last > _ROWIDS[0] else 1
+                last, gap, read = row[-1], row[-1] - last if last > _ROWIDS[0] else 1, True
                 reading.done += 1
                 yield row
             else:
@@ -297,14 +297,17 @@ def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
             why = str(e)
         where = "at its beginning" if last == _ROWIDS[0] else f"behind row {last}"
         reading.skip(f"{DAMAGED} ({why}): copy it again with QQ closed", f"{table} {where}")
-        last = _behind(database, table, last, gap)
+        behind = _behind(database, query, table, last, gap)
+        # Where nothing was read since the break before, twice as far: it must come to an end.
+        last, gap = (behind, gap) if read else (max(behind, min(last + gap, _ROWIDS[-1])), gap * 2)
 
 
-def _behind(database: Database, table: str, last: int, gap: int) -> int:
+def _behind(database: Database, query: str, table: str, last: int, gap: int) -> int:
     """The id behind which rows can be read again: looked for in growing strides, then between the last two.
 
     Args:
         database: with broken pages.
+        query: of the rows behind an id, with every column: a row whose id alone can be read is not one that can.
         table: of messages.
         last: id of the last row before these.
         gap: between it and the one before, the first stride.
@@ -312,11 +315,11 @@ def _behind(database: Database, table: str, last: int, gap: int) -> int:
 
     def readable(at: int) -> bool:
         try:
-            row = database.execute(f"SELECT rowid FROM {table} WHERE rowid > ? ORDER BY rowid", (at,)).fetchone()
+            row = database.execute(f"{query} LIMIT 1", (at,)).fetchone()
         except database.Error as e:
             _begin_anew(database, table, e)
             return False
-        return row is None or row[0] > at
+        return row is None or row[-1] > at
 
     low, high, stride = last, last, gap
     while high < _ROWIDS[-1]:
