@@ -67,7 +67,7 @@ class Terminal:
         """Read and answer until /quit, /exit, end of input or SIGINT; SIGINT during an answer ends the answer alone."""
         persona = self._persona()
         version = persona.version.name if persona.version else "未训练的底模"
-        self.console.print(f"[bold]{persona.spec.display_name}[/] [dim]{version} · {HELP}[/]")
+        self.console.print(f"[bold]{escape(persona.spec.display_name)}[/] [dim]{version} · {HELP}[/]")
         while True:
             try:
                 # asyncio's own handler would wait for the end of the line.
@@ -84,7 +84,7 @@ class Terminal:
                 elif line:
                     await self._until_sigint(self._answer(line))
             except (EngineError, PersonaError) as e:
-                self.console.print(f"[red]{e}[/]", highlight=False)
+                self.console.print(f"[red]{escape(str(e))}[/]", highlight=False)
 
     async def _until_sigint(self, answer: Coroutine[Any, Any, None]) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(answer)
@@ -105,14 +105,14 @@ class Terminal:
                 self._last = None
                 self.console.print("[dim]好，刚才聊的不记得了。[/]")
             case ["/why"]:
-                self.console.print(f"[dim]{self._why()}[/]", highlight=False)
+                self.console.print(f"[dim]{escape(self._why())}[/]", highlight=False)
             case ["/persona"] | ["/persona", "list"]:
                 here = self._persona().name
                 names = " ".join(f"[bold]{n}[/]" if n == here else n for n in self.twin.personas.names())
                 self.console.print(names)
             case ["/persona", *rest]:
                 persona = self.twin.switch_persona(SCENE, rest[-1], datetime.now(UTC))
-                self.console.print(f"[dim]现在是 {persona.spec.display_name}。[/]")
+                self.console.print(f"[dim]现在是 {escape(persona.spec.display_name)}。[/]")
             case _:
                 self.console.print(f"[dim]{HELP}[/]")
 
@@ -141,7 +141,7 @@ class Terminal:
             if not to_segments(bubble, look.speakers, look.sticker):
                 self.console.print(f"[dim]（想发 {escape(bubble)}，没有可发的，QQ 里不会发出去）[/]")
                 continue
-            self.console.print(f"[cyan]{persona.spec.display_name}[/] ", end="")
+            self.console.print(f"[cyan]{escape(persona.spec.display_name)}[/] ", end="")
             self.console.print(bubble.replace("↵", "\n"), markup=False, emoji=False, highlight=False)
             self._store(ACCOUNT, persona.spec.display_name, bubble, Origin.TWIN)
         if not said:
