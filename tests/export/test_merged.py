@@ -221,7 +221,7 @@ def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(llama: Run, tmp
         f.truncate(2**43)  # eight terabytes of hole
     trained = replace(llama.trained, checkpoint=folder)
     about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
-    with pytest.raises(ExportError, match=r"^'asked' needs 8796.* GB on the way"):
+    with pytest.raises(ExportError, match=r"^'asked' needs 8,796,.* MB on the way"):
         merged.export(trained, llama.tiny.gguf, about, "Q8_0", tmp_path / "asked", llama.held_out, lambda *_: None)
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
