@@ -502,7 +502,8 @@ class Cleaning(Section):
     """Do not train an answer that only repeats the message before it (复读): a small model learns to parrot from it.
     Up to 4 characters (好, 晚安) it is manners, and trained; a face, a sticker or a poke counts as one."""
     drop_media: bool = True
-    """Do not train an answer of nothing but pictures, voices, files or cards: the twin has none to send."""
+    """Do not train an answer of nothing but pictures, voices, files or cards, nor such a bubble of another answer: the
+    twin has none to send."""
     drop_broken: bool = True
     """Do not train an answer that was decoded wrongly (锟斤拷) or is cut off in the middle."""
     min_chars: int = Field(1, ge=1)

@@ -8,7 +8,7 @@ rendered up to a decision point is a prefix of everything rendered later.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -21,6 +21,7 @@ _WEEKDAYS = "一二三四五六日"
 _NAME_MAX, _QUOTE_MAX = 16, 24
 _IN_MARKER = re.compile(r"(?<=<)(?=[|/｜A-Za-z_])")
 """Behind the `<` of what a vocabulary may hold as one token."""
+_MEDIA = re.compile(r"(?:\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|(?:文件|卡片|图片):[^\[\]]*)\]\s*)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,18 +271,26 @@ class Renderer:
             Piece(fmt.assistant_open, control=True),
         ]
 
-    def said(self, exchange: Exchange, *, trained: bool) -> list[Piece]:
-        """The assistant's turn, empty for a silence. Twin bubbles are never trained, whatever `trained` says."""
+    def said(self, exchange: Exchange, *, trained: bool, but: Collection[str] = ()) -> list[Piece]:
+        """The assistant's turn, empty for a silence. Twin bubbles are never trained, whatever `trained` says.
+
+        Args:
+            exchange: what was said.
+            trained: whether the loss counts it, its end of turn included.
+            but: ids of bubbles of media alone that it does not count.
+        """
         pieces: list[Piece] = []
-        human_before = False
+        before: tuple[bool, bool] | None = None
         for message in exchange.said:
             text, human = clean(message.text), message.origin is Origin.HUMAN
-            # Cut where the speaker changes, trained or not: the ids must not depend on `trained`.
-            if pieces and human == human_before:
-                pieces[-1] = Piece(f"{pieces[-1].text}\n{text}", trained=trained and human)
+            counts = trained and human and message.id not in but
+            # Cut at speakers and media, trained or not: the ids must not depend on what is trained.
+            kind = human, media_alone(text)
+            if kind == before:
+                pieces[-1] = Piece(f"{pieces[-1].text}\n{text}", trained=counts)
             else:
-                pieces.append(Piece(f"\n{text}" if pieces else text, trained=trained and human))
-            human_before = human
+                pieces.append(Piece(f"\n{text}" if pieces else text, trained=counts))
+            before = kind
         human_end = not exchange.said or exchange.said[-1].origin is Origin.HUMAN
         pieces.append(Piece(self.format.end, control=True, trained=trained and human_end))
         if self.format.after:
@@ -334,6 +343,11 @@ def short_name(name: str) -> str:
     """A nickname fit for a line: one line, no colon, at most 16 characters."""
     flat = " ".join(name.replace("：", " ").replace(":", " ").split())
     return flat[:_NAME_MAX] or "某人"
+
+
+def media_alone(text: str) -> bool:
+    """Whether a bubble is nothing but pictures, voices, files or cards; a sticker is none of them."""
+    return text.startswith("[") and _MEDIA.fullmatch(text) is not None
 
 
 def clean(text: str) -> str:

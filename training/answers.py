@@ -31,9 +31,10 @@ class Question:
         history: exchanges before it, and the one to answer.
         quoted: the message another one quotes, or None.
         heard: the burst, bubbles joined by line breaks.
-        real: what the person said.
+        real: what the person said, without `unlearned`.
         conversation: id of the first message of its conversation.
         speakers: names of the others in the scene, up to here.
+        unlearned: ids of what the person said that is no label (`SceneCorpus.unlearned`).
     """
 
     scene: str
@@ -44,6 +45,7 @@ class Question:
     real: str
     conversation: str = ""
     speakers: tuple[str, ...] = ()
+    unlearned: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -99,9 +101,10 @@ def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split)
                     history,
                     part.quoted,
                     "\n".join(m.text for m in exchange.heard),
-                    "\n".join(m.text for m in exchange.said),
+                    "\n".join(m.text for m in part.learned(exchange)),
                     part.conversation[number],
                     tuple(sorted({m.sender_name for e in history for m in e.heard})),
+                    part.unlearned,
                 )
             )
     return found

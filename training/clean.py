@@ -2,7 +2,8 @@
 
 An answer that is *dropped* is masked: it stands in the context as it was said, none of its tokens is a label, and it
 stays an answer to the decision of speaking. So rendering does not change, and no silence comes of it that never was.
-Only *merging* moves what was said, and so is off (bot.toml `[corpus]`).
+Among an answer's words a bubble of media alone is masked by itself. Only *merging* moves what was said, and so is off
+(bot.toml `[corpus]`).
 
 Near-duplicates are found by MinHash (Broder 1997) over pairs of characters, in bands (Leskovec, Rajaraman & Ullman,
 *Mining of Massive Datasets*, ch. 3).
@@ -21,13 +22,13 @@ import numpy.typing as npt
 
 from bot.config import Cleaning
 from bot.message import Message
+from bot.prompt import media_alone
 
 SIMILAR = 0.8
 """Jaccard similarity of character pairs from which two answers read alike."""
 _ROWS, _BANDS = 4, 12
 """Hashes in a band, bands: at a similarity of 0.8 all bands miss 1 pair in 600, at 0.4 a band meets 1 pair in 4."""
 _PRIME = np.uint64(2**31 - 1)
-_MEDIA = re.compile(r"(?:\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|(?:文件|卡片|图片):[^\[\]]*)\]\s*)+")
 _MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[\x80-\x9f]|(?:Ã|Â|â€|ï¼|ã€|[åæçèé])[\xa0-\xbf‚„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ]")
 _OPEN = re.compile(r"[“「《【]$|\[[^\[\]\s]{0,6}$")
 """What was opened and not closed. `（` is left out: to end with it is how many people joke."""
@@ -69,7 +70,7 @@ def masked(said: Sequence[str], heard: str | None, rules: Cleaning) -> Reason | 
     whole = "\n".join(said)
     if rules.drop_repeats and set(said) == {heard} and len(_GESTURE.sub("x", said[0])) >= _REPEAT_MIN:
         return Reason.REPEAT
-    if rules.drop_media and all(_MEDIA.fullmatch(s) for s in said):
+    if rules.drop_media and all(media_alone(s) for s in said):
         return Reason.MEDIA
     if rules.drop_broken and (_MOJIBAKE.search(whole) or _misread(whole)):
         return Reason.MOJIBAKE

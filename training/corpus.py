@@ -12,7 +12,7 @@ place in the conversation, so that taking a message back moves nothing to anothe
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 from bot.archive import Archive
 from bot.config import Cleaning, Conversation
 from bot.message import Message, Origin, Scene
-from bot.prompt import Exchange, exchanges, opens, spoken_by
+from bot.prompt import Exchange, exchanges, media_alone, opens, spoken_by
 from bot.segments import STICKER
 from bot.shown import shown, stripped
 from bot.stickers import named
@@ -48,6 +48,7 @@ class SceneCorpus:
         masked: exchanges whose answer stands in the context and is not trained, by place, and why.
         written: questions a language model wrote, by place: for answers to nothing, and for those of which no message
             was found that they answer. They are no exchange's: nothing is decided, measured or timed on them.
+        unlearned: ids of the person's bubbles of media alone, among the words of answers that are trained.
         altered: what `[corpus]` did to its messages, in numbers: not shown are `hidden_system` (by a system sender) and
             `hidden_empty` (nothing is left); `stripped_mentions` and `stripped_placeholders` lost some; `merged` moved.
         of_set: whether it is a dialogue of a training set: its times are no times.
@@ -65,12 +66,17 @@ class SceneCorpus:
     masked: Mapping[int, clean.Reason] = field(default_factory=dict)
     altered: Mapping[str, int] = field(default_factory=dict)
     written: Mapping[int, Message] = field(default_factory=dict)
+    unlearned: frozenset[str] = frozenset()
     of_set: bool = False
     system: str | None = None
 
     def quoted(self, message: Message) -> Message | None:
         """The message another one quotes, or None."""
         return None if message.reply_to is None else self.quotes.get(message.reply_to)
+
+    def learned(self, exchange: Exchange) -> list[Message]:
+        """What was said in an exchange without bubbles of media alone that are no labels."""
+        return [m for m in exchange.said if m.id not in self.unlearned]
 
     def as_rendered(self, place: int) -> Exchange:
         """An exchange with the question that was written for it."""
@@ -95,7 +101,8 @@ class Corpus:
         zone: where the person lives.
         fingerprint: sha256 of the ids and texts of all messages used, in order.
         counts: `messages`, `turns` and `bubbles` of the person, `silences` that count and `silences_unlabelled`,
-            `twin_turns`, `conversations`, `scenes`, what was left out, and `masked_<reason>` answers.
+            `twin_turns`, `conversations`, `scenes`, what was left out, `masked_<reason>` answers, and `media_bubbles`
+            that are masked in others.
         contributors: QQ numbers whose words are labels.
         span: times of the first and last message used; None without any.
     """
@@ -267,6 +274,7 @@ def _scene(
         for n, e in enumerate(cut)
         if e.said and _to_withheld(stored, place[e.said[0].id], people)
     }
+    masked = _masked(cut, cleaning) | withheld
     return SceneCorpus(
         scene,
         _name(scene, messages),
@@ -276,8 +284,9 @@ def _scene(
         last_spoke,
         conversation,
         quotes,
-        _masked(cut, cleaning) | withheld,
+        masked,
         _altered(said, visible, messages, moved, cleaning),
+        unlearned=_media(e for n, e in enumerate(cut) if n not in masked) if cleaning.drop_media else frozenset(),
     )
 
 
@@ -317,6 +326,10 @@ def _masked(cut: Sequence[Exchange], cleaning: Cleaning) -> dict[int, clean.Reas
         if said and (reason := clean.masked(said, heard, cleaning)) is not None:
             found[place] = reason
     return found
+
+
+def _media(answers: Iterable[Exchange]) -> frozenset[str]:
+    return frozenset(m.id for e in answers for m in e.said if m.origin is Origin.HUMAN and media_alone(m.text))
 
 
 def _without_duplicates(scenes: Sequence[SceneCorpus], cleaning: Cleaning) -> list[SceneCorpus]:
@@ -383,6 +396,7 @@ def _assembled(
         counts["silences_unlabelled"] += sum(not e.said for e in part.exchanges) - sum(part.counted_silence)
         counts.update(f"masked_{reason}" for reason in part.masked.values())
         counts.update(part.altered)
+        counts["media_bubbles"] += len(part.unlearned)
         for exchange in part.exchanges:
             human = [m for m in exchange.said if m.origin is Origin.HUMAN]
             contributors |= {m.sender_id for m in human}

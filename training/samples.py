@@ -228,7 +228,8 @@ class _Packer:
     def _rendered(self, index: int, exchange: Exchange, *, first: bool) -> _Turn:
         heard, _ = encode(self.renderer.heard(exchange, self.part.quoted, first=first), self.tokenizer, bos=False)
         counts = index not in self.part.masked if exchange.said else self.part.counted_silence[index]
-        said, trained = encode(self.renderer.said(exchange, trained=counts), self.tokenizer, bos=False)
+        answer = self.renderer.said(exchange, trained=counts, but=self.part.unlearned)
+        said, trained = encode(answer, self.tokenizer, bos=False)
         return _Turn(heard, said, trained)
 
     def _shorten(self, index: int) -> bool:

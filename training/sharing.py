@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def pairs(
                     continue
             if heard or not part.scene.private:
                 asked = _text(renderer.heard(Exchange(heard=list(heard)), part.quoted, first=True))
-                answer = _text(renderer.said(exchange, trained=False))
+                learned = replace(exchange, said=part.learned(exchange))
+                answer = _text(renderer.said(learned, trained=False))
                 yield Dialogue(system, (Turn("user", asked), Turn("assistant", answer)))
 
 
@@ -102,7 +104,8 @@ def _samples(
         waiting.append(_text(renderer.heard(exchange, part.quoted, first=True)))
         if exchange.said or (silences and part.counted_silence[index]):
             turns.append(Turn("user", "\n".join(waiting)))
-            turns.append(Turn("assistant", _text(renderer.said(exchange, trained=False))))
+            learned = replace(exchange, said=part.learned(exchange))
+            turns.append(Turn("assistant", _text(renderer.said(learned, trained=False))))
             waiting = []
     yield from _whole(system, turns)
 

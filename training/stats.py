@@ -21,9 +21,9 @@ from training.pairing import Link, links, talk
 
 CLEANED = (
     "hidden_system", "hidden_empty", "stripped_mentions", "stripped_placeholders", "merged",
-    *(f"masked_{reason}" for reason in Reason),
+    *(f"masked_{reason}" for reason in Reason), "media_bubbles",
 )  # fmt: skip
-"""Counts of what the options of `[corpus]` and `[cleaning]` left out or changed: messages, then answers by reason."""
+"""Counts of what `[corpus]` and `[cleaning]` left out or changed: messages, answers by reason, bubbles among others."""
 _STICKER = re.compile(r"\[动画表情(?::[^\[\]]*)?\]")
 _BRACKETED = re.compile(r"\[([^\[\]\s]{1,12})\]")
 _QUANTILES = (10, 50, 90, 99)

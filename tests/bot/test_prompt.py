@@ -24,6 +24,7 @@ from bot.prompt import (
     encode,
     exchanges,
     format_for,
+    media_alone,
     render,
     scene_line,
     short_name,
@@ -205,6 +206,24 @@ def test_the_twins_words_are_never_trained() -> None:
     assert trained(renderer().said(found, trained=True)) == ["\nhuman"]
     (mixed,) = cut(say(0, FRIEND, "a"), say(1, ACCOUNT, "twin"), say(2, ME, "human"))
     assert trained(renderer().said(mixed, trained=True)) == ["\nhuman", "<end_of_turn>"]
+
+
+def test_media_among_the_words_is_no_label_and_is_cut_off_whether_it_is_or_not() -> None:
+    own = [say(n, ME, text) for n, text in enumerate(("看", "[图片]", "[图片] [语音]", "好"), 1)]
+    (found,) = cut(say(0, FRIEND, "a"), *own)
+    media = {m.id for m in found.said[1:3]}
+    assert trained(renderer().said(found, trained=True, but=media)) == ["看", "\n好", "<end_of_turn>"]
+    pieces = ["看", "\n[图片]\n[图片] [语音]", "\n好", "<end_of_turn>"]
+    assert trained(renderer().said(found, trained=True)) == pieces
+    assert [p.text for p in renderer().said(found, trained=False)][:4] == pieces
+
+
+@pytest.mark.parametrize(("text", "alone"), [
+    ("[图片]", True), ("[文件:a.pdf]", True), ("[图片][语音]", True), ("[动画表情:狗]", False), ("[图片]看", False),
+    ("看[图片]", False), ("[捂脸]", False),
+])  # fmt: skip
+def test_a_sticker_a_face_and_words_are_no_media(text: str, alone: bool) -> None:
+    assert media_alone(text) is alone
 
 
 # -- encoding -------------------------------------------------------------------------------------

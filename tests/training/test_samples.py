@@ -324,3 +324,12 @@ def test_a_masked_answer_is_rendered_as_ever_and_trains_nothing_but_stays_a_deci
     assert learned(found, tokenizer) == ["早⏹", "", "嗯⏹"]
     assert "model\n大家都来投票⏹" in tokenizer.text(found[0].ids).replace("<start_of_turn>", "")
     assert [(x.silence, x.decision) for x in found[0].labels] == [(False, False), (False, True), (False, True)]
+
+
+def test_media_among_the_words_is_seen_and_trains_nothing(archive: Archive) -> None:
+    said = [say(0, FRIEND, "在哪"), say(5, ME, "[图片]"), say(6, ME, "这里"), say(7, ME, "[语音]")]
+    found, tokenizer = made(archive, said)
+    assert learned(found, tokenizer) == ["\n这里⏹"]
+    (label,) = found[0].labels
+    assert tokenizer.text(found[0].ids[label.start : label.stop]) == "[图片]\n这里\n[语音]⏹"
+    assert (label.silence, label.decision) == (False, True)

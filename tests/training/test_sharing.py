@@ -66,6 +66,15 @@ def test_silences_that_count_are_empty_answers_where_they_are_wanted(archive: Ar
     assert talk.answers == 2
 
 
+def test_a_picture_among_the_words_is_no_part_of_a_sample(archive: Archive) -> None:
+    said = [
+        say(0, FRIEND, "在哪"), say(5, ME, "[图片]"), say(6, ME, "这里"), say(60, FRIEND, "哦"),
+        say(65, ME, "[图片]好"),
+    ]  # fmt: skip
+    (talk,) = sharing.talks(learned(archive, said), PROMPT, EVERY)
+    assert [text for side, text in talk.turns if side == "assistant"] == ["这里", "[图片]好"]
+
+
 def test_a_twins_words_end_a_sample_and_stand_in_none(archive: Archive) -> None:
     said = [
         say(0, FRIEND, "一"), say(5, ME, "本人"), say(60, FRIEND, "二"), say(65, ACCOUNT, "代答"), say(67, ME, "补"),

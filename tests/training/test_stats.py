@@ -125,6 +125,9 @@ OPTIONS: dict[str, list[tuple[dict[str, Any], list[Message], str, Any]]] = {
     ],
     "drop_media": [
         ({}, answered("[图片]"), "masked_media", 1), ({"drop_media": False}, answered("[图片]"), "masked_media", 0),
+        ({}, answered("看[图片]"), "media_bubbles", 0),
+        ({}, [say(0, FRIEND, "在？"), say(5, ME, "看"), say(6, ME, "[图片]")], "media_bubbles", 1),
+        ({"drop_media": False}, [say(0, FRIEND, "在？"), say(6, ME, "看"), say(7, ME, "[图片]")], "media_bubbles", 0),
     ],
     "drop_broken": [
         ({}, answered("锟斤拷锟斤拷"), "masked_mojibake", 1), ({}, answered("他说：“"), "masked_cut_off", 1),
@@ -164,7 +167,7 @@ def test_what_every_option_did_stands_in_the_figures(
 
 def test_every_option_of_the_corpus_is_shown_in_the_figures() -> None:
     assert set(OPTIONS) == set(Cleaning.model_fields)
-    assert len(CASES) == 41
+    assert len(CASES) == 44
 
 
 class Characters:

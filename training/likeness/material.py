@@ -44,7 +44,7 @@ def material(corpus: Corpus) -> Material:
         for number, exchange in enumerate(part.exchanges):
             split = split_of(part.scene, part.conversation[number])
             names |= {m.sender_name for m in exchange.heard}
-            human = [m.text for m in exchange.said if m.origin is Origin.HUMAN]
+            human = [m.text for m in part.learned(exchange) if m.origin is Origin.HUMAN]
             said = "\n".join(human) if number not in part.masked else ""
             if split is Split.TUNE and said:
                 tune.append(said)

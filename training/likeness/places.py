@@ -174,7 +174,7 @@ def _prod(question: Question, words: str, number: int) -> Question:
 
 def _ids(question: Question, model: Model, n_ctx: int) -> tuple[list[int], list[int]]:
     """Token ids of a question's prompt and of what the person said, end of turn included, within a window."""
-    answer_pieces = question.renderer.said(question.history[-1], trained=True)
+    answer_pieces = question.renderer.said(question.history[-1], trained=True, but=question.unlearned)
     said = [i for i, trained in zip(*encode(answer_pieces, model, bos=False), strict=True) if trained]
 
     def count(pieces: Sequence[Piece]) -> int:
