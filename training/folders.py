@@ -76,18 +76,30 @@ class _Walk:
         """Its histories, in the order of their names."""
         for directory, folders, files in os.walk(self._folder, onerror=self._closed):
             here = Path(directory)
-            for name in [name for name in folders if name.startswith(".")]:
-                self._left.skip("a hidden folder", self._place(here / name))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            closed = {name: self._closed_folder(here / name) for name in sorted(folders)}
+            for name, why in closed.items():
+                if why:
+                    self._left.skip(why, self._place(here / name))
+            folders[:] = [name for name, why in closed.items() if not why]
             if self._is_chunked(here):
                 try:
                     self._claimed.update((here / qce.MANIFEST, *qce.chunk_files(here)))
                 except ImportFault:  # reading it says what is wrong
+                    for name in sorted((*folders, *files)):
+                        if name != qce.MANIFEST:
+                            self._left.skip("beside a broken manifest", self._place(here / name))
                     folders.clear()
                     files = []
                 yield Part(here, self._name(here), qce.SOURCE)
             for name in sorted(files):
                 yield from self._file(here / name, set(files))
+
+    @staticmethod
+    def _closed_folder(folder: Path) -> str:
+        """Why a folder is not looked through; empty where it is."""
+        if folder.name.startswith("."):
+            return "a hidden folder"
+        return "a link to a folder" if folder.is_symlink() else ""
 
     @staticmethod
     def _is_chunked(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.message import Scene
-from training.importers import qce
+from training.importers import qce, wechat
 from training.importers.source import Told, unreadable
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def digest(path: Path, source: str, told: Told) -> str:
     """What tells a history from every other: its bytes, how it is read, and what the owner said of it.
 
     Args:
-        path: a file, with its write-ahead log if it has one; a folder; or a manifest, with the chunks it names.
+        path: a file, with its write-ahead log if it has one; a folder, of which its history counts and not what else
+            lies there; or a manifest, with the chunks it names.
         source: the format's name.
         told: the key of a database is no part of it.
 
@@ -33,14 +34,8 @@ def digest(path: Path, source: str, told: Told) -> str:
     found = hashlib.sha256(f"{version('qqtwin')} {source} {told.me} {told.zone}".encode())
     if told.scene is not None:
         found.update(f" {told.scene}".encode())
-    beside = path.with_name(f"{path.name}-wal")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, beside]
-    if path.name == qce.MANIFEST and source == qce.SOURCE.name:
-        files = [path, *qce.chunk_files(path.parent)]
     try:
-        for file in files:
-            if file is beside and not file.is_file():
-                continue
+        for file in _files(path, source):
             found.update(f"\n{file.relative_to(path) if path.is_dir() else ''} {file.stat().st_size}\n".encode())
             with file.open("rb") as f:
                 while chunk := f.read(_CHUNK_BYTES):
@@ -48,6 +43,18 @@ def digest(path: Path, source: str, told: Told) -> str:
     except OSError as e:
         raise unreadable(path, e) from e
     return found.hexdigest()
+
+
+def _files(path: Path, source: str) -> list[Path]:
+    if source == qce.SOURCE.name and (path.is_dir() or path.name == qce.MANIFEST):
+        folder = path if path.is_dir() else path.parent
+        return [folder / qce.MANIFEST, *qce.chunk_files(folder)]
+    if path.is_dir():
+        return (
+            wechat.chat_files(path) if source == wechat.SOURCE.name else sorted(filter(Path.is_file, path.rglob("*")))
+        )
+    log = path.with_name(f"{path.name}-wal")
+    return [path, *([log] if log.is_file() else [])]
 
 
 def counts(result: "ImportResult") -> dict[str, Any]:

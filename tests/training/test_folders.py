@@ -11,7 +11,8 @@ import pytest
 
 from bench import ntqq as qq
 from bot.errors import ImportFault
-from training import folders
+from training import folders, ledger
+from training.importers.source import Told
 
 SHAREGPT = b'[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'
 
@@ -77,6 +78,34 @@ def test_the_chunks_of_an_export_are_one_history(tmp_path: Path) -> None:
     assert read(tmp_path) == [(f"{tmp_path.name}/a.json", "qce"), (f"{tmp_path.name}/{folder.name}", "qce")]
     (folder / "manifest.json").write_bytes(manifest[:-9])
     assert read(folder) == [(folder.name, "qce")], "its chunks alone would be other chats"
+    assert folders.found(folder)[1].places == {"beside a broken manifest": ["avatars.json", "chunks"]}
+
+
+def test_a_link_to_a_folder_is_named_and_not_followed(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "here", {"a.json": exports.QCE})
+    filled(tmp_path / "there", {"b.json": exports.QCE})
+    (folder / "link").symlink_to(tmp_path / "there", target_is_directory=True)
+    parts, left = folders.found(folder)
+    assert ([part.name for part in parts], left.places) == (["here/a.json"], {"a link to a folder": ["link"]})
+
+
+@pytest.mark.parametrize(("source", "files", "of_it"), [
+    ("wechat-csv", {"wx/阿泽.csv": exports.WECHAT_CSV, "big.db": b"x", "account.csv": b"y"}, {"wx/阿泽.csv"}),
+    ("qce", {
+        "manifest.json": json.dumps({"chunked": {"chunks": [{"file": "c1.jsonl"}]}}).encode(), "c1.jsonl": b"{}",
+        "big.db": b"x",
+    }, {"manifest.json", "c1.jsonl"}),
+])  # fmt: skip
+def test_what_lies_beside_a_folders_history_makes_no_other_history_of_it(
+    source: str, files: dict[str, bytes], of_it: set[str], tmp_path: Path
+) -> None:
+    folder = filled(tmp_path / "mixed", files)
+    before = ledger.digest(folder, source, Told())
+    for name in files:
+        (folder / name).write_bytes(files[name] + b"\n")
+        assert (ledger.digest(folder, source, Told()) != before) is (name in of_it), name
+        (folder / name).write_bytes(files[name])
+        assert ledger.digest(folder, source, Told()) == before
 
 
 def test_a_history_that_cannot_be_opened_is_not_left_out_but_read_to_say_why(tmp_path: Path) -> None:

@@ -62,9 +62,8 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
         yield from _chat([path], reading)
         return
     chats: dict[Path, list[Path]] = {}
-    for table in _tables(path):
-        if _is_chat(table):
-            chats.setdefault(table.with_name(_name(table)), []).append(table)
+    for table in chat_files(path):
+        chats.setdefault(table.with_name(_name(table)), []).append(table)
     size, done = sum(part.stat().st_size for parts in chats.values() for part in parts), 0
     for parts in chats.values():
         for made in _chat(parts, reading):
@@ -72,6 +71,11 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
             yield made
             reading.done = here
         done += sum(part.stat().st_size for part in parts)
+
+
+def chat_files(folder: Path) -> list[Path]:
+    """The chats' CSVs in a folder, the parts of one in their order."""
+    return [table for table in _tables(folder) if _is_chat(table)]
 
 
 def _tables(folder: Path) -> Iterator[Path]:
