@@ -5,7 +5,7 @@ import json
 import os
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -572,18 +572,32 @@ def test_a_table_broken_from_its_first_row_is_broken_at_its_beginning(tmp_path: 
     assert "  left out an unknown number of messages, in 1 place: damaged pages (" in words
 
 
-@pytest.mark.parametrize("broken", [1, 200])
-def test_what_can_be_found_and_not_be_read_ends_the_import_no_later(tmp_path: Path, broken: int) -> None:
-    """To go on from one id to the next, where ids alone can be read, never came to an end."""
-    ids = [n * 10**5 + n for n in range(1, 400)]
-    path = qq.write(tmp_path / "nt_msg.db", [ntqq.say(i, f"第{n}句，" + "长" * 4000) for n, i in enumerate(ids, 1)])
-    whole = bytearray(path.read_bytes())
-    behind = (whole.index(f"第{broken}句，".encode()) + 6000) // 4096 * 4096
-    whole[behind : behind + 4] = b"\xff" * 4  # the page after this one: there is none
+def worded(path: Path, ids: Sequence[int], broken: Iterable[int]) -> Path:
+    """Messages of several pages, of which the `broken` ones (from 1) have one that leads to a page there is not."""
+    rows = [ntqq.say(i, "长" * 2000 + f"第{n}句" + "长" * 2000) for n, i in enumerate(ids, 1)]
+    whole = bytearray(qq.write(path, rows).read_bytes())
+    for n in broken:
+        page = whole.index(f"第{n}句".encode()) // 4096 * 4096
+        whole[page : page + 4] = b"\xff" * 4
     path.write_bytes(whole)
-    found, reading = read(path)
-    assert {int(m.id) for m in found} <= {*ids}
-    assert 0 < sum(n for why, n in reading.skipped.items() if why.startswith("damaged pages")) <= 70
+    return path
+
+
+@pytest.mark.parametrize("step", [1, 100_001])
+@pytest.mark.parametrize("broken", [[1], [200], [398], [1, 2, 50, 51, 52, 250, 398], list(range(100, 300, 2))])
+def test_broken_words_cost_their_own_message_alone(tmp_path: Path, broken: list[int], step: int) -> None:
+    ids = [step * n for n in range(1, 400)]
+    found, reading = read(worded(tmp_path / "nt_msg.db", ids, broken))
+    assert {*ids} - {int(m.id) for m in found} == {step * n for n in broken}
+    assert sum(n for why, n in reading.skipped.items() if why.startswith("damaged pages")) == len(broken)
+
+
+def test_where_words_are_broken_everywhere_the_import_comes_to_an_end(tmp_path: Path) -> None:
+    """Row by row it would be days: each is opened anew, and an encrypted file takes a second for that."""
+    ids = [100_001 * n for n in range(1, 900)]
+    found, reading = read(worded(tmp_path / "nt_msg.db", ids, range(1, 900)))
+    assert not found
+    assert 256 < sum(n for why, n in reading.skipped.items() if why.startswith("damaged pages")) <= 256 + 70
 
 
 @CIPHER

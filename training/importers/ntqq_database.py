@@ -31,6 +31,8 @@ _PAGES_BYTES, _ROUNDS = (4096, 1024), (4000, 256_000, 64_000)
 _ROWIDS = range(-(1 << 63), 1 << 63)
 _PRECISION = 64
 """Behind broken pages at most this part of what they held is lost, too."""
+_ALONE = 256
+"""Rows of a table, broken in their words alone, that are passed over one by one; each costs opening the file anew."""
 
 
 def encrypted(head: bytes) -> bool:
@@ -280,9 +282,9 @@ def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
     there = set(_columns(database, table))
     columns = ", ".join(f'"{c}"' if c in there else "NULL" for c in COLUMNS)
     query = f"SELECT {columns}, rowid FROM {table} WHERE rowid > ? ORDER BY rowid"
-    last, gap = _ROWIDS[0], 1
+    last, gap, alone, read = _ROWIDS[0], 1, 0, False
     while last < _ROWIDS[-1]:
-        why, read = "out of order", False
+        why = "out of order"
         try:
             for row in database.execute(query, (last,)):
                 if row[-1] <= last:  # broken pages can lead back to rows read before
@@ -295,11 +297,35 @@ def _rows(database: Database, table: str, reading: Reading) -> Iterator[Row]:
         except database.Error as e:
             _begin_anew(database, table, e)
             why = str(e)
+            # A cursor steps on before it gives a row, so the one before the broken one went with the error.
+            if (whole := _row(database, query, table, last)) and whole[-1] > last:
+                last, gap, read = whole[-1], whole[-1] - last if last > _ROWIDS[0] else 1, True
+                reading.done += 1
+                yield whole
+                continue
         where = "at its beginning" if last == _ROWIDS[0] else f"behind row {last}"
         reading.skip(f"{DAMAGED} ({why}): copy it again with QQ closed", f"{table} {where}")
+        broken = _broken_row(database, table, last) if alone < _ALONE else None
+        if broken is not None:
+            last, alone, read = broken, alone + 1, False
+            continue
         behind = _behind(database, query, table, last, gap)
         # Where nothing was read since the break before, twice as far: it must come to an end.
         last, gap = (behind, gap) if read else (max(behind, min(last + gap, _ROWIDS[-1])), gap * 2)
+        read = False
+
+
+def _broken_row(database: Database, table: str, last: int) -> int | None:
+    """The id of the row behind `last`, where ids can be read and only words lie on broken pages; else None."""
+    try:
+        ids = f"SELECT rowid FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"
+        row = database.execute(ids, (last,)).fetchone()
+        # What a broken page gives for an id may be any number, and what lies before it would be lost.
+        newest = database.execute(f"SELECT max(rowid) FROM {table}").fetchone()
+    except database.Error as e:
+        _begin_anew(database, table, e)
+        return None
+    return row[0] if row is not None and last < row[0] <= (newest[0] or 0) else None
 
 
 def _behind(database: Database, query: str, table: str, last: int, gap: int) -> int:
@@ -314,12 +340,8 @@ def _behind(database: Database, query: str, table: str, last: int, gap: int) -> 
     """
 
     def readable(at: int) -> bool:
-        try:
-            row = database.execute(f"{query} LIMIT 1", (at,)).fetchone()
-        except database.Error as e:
-            _begin_anew(database, table, e)
-            return False
-        return row is None or row[-1] > at
+        row = _row(database, query, table, at)
+        return row is not None and (not row or row[-1] > at)
 
     low, high, stride = last, last, gap
     while high < _ROWIDS[-1]:
@@ -332,6 +354,15 @@ def _behind(database: Database, query: str, table: str, last: int, gap: int) -> 
         middle = (low + high) // 2
         low, high = (low, middle) if readable(middle) else (middle, high)
     return high
+
+
+def _row(database: Database, query: str, table: str, last: int) -> Row | None:
+    """The row behind an id, empty where there is none; None where it cannot be read."""
+    try:
+        return database.execute(f"{query} LIMIT 1", (last,)).fetchone() or ()
+    except database.Error as e:
+        _begin_anew(database, table, e)
+        return None
 
 
 def _begin_anew(database: Database, table: str, error: Exception) -> None:
