@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ _READING_ERRORS = (
 """What transformers raises on a file it cannot read."""
 
 
-def checkpoint(base: Path, models: Path) -> Path:
+def checkpoint(base: Path, models: Path, tell: Callable[[str], None] = logger.info) -> Path:
     """The folder of a Hugging Face checkpoint with the base's weights and tokenizer.
 
     Args:
         base: a checkpoint folder, given back as it is, or a GGUF.
         models: where dequantized checkpoints are kept, as `<stem>-<first 12 digits of the GGUF's sha256>/`.
+        tell: told what takes a minute, where it does.
 
     Raises:
         TrainingError: it does not exist, or transformers cannot read it.
@@ -54,7 +56,7 @@ def checkpoint(base: Path, models: Path) -> Path:
     final = models / f"{base.stem}-{digest[:12]}"
     if (final / _ORIGIN_FILE).is_file():
         return final
-    logger.info("dequantizing base {} once, into {}", base.name, final.name)
+    tell(f"dequantizing base {base.name} into {final.name}; a minute, and only once")
     beside = models / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -69,14 +71,16 @@ def checkpoint(base: Path, models: Path) -> Path:
     return final
 
 
-def of(settings: Training, gguf: Path, models: Path) -> Path:
+def of(settings: Training, gguf: Path, models: Path, tell: Callable[[str], None] = logger.info) -> Path:
     """The checkpoint that is trained: the GGUF that is served, dequantized, or what [training] base names.
+
+    As `checkpoint` else.
 
     Raises:
         TrainingError: it is not there, or cannot be read.
     """
     if settings.base is None:
-        return checkpoint(gguf, models)
+        return checkpoint(gguf, models, tell)
     return fetched(settings.base, settings.hub, models)
 
 

@@ -260,7 +260,12 @@ class Night(Groundwork):
     @cached_property
     def checkpoint(self) -> Path:
         """The checkpoint that is trained: the base's own weights, or what [training] base names."""
-        return world.first(lambda: base.of(self.settings.training, self.base_path, self.settings.data / "models"))
+        models = self.settings.data / "models"
+        return world.first(
+            lambda: base.of(
+                self.settings.training, self.base_path, models, lambda words: self.progress("snapshot", 0, 0, words)
+            )
+        )
 
     def _options(self) -> qlora.Options:
         """What the run reads besides the history, and the LoRA it goes on with."""

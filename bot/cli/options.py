@@ -63,6 +63,11 @@ def hush(*, on_hub: bool = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def to_stderr(words: str) -> None:
+    """What is told on the way."""
+    typer.echo(words, err=True)
+
+
 def night_of(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":

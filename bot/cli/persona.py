@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, ForceOption, JsonOption, base_of, personas_of, show
+from bot.cli.options import CONFIG, ConfigOption, ForceOption, JsonOption, base_of, personas_of, show, to_stderr
 from bot.errors import PersonaError
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def persona_import_lora(
     settings = config.load(config_path)
     personas, (path, digest) = personas_of(settings), base_of(settings, config_path)
     spec = personas.find(name).spec
-    checkpoint = training_base.of(settings.training, path, settings.data / "models")
+    checkpoint = training_base.of(settings.training, path, settings.data / "models", to_stderr)
     model = Model(path, vocab_only=True)
     fmt, served = model.format, Base(file=path.name, sha256=digest, architecture=model.architecture)
     model.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, PersonaOption
+from bot.cli.options import CONFIG, ConfigOption, PersonaOption, to_stderr
 from bot.errors import ConfigError, PersonaError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _transformers_engine(
             )
     if model is None:
         base_path = base.resolve(settings.engine.base, settings.data, root)
-        checkpoint = training_base.checkpoint(base_path, settings.data / "models")
+        checkpoint = training_base.checkpoint(base_path, settings.data / "models", to_stderr)
     else:
         checkpoint = training_base.fetched(model)
     return TransformersEngine(checkpoint, None if merged else lora, settings.engine.n_ctx)

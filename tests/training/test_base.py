@@ -31,15 +31,18 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_gguf_is_dequantized_once_into_the_same_weights(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
-    folder = checkpoint(tiny.gguf, tmp_path / "models")
+    told: list[str] = []
+    folder = checkpoint(tiny.gguf, tmp_path / "models", told.append)
     assert folder.name == f"model-{sha256(tiny.gguf)[:12]}"
+    assert told == [f"dequantizing base {tiny.gguf.name} into {folder.name}; a minute, and only once"]
     ours = load(folder, PLAIN).state_dict()
     truth = AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.bfloat16).state_dict()
     assert set(ours) == set(truth)
     for name in truth:
         torch.testing.assert_close(ours[name].float(), truth[name].float(), rtol=0.01, atol=1e-3)
     stamp = (folder / "config.json").stat().st_mtime_ns
-    assert checkpoint(tiny.gguf, tmp_path / "models") == folder
+    assert checkpoint(tiny.gguf, tmp_path / "models", told.append) == folder
+    assert len(told) == 1
     assert (folder / "config.json").stat().st_mtime_ns == stamp
     assert [p.name for p in (tmp_path / "models").iterdir()] == [folder.name]
 
