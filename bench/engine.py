@@ -46,8 +46,8 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     stage = Stage(path, chosen, digest, lora)
     figures = [
         *stage.rates(),
-        *stage.returning(600),
-        *stage.returning(2000),
+        *stage.returning(600, 2000),
+        stage.silence(600),
         *stage.replies(),
         *stage.server(),
         daemon.without_model(settings),
@@ -199,15 +199,20 @@ class Stage:
 
     # -- returning chats --------------------------------------------------------------------------
 
-    def returning(self, history_tokens: int) -> list[Figure]:
+    def returning(self, short: int, long: int) -> list[Figure]:
+        """The time to the first logits behind histories of two lengths in tokens, and the second's beside the first."""
+        first, second = self._returning(short), self._returning(long)
+        name = f"first logits of a returning chat, {long} tokens of history"
+        beside = at_most(name, "ms", second.value or 0.0, f"{short} tokens", first.value or 0.0, 1.3, n=second.n)
+        return [first, second, beside]
+
+    def _returning(self, history_tokens: int) -> Figure:
         """P(silent), the time to the first logits, when 20 tokens follow a history, three others speaking in turn."""
         turns = [self.history(history_tokens, seed) for seed in range(4)]
         for seat in range(4):
             self.wait(self.engine.p_silent(self.request(f"back{seat}", turns[seat])))
         ids = self._ids(turns[0])
-        self.bare.keep(0, 0)
-        for start in range(0, len(ids), self.settings.n_batch):
-            self.bare.decode([(t, 0, start + i, False) for i, t in enumerate(ids[start : start + 512])][:512])
+        self._hold(ids)
         new = len(self._ids([*turns[0], "嗯", BURST])) - len(ids)
 
         def ours() -> float:
@@ -220,16 +225,42 @@ class Stage:
                 times.append(time.perf_counter() - began)
             return statistics.median(times) * 1e3
 
-        def floor() -> float:
-            self.bare.keep(0, len(ids))
+        value, peer, spread = in_turn(_RUNS, ours, lambda: self._alone(ids, new))
+        name = f"first logits of a returning chat, {history_tokens} tokens of history"
+        return at_most(name, "ms", value, f"evaluating its {new} tokens alone", peer, 1.15, n=_RUNS, spread=spread)
+
+    def _alone(self, ids: Sequence[int], new: int) -> float:
+        """Milliseconds to the logits behind `new` tokens in the bare context, which holds `ids`."""
+        self.bare.keep(0, len(ids))
+        began = time.perf_counter()
+        self.bare.decode([(t, 0, len(ids) + i, i == new - 1) for i, t in enumerate(ids[:new])])
+        self.bare.row(new - 1)
+        return (time.perf_counter() - began) * 1e3
+
+    def silence(self, history_tokens: int) -> Figure:
+        """P(silent) of bursts of 20 tokens that come after one another to one warm scene, none of them answered."""
+        turns = self.history(history_tokens, 55)
+        self.wait(self.engine.p_silent(self.request("quiet", turns)))
+        ids = self._ids(turns)
+        self._hold(ids)
+        new = len(self._ids([*turns, "", BURST])) - len(ids)
+
+        def ours() -> float:
+            turns.extend(["", f"{next(self._numbers) % 10}{BURST[1:]}"])
             began = time.perf_counter()
-            self.bare.decode([(t, 0, len(ids) + i, i == new - 1) for i, t in enumerate(ids[:new])])
-            self.bare.row(new - 1)
+            self.wait(self.engine.p_silent(self.request("quiet", turns)))
             return (time.perf_counter() - began) * 1e3
 
-        value, peer, spread = in_turn(_RUNS, ours, floor)
-        name = f"first logits of a returning chat, {history_tokens} tokens of history"
-        return [at_most(name, "ms", value, f"evaluating its {new} tokens alone", peer, 1.15, n=_RUNS, spread=spread)]
+        value, peer, spread = in_turn(4 * _RUNS, ours, lambda: self._alone(ids, new))
+        name = f"P(silent) of a burst in a warm scene, {history_tokens} tokens of history"
+        return at_most(name, "ms", value, f"evaluating its {new} tokens alone", peer, 1.05, n=4 * _RUNS, spread=spread)
+
+    def _hold(self, ids: Sequence[int]) -> None:
+        """Read tokens into the bare context's first sequence."""
+        self.bare.keep(0, 0)
+        for start in range(0, len(ids), self.settings.n_batch):
+            part = ids[start : start + self.settings.n_batch]
+            self.bare.decode([(t, 0, start + i, False) for i, t in enumerate(part)])
 
     def high_level(self, history_tokens: int) -> list[Figure]:
         """The same beside `llama_cpp.Llama`, which keeps one sequence and reads a chat again after any other."""
