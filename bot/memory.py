@@ -5,7 +5,7 @@ begins is noted in the archive when it moves: a restart forgets nothing, `/memor
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +28,8 @@ WINDOW_KIND = "window"
 _LEAST_HEARD = 32
 """Tokens that must be left for what was said (an eighth of a narrow window): beside less, a word or two is answered."""
 _MESSAGES_PER_TURN = 6
+_STEP_MESSAGES = 180
+"""Messages that are redacted in one go: about a millisecond."""
 _STICKERS_SEEN = 20
 """Messages looked through for a market face: its name may have been typed, too."""
 
@@ -78,7 +80,20 @@ class Memory:
         self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure,  # noqa: A002
         opening: Exchange | None = None,
     ) -> Window:  # fmt: skip
-        """The window of a scene for a persona, as it stands now.
+        """The window of a scene for a persona, as it stands now: `steps`, all at once."""
+        steps = self.steps(scene, persona, format, measure, opening)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as made:
+                window: Window = made.value
+                return window
+
+    def steps(
+        self, scene: Scene, persona: Persona, format: ChatFormat, measure: Measure,  # noqa: A002
+        opening: Exchange | None = None,
+    ) -> Generator[None, None, Window]:  # fmt: skip
+        """The window of a scene for a persona, as it stood at the first of a few steps of a millisecond or two each.
 
         Args:
             scene: where.
@@ -92,14 +107,20 @@ class Memory:
         limit = rules.max_turns * _MESSAGES_PER_TURN
         of = STICKER if self._stickers.names else None
         stored = self._archive.window(scene, limit, cleared[1] if cleared else None, segments_of=of)
-        messages = self._shown(stored)
+        messages: list[Message] = []
+        for begin in range(0, len(stored), _STEP_MESSAGES):
+            yield
+            messages += self._shown(stored[begin : begin + _STEP_MESSAGES])
+        yield
         people = frozenset(persona.spec.people)
         found = exchanges(messages, people, rules)
         if len(stored) == limit:
             del found[:1]  # cut in the middle: it would read differently at the next look
         renderer = Renderer(format, self._system(scene, persona, messages), self._settings.zone, not scene.private)
         quoted = self._quotes(scene, messages)
+        yield
         kept = self._fit(scene, persona, renderer, found, quoted, measure) if found else []
+        yield
         if opening is not None:
             kept = [*kept, opening]
         spoken = [m.time for m in messages if spoken_by(m, people)]

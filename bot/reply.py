@@ -143,19 +143,24 @@ class Replier:
         )  # fmt: skip
 
     async def _window(self, scene: Scene, persona: Persona, voice: Voice, opening: Exchange | None = None) -> Window:
-        """The scene's window; one at a time, and a pause as long as it took before the next.
+        """The scene's window; one at a time, and behind each of its steps a pause as long as that took.
 
         It is some milliseconds of the event loop. Twenty scenes that look at once kept a message waiting for 450 ms.
         """
         measure = await self._engine.measure(voice)
         async with self._reading:
-            await asyncio.sleep(self._free_at - time.monotonic())
-            began = time.monotonic()
-            try:
-                return self._memory.window(scene, persona, voice.format, measure, opening)
-            finally:
-                ended = time.monotonic()
-                self._free_at = ended + (ended - began)
+            steps = self._memory.steps(scene, persona, voice.format, measure, opening)
+            while True:
+                await asyncio.sleep(self._free_at - time.monotonic())
+                began = time.monotonic()
+                try:
+                    next(steps)
+                except StopIteration as made:
+                    window: Window = made.value
+                    return window
+                finally:
+                    ended = time.monotonic()
+                    self._free_at = ended + (ended - began)
 
     async def opening(
         self, scene: Scene, persona: Persona, account: str, draw: float, opening: Exchange, kind: str

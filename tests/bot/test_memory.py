@@ -101,6 +101,26 @@ def test_in_private_nobody_can_be_mentioned(archive: Archive) -> None:
     assert "现在是你和阿强的QQ私聊。" in text(window)
 
 
+def test_a_window_is_made_in_steps_of_what_stood_there_at_the_first(archive: Archive) -> None:
+    archive.append([say(10 * n, (FRIEND, ME)[n % 2], f"第{n}句") for n in range(600)])
+    memory = memory_of(archive)
+    whole = look(memory, measure=ROOMY)
+    steps = memory.steps(GROUP, PERSONA, FORMATS["gemma"], ROOMY)
+    next(steps)
+    archive.append([say(6000, FRIEND, "太晚")])
+    taken = 1
+    while True:
+        try:
+            next(steps)
+        except StopIteration as made:
+            window = made.value
+            break
+        taken += 1
+    assert taken >= 5, "a message waits for one of them, not for all"
+    assert (text(window), window.exchanges, window.before) == (text(whole), whole.exchanges, whole.before)
+    assert "太晚" in text(look(memory, measure=ROOMY))
+
+
 def test_an_empty_scene_has_an_empty_window(archive: Archive) -> None:
     window = look(memory_of(archive))
     assert (list(window.exchanges), window.last_spoke) == ([], None)

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,12 +76,14 @@ def test_an_answer_quotes_what_it_is_to_where_others_stand_between(
 
 
 async def test_scenes_that_look_at_once_leave_messages_their_turn() -> None:
-    """Between two windows the loop is free for as long as one took; else nobody is heard until the last is read."""
+    """Between two steps the loop is free for as long as one took; else nobody is heard until the last is read."""
     ticks, seen = 0, []
 
-    def window(*_: object) -> None:
-        seen.append(ticks)
-        time.sleep(0.02)
+    def steps(*_: object) -> Generator[None, None, None]:
+        for _ in range(2):
+            seen.append(ticks)
+            time.sleep(0.02)
+            yield
 
     async def measure(_: Voice) -> Measure:
         return Measure(1, len)
@@ -92,14 +95,12 @@ async def test_scenes_that_look_at_once_leave_messages_their_turn() -> None:
             await asyncio.sleep(0)
 
     busy = asyncio.create_task(others())
-    replier = Replier(
-        Settings(), cast(Any, SimpleNamespace(window=window)), cast(Any, SimpleNamespace(measure=measure))
-    )
+    replier = Replier(Settings(), cast(Any, SimpleNamespace(steps=steps)), cast(Any, SimpleNamespace(measure=measure)))
     persona = look(ASKED, to=None).persona
     voice = Voice("xiaoman/base", None, FORMATS["gemma"])
-    await asyncio.gather(*(replier._window(Scene("group", str(n)), persona, voice) for n in range(4)))
+    await asyncio.gather(*(replier._window(Scene("group", str(n)), persona, voice) for n in range(3)))
     busy.cancel()
-    assert len(seen) == 4
+    assert len(seen) == 6
     assert all(later - earlier > 20 for earlier, later in pairwise(seen)), seen
 
 
