@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
@@ -373,8 +373,15 @@ def _by_name(scene: Scene, stem: str) -> bool:
     return scene.id == stem or scene.id.startswith("u_") or not scene.id.isascii() or " " in scene.id
 
 
-def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
-    """A summary as a person reads it."""
+def in_words(shown: dict[str, Any], name: str, *, dry_run: bool, personas: Mapping[str, Collection[str]] = {}) -> str:
+    """A summary as a person reads it.
+
+    Args:
+        shown: of `summary`.
+        name: of the history.
+        dry_run: nothing was stored.
+        personas: the people of each persona there is already.
+    """
     verb = "would be imported" if dry_run else f"read, {shown['added']} new"
     if shown["known_from_elsewhere"]:
         verb += f", {shown['known_from_elsewhere']} known from other sources"
@@ -402,7 +409,9 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool) -> str:
         called = shown["people"].get(shown["me"], {}).get("name")
         display = f" --display-name {shlex.quote(called)}" if called else ""
         people = shlex.quote(",".join((shown["me"], *shown["me_too"]))) if shown["me"] else "NUMBER"
-        lines.append(f"  next: twin persona new NAME --people {people}{display}, then twin night --persona NAME")
+        learning = [f"twin night --persona {name}" for name, people in personas.items() if shown["me"] in people]
+        new = f"twin persona new NAME --people {people}{display}, then twin night --persona NAME"
+        lines.append(f"  next: {' or '.join(learning) or new}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from bot import config
 from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of, show
-from bot.errors import ArchiveBusy, ImportFault
+from bot.errors import ArchiveBusy, ImportFault, PersonaError
 
 if TYPE_CHECKING:
     from bot.archive import Archive
@@ -90,7 +90,7 @@ def import_(
                 with progress_bar(f"import {part.name}") as progress:
                     result = history.load(part.path, archive, progress, told=told, source=source)
                 shown = history.summary(result, settings.zone)
-                words = history.in_words(shown, part.name, dry_run=dry_run)
+                words = history.in_words(shown, part.name, dry_run=dry_run, personas=_people(settings))
                 typer.echo(json.dumps(shown, ensure_ascii=False) if as_json else words)
     finally:
         if archive:
@@ -104,6 +104,17 @@ def import_(
             raise lost
         typer.echo(f"twin: {lost}", err=True)
     unread.judge()
+
+
+def _people(settings: config.Settings) -> dict[str, tuple[str, ...]]:
+    """The people of every persona whose file can be read."""
+    from bot.persona import Personas
+
+    found, there = dict[str, tuple[str, ...]](), Personas(settings.data / "personas")
+    for name in there.names():
+        with suppress(PersonaError):
+            found[name] = there.spec(name).people
+    return found
 
 
 def _parts(paths: list[Path], wanted: str, unread: "_Unread", *, with_sets: bool, as_json: bool) -> list["Part"]:

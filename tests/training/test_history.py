@@ -124,6 +124,8 @@ def test_who_speaks_is_told_with_the_ids_that_a_persona_is_made_of() -> None:
     assert "7 人7 (13), …\n" in words
     assert "人8" not in words
     assert "persona new NAME --people 0, then" in words
+    words = history.in_words(shown, "x", dry_run=False, personas={"me": ("7", shown["me"]), "other": ("8",)})
+    assert words.endswith("\n  next: twin night --persona me")
     words = history.in_words({**shown, "me": "2"}, "x", dry_run=False)
     assert "persona new NAME --people 2 --display-name '人2', then" in words, "else its prompt calls it NAME"
 
