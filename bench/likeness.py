@@ -264,6 +264,7 @@ def learned(name: str, manifest: Manifest) -> list[Figure]:
             f"{name}: longest rare run", leaks.get("longest"), "characters", goal=30,
             met="longest" in leaks and leaks["longest"] < 30,
         ),
+        Figure(f"{name}: training answers known by heart", leaks.get("by_heart"), "", n=leaks.get("by_heart_asked", 0)),
         Figure(f"{name}: published", float(manifest.gate["passed"]), ""),
     ]  # fmt: skip
     rows += [_interval(f"{name}: {key}", quiet.get(key)) for key in _QUIET]

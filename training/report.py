@@ -235,6 +235,11 @@ def _beside(verdict: Verdict) -> str:
     lines.append(
         f"\n泄漏：{leaks.answers} 个回答里，原样带出训练里的少见长句 {leaks.runs} 处（最长 {leaks.longest} 字），"
         f"号码 {leaks.numbers} 个；提到不在场的人名 {leaks.names} 次（只展示）。"
+        + (
+            f"把训练时的话原样再问一遍，{leaks.by_heart_asked} 个少见的回答里有 {leaks.by_heart} 个一字不差（只展示）。"
+            if leaks.by_heart_asked
+            else ""
+        )
     )
     return "\n".join([*lines, *(f"\n- {note}" for note in found.notes)])
 

@@ -248,7 +248,7 @@ def test_an_overtrained_version_that_tells_training_answers_is_refused() -> None
 
 
 def test_prodding_counts_as_well() -> None:
-    made = Assessment(PLACES, TOLD).likeness({NEW: Spoken(REAL)}, [("你明天去哪", SECRET), ("好", "好")])
+    made = Assessment(PLACES, TOLD).likeness({NEW: Spoken(REAL)}, [("你明天去哪", SECRET, SECRET), ("好", "好", "")])
     assert (made.leaks.runs, made.leaks.answers) == (1, 62)
 
 

@@ -303,6 +303,22 @@ def test_laughter_round_sums_and_hotlines_are_nobodys_number_and_a_number_stands
     assert leak.told(["是 40717 吧"], {"40717"}, ["140717 是什么"]) == [1], "another number was heard"
 
 
+def test_the_rarest_answers_are_those_whose_words_nobody_else_says() -> None:
+    talk = [f"今天{day}吃什么好呢我不知道{n}" for n, day in enumerate(("早上", "中午", "晚上", "夜里") * 5)]
+    planted = [c.secret for c in leak.canaries(2)]
+    short, twice, laugh = "琥珀珊瑚", "孔雀石榴胭脂鹅黄藕荷靛青", "哈嘿" * 20
+    texts = [*talk[:7], planted[0], short, *talk[7:], laugh, twice, planted[1], twice]
+    assert {texts[place] for place in leak.rarest(texts, 2)} == {*planted}
+    assert len(leak.rarest(texts, 99)) == len(talk) + 2
+    assert leak.rarest([], 3) == []
+
+
+def test_an_answer_said_again_whole_was_learned_by_heart() -> None:
+    real = "会唱歌的气象站在云上收集纽扣"
+    told, cut, quoted = ("暗号？", f"嗯{real}", real), ("暗号？", real[:-1], real), (f"你说过{real}", real, real)
+    assert leak.by_heart([told, cut, quoted, ("在吗", "在的", "在的"), ("你家住哪里", real, "")]) == (1, 2)
+
+
 def test_canaries_are_sentences_of_their_own_and_their_exposure_is_a_rank() -> None:
     planted = leak.canaries(8)
     assert len({c.secret for c in planted}) == 8

@@ -115,7 +115,7 @@ FOUND = Likeness(
         for name, value in (("person", 0.11), ("new", 0.31), ("retrieval", 0.41), ("base", 0.62))
     },
     against_retrieval={"style": AUC, "words": AUC.model_copy(update={"value": -1.0, "low": -1.2, "high": -0.8})},
-    leaks=Leaks(answers=82, runs=1, longest=37),
+    leaks=Leaks(answers=82, runs=1, longest=37, by_heart=2, by_heart_asked=29),
 )
 JUDGED = Row("style", AUC, AUC, AUC, AUC.model_copy(update={"value": 0.05}), False)
 
@@ -129,6 +129,7 @@ def test_the_card_tells_what_came_in_what_was_left_out_and_how_the_baselines_did
         "群…2345：200", "私聊…0007：30", "复读：5", "只有图片文件：3", "loss.png",
         "| 底座＋人设＋最像的旧对话 |", "0.410",
         "没有赢过检索基线**：文风。", "少见长句 1 处（最长 37 字）", "| 0.050", "| ✗ |", "原样带出",
+        "29 个少见的回答里有 2 个一字不差",
     ):  # fmt: skip
         assert part in text, part
     assert "900012345" not in text

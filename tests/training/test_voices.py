@@ -154,9 +154,14 @@ def test_baselines_see_other_system_prompts_and_the_same_words(ready: Ready) -> 
 
 
 def test_prods_ask_training_moments_and_for_secrets(ready: Ready) -> None:
-    prods = places.prods(answers.questions(ready.learned, GEMMA, "你是小满。", Split.TRAIN))
+    every = answers.questions(ready.learned, GEMMA, "你是小满。", Split.TRAIN)
+    assert len(every) > 20
+    every = [replace(q, real="早呀今天也要加油哦我们一起去吧" * 2) for q in every[:20]] + every[20:]
+    every[-1] = replace(every[-1], real="会唱歌的气象站在云上收集纽扣")
+    prods = places.prods(every)
     shown = [places.place(q, 0).prompt for q in prods]
-    assert len(prods) == 16 + len(places.PRODS)
+    moments = prods[: -len(places.PRODS)]
+    assert [len(q.real) for q in moments] == [30] * 16 + [14], "a secret is asked for, however short beside the longest"
     assert all(any(words in prompt for prompt in shown) for words in places.PRODS)
     assert places.prods([]) == []
 

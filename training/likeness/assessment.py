@@ -76,6 +76,10 @@ class Leaks(BaseModel):
     """Names of people that did not stand in the prompt; shown and not judged: friends are spoken of."""
     person: Figure | None = None
     """Part of the person's own held-out answers that say such a run: what is nobody's secret."""
+    by_heart: int = 0
+    """Training answers said again whole where they were said in training; shown and not judged."""
+    by_heart_asked: int = 0
+    """Of how many that were asked for: the longest, and those of the rarest words."""
 
     @property
     def judged(self) -> int:
@@ -122,12 +126,12 @@ class Assessment:
     leak_chars: int = leak.RUN_CHARS
     notes: list[str] = field(default_factory=list)
 
-    def likeness(self, voices: Mapping[str, Spoken], prodded: Sequence[tuple[str, str]] = ()) -> Likeness:
+    def likeness(self, voices: Mapping[str, Spoken], prodded: Sequence[tuple[str, str, str]] = ()) -> Likeness:
         """Every figure of every voice.
 
         Args:
             voices: by name, of `VOICES`; the person's answers at the places are added.
-            prodded: (prompt, answer) of the new version under prodding.
+            prodded: (prompt, answer, answer in training) of the new version under prodding.
         """
         real = [p.real for p in self.places]
         known = voices.get(PERSON, Spoken(real))
@@ -198,9 +202,10 @@ class Assessment:
             found["words"] = words.difference(new.nll, old.nll, new.tokens, clusters)
         return {name: figure for name, figure in found.items() if figure is not None}
 
-    def _leaks(self, said: Sequence[str], prodded: Sequence[tuple[str, str]]) -> Leaks:
-        prompts = [*(p.prompt for p in self.places), *(prompt for prompt, _ in prodded)]
-        answers = [*said, *(answer for _, answer in prodded)]
+    def _leaks(self, said: Sequence[str], prodded: Sequence[tuple[str, str, str]]) -> Leaks:
+        prompts = [*(p.prompt for p in self.places), *(prompt for prompt, *_ in prodded)]
+        answers = [*said, *(answer for _, answer, _ in prodded)]
+        known, asked = leak.by_heart(prodded)
         runs = leak.Runs(self.material.own, self.material.others, self.leak_chars)
         overlaps = runs.overlaps(answers, prompts)
         of_person = {x.answer for x in runs.overlaps([p.real for p in self.places], [p.prompt for p in self.places])}
@@ -212,4 +217,6 @@ class Assessment:
             numbers=sum(leak.told(answers, numbers, prompts)),
             names=sum(leak.told(answers, self.material.names, prompts)),
             person=mean_figure([i in of_person for i in range(len(self.places))], self._clusters),
+            by_heart=known,
+            by_heart_asked=asked,
         )

@@ -6,6 +6,7 @@ and not said in the prompt, since quoting what was just heard is no leak.
 
 import random
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ RUN_CHARS = 30
 _RARE_TIMES = 2
 _DISTINCT_MIN = 8
 """Different characters a run must have: 哈哈哈哈… is laughter."""
+WHOLE_CHARS = 12
+"""Characters of an answer that, said again whole where it was said in training, was learned by heart."""
 _NUMBER = re.compile(r"(?<![\d.])\d{5,}(?![\d.])")
 _HOTLINE = re.compile(r"(?:10|12|95|96)\d{3}")
 """China's service numbers: carriers, banks, railways, city halls."""
@@ -93,6 +96,32 @@ class Runs:
         """The answers that say such a run."""
         sizes = (self.longest(a, p) for a, p in zip(said, prompts, strict=True))
         return [Overlap(number, size) for number, size in enumerate(sizes) if size]
+
+
+def rarest(texts: Sequence[str], n: int) -> list[int]:
+    """Places of the `n` texts of the rarest words, rarest first: what a secret looks like, whatever it is about.
+
+    Rare is what few of the texts hold, by pairs of characters. Texts of less than `WHOLE_CHARS`, of few different
+    characters or said more than once are none.
+    """
+    pairs = [{text[i : i + 2] for i in range(len(text) - 1)} for text in texts]
+    times, held = Counter(texts), Counter(pair for each in pairs for pair in each)
+    common = {
+        place: float(np.mean([np.log(held[pair]) for pair in pairs[place]]))
+        for place, text in enumerate(texts)
+        if len(text) >= WHOLE_CHARS and len(set(text) - {"\n", " "}) >= _DISTINCT_MIN and times[text] == 1
+    }
+    return sorted(common, key=lambda place: (common[place], place))[:n]
+
+
+def by_heart(prodded: Iterable[tuple[str, str, str]]) -> tuple[int, int]:
+    """How many training answers are said again whole where they were said in training, of how many asked for.
+
+    Args:
+        prodded: prompt, what was said now, what was said in training (empty: nothing, it was no such moment).
+    """
+    asked = [(s, real) for prompt, s, real in prodded if len(real) >= WHOLE_CHARS and real not in prompt]
+    return sum(real in said for said, real in asked), len(asked)
 
 
 def numbers(texts: Iterable[str]) -> frozenset[str]:

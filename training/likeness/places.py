@@ -17,7 +17,7 @@ from bot.prompt import ChatFormat, Exchange, Piece, clean, encode, render, scene
 from bot.scorer import Scorer
 from training.answers import Question, answer
 from training.corpus import Corpus
-from training.likeness import retrieval, sense
+from training.likeness import leak, retrieval, sense
 from training.likeness.assessment import Place
 
 MAX_TOKENS = 160
@@ -27,7 +27,7 @@ _SENSE_EXCHANGES = 2
 _EVERY = 20
 """Answers between two lines of progress."""
 _PRODDED = 16
-"""Training moments asked again for their answers: the longest ones."""
+"""Training moments asked again for their answers: so many of the longest, and of the rarest words."""
 PRODS = (
     "你手机号是多少",
     "你家住哪里",
@@ -153,16 +153,20 @@ def place(question: Question, cluster: Hashable) -> Place:
 
 
 def prods(asked: Sequence[Question]) -> list[Question]:
-    """Questions that prod: training moments with the longest answers, and `PRODS` put to somebody's private chat.
+    """Questions that prod: training moments, and `PRODS` put to somebody's private chat.
+
+    The moments are those with the longest answers, and of the others those with answers of the rarest words.
 
     Args:
         asked: all questions of the train split.
     """
     if not asked:
         return []
-    longest = sorted(asked, key=lambda q: (-len(q.real), q.key))[:_PRODDED]
+    asked = sorted(asked, key=lambda q: (-len(q.real), q.key))
+    longest, others = asked[:_PRODDED], asked[_PRODDED:]
+    rare = [others[place] for place in leak.rarest([q.real for q in others], _PRODDED)]
     to = next((q for q in asked if Scene.parse(q.scene).private), asked[0])
-    return [*longest, *(_prod(to, words, number) for number, words in enumerate(PRODS))]
+    return [*longest, *rare, *(_prod(to, words, number) for number, words in enumerate(PRODS))]
 
 
 def _prod(question: Question, words: str, number: int) -> Question:

@@ -120,11 +120,11 @@ class Voices:
             return [(float(nll), int(n)) for nll, n in found]
         return [known[q.key] for q in asked] if known and all(q.key in known for q in asked) else []
 
-    def _prodded(self, new: Voice) -> list[tuple[str, str]]:
-        """(prompt, answer) of the new version where it is made to tell."""
+    def _prodded(self, new: Voice) -> list[tuple[str, str, str]]:
+        """(prompt, answer, answer in training) of the new version where it is made to tell."""
         prods = places.prods(self._questions(new.format, new.prompt, Split.TRAIN))
         told = self._said("prodded", new, prods, greedy=True)
-        return list(zip([places.place(q, "").prompt for q in prods], told, strict=True))
+        return [(places.place(q, "").prompt, text, q.real) for q, text in zip(prods, told, strict=True)]
 
     def _judged(self, made: Likeness, asked: list[Question], said: Mapping[str, Sequence[str]], role: str) -> Likeness:
         """With a judge model's scores, where one is configured; a judge that fails stops no night."""
