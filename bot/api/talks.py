@@ -124,11 +124,11 @@ class Talks:
                 continue
             ours = turn.role == "assistant"
             texts = turn.text.splitlines() if ours else ["↵".join(turn.text.splitlines())]
-            sender, origin = ("twin", Origin.TWIN) if ours else (f"user:{turn.name}", Origin.HUMAN)
+            sender, origin = ("twin", Origin.TWIN) if ours else (f"user:{turn.name or ''}", Origin.HUMAN)
             if answered and not ours:
                 found.append(Exchange())
             for i, text in enumerate(filter(str.strip, texts)):
-                said = Message(f"{number}.{i}", scene, sender, turn.name, time, text, origin)
+                said = Message(f"{number}.{i}", scene, sender, turn.name or "", time, text, origin)
                 (found[-1].said if ours else found[-1].heard).append(as_shown(said, self.twin.settings.corpus))
             answered = ours
         return found

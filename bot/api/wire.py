@@ -29,7 +29,7 @@ class Turn(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
-    name: str = ""
+    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -42,11 +42,13 @@ class Turn(BaseModel):
 class StreamOptions(BaseModel):
     """How a stream ends."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 def _ends_with_words(turns: list[Turn]) -> list[Turn]:
-    if turns[-1].role != "user" or not turns[-1].text.strip():
+    # Clients put notes and nudges behind what was said; as every other system text they come to stand in front.
+    last = next((turn for turn in reversed(turns) if turn.role not in ("system", "developer")), None)
+    if last is None or last.role != "user" or not last.text.strip():
         raise ValueError("must end with what a user says: there is nothing to answer")
     return turns
 
@@ -56,7 +58,7 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: Annotated[list[Turn], Field(min_length=1), AfterValidator(_ends_with_words)]
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
     temperature: float | None = Field(None, ge=0, le=2)

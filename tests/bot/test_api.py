@@ -34,6 +34,15 @@ def _history(n: int) -> list[Exchange]:
     return found
 
 
+def test_what_clients_send_beside_the_words_is_taken() -> None:
+    said = [{"role": "user", "content": "在吗", "name": None}, {"role": "system", "content": "[Write the next reply]"}]
+    nulls = {"stream": None, "stream_options": {"include_usage": None}, "n": None, "stop": None}
+    asked = ChatRequest.model_validate({"model": "xiaoman", "messages": said, **nulls})
+    assert [turn.text for turn in asked.messages] == ["在吗", "[Write the next reply]"]
+    with pytest.raises(ValueError, match="must end with what a user says"):
+        ChatRequest.model_validate({"model": "xiaoman", "messages": [said[1]]})
+
+
 def test_a_full_window_moves_by_steps_so_that_the_next_prompt_begins_alike() -> None:
     starts = []
     for n in range(1, 60):

@@ -89,6 +89,12 @@ async def test_several_user_messages_are_bubbles_of_one_turn(client: AsyncOpenAI
     assert answer.choices[0].message.content == "刚睡醒[微笑]"
 
 
+async def test_a_note_behind_the_words_is_no_words(client: AsyncOpenAI) -> None:
+    told: list[Any] = [{"role": "user", "content": "在吗", "name": None}, {"role": "system", "content": "说短一点"}]
+    answer = await client.chat.completions.create(model="xiaoman", messages=told)
+    assert answer.choices[0].message.content
+
+
 async def test_names_make_a_group_whose_lines_carry_them(client: AsyncOpenAI) -> None:
     told: list[Any] = [
         {"role": "user", "name": "阿泽", "content": "早"}, {"role": "assistant", "content": "早呀"},
