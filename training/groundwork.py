@@ -74,10 +74,12 @@ class Groundwork:
         return folder
 
     def _given(self, folder: Path) -> Path:
-        """A run folder given by hand, if it is one and of our base."""
+        """A run folder given by hand, if it is one, of our persona and of our base."""
         snapshot = read_state(folder / SNAPSHOT_FILE)
         if snapshot is None:
             raise TrainingError(f"{str(folder)!r} is no run folder (it has no readable {SNAPSHOT_FILE})")
+        if (whose := snapshot.get("persona", self.persona.name)) != self.persona.name:
+            raise TrainingError(f"run {folder.name!r} is of persona {whose!r}, not of {self.persona.name!r}")
         if (theirs := str(snapshot.get("base_sha256"))) != self.base_sha256:
             raise TrainingError(
                 f"run {folder.name!r} was trained on the base {theirs[:12]}…, and [engine] base is "
@@ -99,7 +101,8 @@ class Groundwork:
         return {
             "until": now.isoformat(), "newest": newest.isoformat() if newest else None,
             "new_messages": self._new_messages(), "own_messages": self._own_messages() - waiting,
-            "base_sha256": self.base_sha256, "night": self._whole, "sets": sets.stored(self._sets),
+            "persona": self.persona.name, "base_sha256": self.base_sha256, "night": self._whole,
+            "sets": sets.stored(self._sets),
             "stickers": dict(sticker_names(self.settings)),
         }  # fmt: skip
 

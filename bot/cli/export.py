@@ -6,9 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, ForceOption, PersonaOption, base_of, night_of, personas_of, show
+from bot.cli.options import (
+    CONFIG,
+    ConfigOption,
+    ForceOption,
+    base_of,
+    night_of,
+    personas_of,
+    show,
+    whose,
+)
 
 app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
+WhoseOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: the one the folder is of.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, as `twin train` printed it.")]
 VersionArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="A version's folder, a run a night has judged, or its merged one.")
@@ -23,7 +33,7 @@ def export_lora(
         Path | None, typer.Option(help="The file; default: lora.gguf, or lora-TYPE.gguf, in the run.")
     ] = None,
     force: ForceOption = False,
-    persona: PersonaOption = None,
+    persona: WhoseOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
@@ -54,7 +64,7 @@ def export_merge(
     run_folder: RunArgument,
     out: Annotated[Path | None, typer.Option(help="The folder; default: merged in the run.")] = None,
     force: ForceOption = False,
-    persona: PersonaOption = None,
+    persona: WhoseOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """The LoRA merged into the base's weights, proven equal: a Hugging Face checkpoint with tokenizer and template."""
@@ -78,7 +88,7 @@ def export_gguf(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="The folder; default: merged-TYPE in the run.")] = None,
     force: ForceOption = False,
-    persona: PersonaOption = None,
+    persona: WhoseOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """The LoRA merged into its base as one GGUF, proven equal, in a folder that `twin persona publish` takes."""
@@ -109,14 +119,14 @@ def export_modelfile(
     folder: VersionArgument,
     out: Annotated[Path | None, typer.Option(help="The file; default: Modelfile in the folder.")] = None,
     force: ForceOption = False,
-    persona: PersonaOption = None,
+    persona: WhoseOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → an Ollama Modelfile with the prompt it was trained with."""
     from export import modelfile
 
     settings = config.load(config_path)
-    spec = personas_of(settings).find(persona or settings.chat.persona).spec
+    spec = personas_of(settings).find(whose(folder, persona, settings)).spec
     found = modelfile.source(folder, *base_of(settings, config_path))
     file = modelfile.ollama(found, spec.sampling, out or folder / "Modelfile", force=force)
     typer.echo(f"{file}; then: ollama create NAME -f {file}")
@@ -127,14 +137,14 @@ def export_vllm(
     folder: VersionArgument,
     out: Annotated[Path | None, typer.Option(help="The folder to make; default: vllm in FOLDER.")] = None,
     force: ForceOption = False,
-    persona: PersonaOption = None,
+    persona: WhoseOption = None,
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → a LoRA folder for vLLM, with the start command in its README."""
     from export import modelfile
 
     settings = config.load(config_path)
-    name = personas_of(settings).find(persona or settings.chat.persona).name
+    name = personas_of(settings).find(whose(folder, persona, settings)).name
     found = modelfile.source(folder, *base_of(settings, config_path))
     typer.echo(f"{modelfile.vllm(found, name, out or folder / 'vllm', force=force)}: read its README.md")
 

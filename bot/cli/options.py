@@ -1,5 +1,6 @@
 """Options that several commands take, and the parts made from them."""
 
+import contextlib
 import json
 import logging
 import os
@@ -68,6 +69,21 @@ def to_stderr(words: str) -> None:
     typer.echo(words, err=True)
 
 
+def whose(folder: Path, persona: str | None, settings: config.Settings) -> str:
+    """The persona a run's or version's folder is of: as given, as the folder tells, else [chat] persona."""
+    if persona is not None:
+        return persona
+    here = folder.resolve()
+    for place in (here, here.parent):  # a run, or its merged folder
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((place / "snapshot.json").read_text("utf-8")).get("persona", place.parent.name)
+            if isinstance(told, str) and (settings.data / "personas" / told).is_dir():
+                return told
+    if here.parent.name == "versions":
+        return here.parent.parent.name
+    return settings.chat.persona
+
+
 def night_of(
     settings: config.Settings, persona: str | None, path: Path, run: Path | None = None, progress: Any = None
 ) -> "Night":
@@ -75,9 +91,9 @@ def night_of(
 
     Args:
         settings: of bot.toml.
-        persona: folder; None is [chat] persona.
+        persona: folder; None: the run's, else [chat] persona.
         path: of bot.toml.
-        run: a run folder that lies elsewhere; None: of the persona.
+        run: a run folder; None: of the persona, the unfinished one or a new one.
         progress: gets lines; None prints them.
     """
     from bot import doctor
@@ -88,5 +104,5 @@ def night_of(
     install_shipped(settings.data / "personas")
     from training.nightly import Night
 
-    name = persona or settings.chat.persona
+    name = whose(run, persona, settings) if run is not None else persona or settings.chat.persona
     return Night(settings, name, *base_of(settings, path), progress or doctor.plain_progress(), run)

@@ -61,7 +61,7 @@ async def _answered(talks: Talks, asked: ChatRequest) -> Response:
             "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model,
         }  # fmt: skip
         if asked.stream:
-            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return StreamingResponse(
                 events(talks.twin.replier, talk, head, with_usage=with_usage), media_type="text/event-stream"
             )

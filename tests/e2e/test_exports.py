@@ -17,9 +17,11 @@ from loguru import logger
 from napcat import ACCOUNT
 from typer.testing import CliRunner
 
+from bot import config
 from bot.__main__ import app
 from bot.bundle import SUFFIX
 from bot.checksum import sha256
+from bot.cli.options import whose
 from bot.errors import TwinError
 from bot.llama import Model
 from bot.persona import Personas
@@ -132,6 +134,21 @@ def test_a_lora_that_fails_its_proof_is_not_kept(twin: Daemon, trained: Path) ->
     assert not (trained / "lora.gguf").exists()
     (trained / "parity.json").unlink()
     done(twin, "export", "lora", str(trained))
+
+
+def test_a_run_is_exported_as_the_persona_it_is_of_whoever_speaks_now(twin: Daemon, trained: Path) -> None:
+    persona(twin.data / "personas" / "other", "别人", ["4242"])
+    refused(twin, "export", "gguf", str(trained), "--persona", "other", said="is of persona 'xiaoman', not of 'other'")
+    before = twin.config.read_text("utf-8")
+    twin.config.write_text(before.replace("[chat]", '[chat]\npersona = "other"', 1), "utf-8")
+    try:
+        assert whose(trained, None, config.load(twin.config)) == "xiaoman"
+        assert whose(trained / "merged-q8_0", None, config.load(twin.config)) == "xiaoman"
+        version = twin.data / "personas" / "other" / "versions" / "v1"
+        assert whose(version, None, config.load(twin.config)) == "other"
+        assert whose(twin.data, None, config.load(twin.config)) == "other"
+    finally:
+        twin.config.write_text(before, "utf-8")
 
 
 def test_a_run_that_did_not_finish_or_of_another_base_is_refused(twin: Daemon, trained: Path, tmp_path: Path) -> None:

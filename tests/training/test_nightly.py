@@ -535,6 +535,16 @@ def test_a_run_given_by_hand_must_be_one_of_this_base(settings: Settings, tmp_pa
         _ = given.folder
 
 
+def test_a_run_of_another_persona_is_not_taken_for_ours(settings: Settings, tmp_path: Path) -> None:
+    """Its held-out chats, prompt and name would be the other's."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "snapshot.json").write_text(json.dumps({"base_sha256": SHA, "persona": "me"}))
+    given = Night(settings, "xiaoman", Path("base.gguf"), SHA, silent, run)
+    with pytest.raises(TrainingError, match="run 'run' is of persona 'me', not of 'xiaoman'"):
+        _ = given.folder
+
+
 def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
