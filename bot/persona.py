@@ -591,7 +591,9 @@ def _manifest(folder: Path, version: str, label: str) -> Manifest:
 
 
 def _judged(folder: Path, manifest: Manifest, label: str, force: bool) -> None:
-    """Refuse what the gate refused, or write down that it was forced."""
+    """Refuse what is not what was trained, and what the gate refused; or write down that it was forced."""
+    if manifest.parity.get("passed") is False:
+        raise PersonaError(f"{label} is not what was trained (its proof failed): export it again; nothing publishes it")
     if manifest.gate.get("passed", True) or "forced" in manifest.gate:
         return
     if not force:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bot.checksum import digest, sha256
 from bot.errors import ExportError
 from bot.message import Scene
 from bot.persona import LORA_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, Sampling
@@ -55,7 +56,8 @@ def source(folder: Path, base: Path, base_sha256: str) -> Source:
     """Read a folder.
 
     Raises:
-        ExportError: it has no valid manifest, or its LoRA is of another base than ours.
+        ExportError: it has no valid manifest, its proof failed or its files are others, or its LoRA is of another base
+            than ours.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_text("utf-8"))
@@ -73,6 +75,12 @@ def source(folder: Path, base: Path, base_sha256: str) -> Source:
             f"{manifest.version!r} was trained on the base {manifest.base.file} ({manifest.base.sha256[:12]}…), and "
             f"[engine] base is {base.name!r} ({base_sha256[:12]}…); set that base"
         )
+    if manifest.parity.get("passed") is False:
+        raise ExportError(f"{manifest.version!r} is not what was trained (its proof failed); export it again")
+    for name, wanted in manifest.files.items():
+        there = folder / name
+        if there.is_file() and (digest(there) if name == MODEL_FILE else sha256(there)) != wanted:
+            raise ExportError(f"{manifest.version!r}: {name} is not the file that was proven; export it again")
     return Source(folder.resolve(), manifest, base.resolve())
 
 

@@ -25,8 +25,11 @@ LOSS_GAP_MAX = 0.03
 measured, on F16 0.0001."""
 PUBLISHED_FACTOR = 2
 """A merged model may lose this many times what its type costs an 8B model, on top: small models lose more."""
-SILENCE_GAP_MAX = 0.02
-"""Mean |ΔP(silent)|: a decision should not hang on which library asked."""
+SILENCE_GAP_MAX, SILENCE_GAP_MAX_EVER = 0.02, 0.1
+"""Mean |ΔP(silent)|: a decision should not hang on which library asked; nor, beyond the second, on any type."""
+NOISE_MAX = 0.3
+"""Nats by which single tokens may scatter (standard deviation) and be taken for noise: 0.16 were measured with a LoRA
+on a Q4_K_M base. What scatters more is damage, and does not excuse itself."""
 TOKEN_GAP_MAX, TOKEN_GAP_MAX_QUANTIZED = 0.02, 0.25
 """Mean |Δ log p| of single tokens with the same weights on both sides. Unquantized 0.002 to 0.005 were measured; in a
 quantized base 0.05 to 0.14, mostly from quantized activations, and 0.49 with the rows of q and k permuted wrongly, of
@@ -160,7 +163,8 @@ class Parity(BaseModel):
 
         Without the noise 43 in 100 equal exports of twenty held-out tokens would be refused, and the same each night.
         """
-        return LOSS_GAP_MAX + 2 * self.loss_gap_se + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+        noise = min(self.loss_gap_se, NOISE_MAX / math.sqrt(max(1, self.n_tokens)))
+        return LOSS_GAP_MAX + 2 * noise + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
 
     @property
     def faults(self) -> list[str]:
@@ -198,7 +202,15 @@ class Parity(BaseModel):
     @property
     def silence_gap_limit(self) -> float:
         """What `silence_gap` may be: a probability moves by no more than a quarter of its log-odds."""
-        return SILENCE_GAP_MAX + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0) / 4
+        wider = PUBLISHED_FACTOR * (self.loss_gap_published or 0.0) / 4
+        return min(SILENCE_GAP_MAX + wider, SILENCE_GAP_MAX_EVER)
+
+    @property
+    def as_judged(self) -> bool:
+        """Whether it is as near to what was trained as a LoRA on the base must be, so that a verdict on that holds."""
+        wider = PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+        near = abs(self.loss_gap) <= self.loss_gap_limit - wider
+        return self.passed and near and (self.silence_gap or 0.0) <= SILENCE_GAP_MAX
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -108,7 +108,8 @@ def export_gguf(
         imatrix=night.tune_texts if imatrix else None, manifest=night.manifest, force=force,
     )  # fmt: skip
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
-    where = f"{target} (publish it: twin persona publish {night.persona.name} {target})"
+    forced = "" if made.parity.as_judged else " --force, for it differs from what the night judged"
+    where = f"{target} (publish it: twin persona publish {night.persona.name} {target}{forced})"
     typer.echo(
         where if night.manifest else f"{target} (no night has judged the run, so it cannot be published)", err=True
     )

@@ -149,6 +149,13 @@ def test_a_published_version_serves_with_its_own_prompt(personas: Personas, tmp_
     assert published.manifest.pacing == Pacing(bubble_gap_s=(1, 2))
 
 
+def test_what_is_not_what_was_trained_is_published_by_nothing(personas: Personas, tmp_path: Path) -> None:
+    broken = result(tmp_path, "20261121-0400", gate={"passed": True, "reasons": []}, parity={"passed": False})
+    with pytest.raises(PersonaError, match=r"is not what was trained \(its proof failed\): export it again"):
+        personas.publish("xiaoman", broken, by_hand=True, force=True)
+    assert personas.versions("xiaoman") == []
+
+
 def test_what_the_gate_refused_is_published_by_force_alone_and_on_record(personas: Personas, tmp_path: Path) -> None:
     personas.publish("xiaoman", result(tmp_path, "20261120-0400", gate={"passed": True, "reasons": []}))
     refused = result(tmp_path, "20261121-0400", gate={"passed": False, "reasons": ["leaks", "mute"]})

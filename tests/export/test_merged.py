@@ -229,7 +229,7 @@ def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(llama: Run, tmp
 def test_with_a_manifest_the_folder_can_be_published(llama: Run, tmp_path: Path) -> None:
     manifest = Manifest(
         version="run", created="2026-11-25T00:00:00+00:00", base=llama.base, format="chatml",
-        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, metrics={"loss": 1.0},
+        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, metrics={"loss": 1.0}, gate={"passed": True},
     )  # fmt: skip
     out = tmp_path / "merged"
     llama.merge("Q8_0", out, manifest=manifest)
@@ -237,6 +237,21 @@ def test_with_a_manifest_the_folder_can_be_published(llama: Run, tmp_path: Path)
     assert (written.version, written.metrics) == ("run-q8_0", {"loss": 1.0})
     assert written.files == {"model.gguf": sha256(out / "model.gguf")}
     assert written.parity["merged"] is True
+    assert written.gate == {"passed": True}
+
+
+def test_a_verdict_is_not_inherited_by_what_quantizing_made_of_it(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity.Parity, "as_judged", False)
+    manifest = Manifest(
+        version="run", created="2026-11-25T00:00:00+00:00", base=llama.base, format="chatml",
+        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, gate={"passed": True, "reasons": []},
+    )  # fmt: skip
+    llama.merge("Q8_0", tmp_path / "merged", manifest=manifest)
+    written = Manifest.model_validate_json((tmp_path / "merged" / "manifest.json").read_text("utf-8"))
+    assert written.gate["passed"] is False
+    assert written.gate["reasons"][0].startswith("as Q8_0 it differs by ")
 
 
 # -- the gate, broken on purpose ----------------------------------------------------------------

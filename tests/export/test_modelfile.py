@@ -67,6 +67,18 @@ def test_a_lora_is_put_on_its_base_with_the_trained_prompt(tiny, tmp_path):
     }  # fmt: skip
 
 
+def test_what_failed_its_proof_or_is_another_file_goes_nowhere(tiny, tmp_path):
+    broken = version(tiny, tmp_path / "v1", parity={"passed": False})
+    with pytest.raises(ExportError, match=r"'v1' is not what was trained \(its proof failed\)"):
+        source(broken, tiny.gguf, sha256(tiny.gguf))
+    for merged, name in ((False, "lora.gguf"), (True, "model.gguf")):
+        swapped = version(tiny, tmp_path / name, merged=merged)
+        with (swapped / name).open("ab") as f:
+            f.write(b"more")
+        with pytest.raises(ExportError, match=f"{name} is not the file that was proven"):
+            source(swapped, tiny.gguf, sha256(tiny.gguf))
+
+
 def test_a_merged_model_stands_alone(tiny, tmp_path):
     folder = version(tiny, tmp_path / "with blank", merged=True)
     found = source(folder, tmp_path / "no base.gguf", "0" * 64)
@@ -166,6 +178,9 @@ def test_the_licence_goes_along(tiny, tmp_path, licence, said, merged):
     base = base_with(tmp_path / "base.gguf", "of another" if merged else licence)
     if merged:
         base_with(folder / "model.gguf", licence)
+        manifest = Manifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
+        proven = manifest.model_copy(update={"files": {"model.gguf": sha256(folder / "model.gguf")}})
+        (folder / "manifest.json").write_text(proven.model_dump_json(), "utf-8")
     modelfile = parsed(ollama(source(folder, base, sha256(tiny.gguf)), Sampling(), tmp_path / "Modelfile"))
     assert modelfile.get("LICENSE") == said
 

@@ -228,6 +228,33 @@ def test_a_merged_model_may_lose_what_its_type_is_known_to_cost_and_shows_it():
     assert not compare(trained, served, Vocabulary(1, 0, True), **ON_BASE).passed
 
 
+@pytest.mark.parametrize(("n", "gap"), [(20, 0.6), (60, 0.35), (160, 0.2)])
+def test_damage_that_scatters_single_tokens_does_not_pass_for_noise(n, gap):
+    rng = np.random.default_rng(n)
+    scattered = rng.normal(0.0, 1.5, n)
+    scattered += gap - scattered.mean()
+    parity = compare(given([-2.0] * n), given(-2.0 - scattered), Vocabulary(1, 0, True), kind="Q8_0", merged=True)
+    assert abs(parity.loss_gap) < 2 * parity.loss_gap_se + 0.5, "by its own scatter it would be noise"
+    assert not parity.passed
+
+
+def test_no_type_excuses_a_decision_that_turned_around():
+    sides = given([-2.0] * 50, [0.99, 0.5]), given([-3.0] * 50, [0.80, 0.45])
+    parity = compare(*sides, Vocabulary(1, 0, True), kind="IQ1_S", merged=True)
+    assert parity.silence_gap_limit == 0.1
+    assert parity.faults == ["P(silent) differs by 0.1200 on average (limit 0.100)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "served", "silent", "as_judged"),
+    [("Q8_0", -2.02, 0.5, True), ("Q4_K_M", -2.08, 0.5, False), ("Q4_K_M", -2.02, 0.523, False)],
+)
+def test_a_verdict_holds_for_what_is_as_near_as_a_lora_must_be(kind, served, silent, as_judged):
+    sides = given([-2.0] * 9, [0.5]), given([served] * 9, [silent])
+    parity = compare(*sides, Vocabulary(1, 0, True), kind=kind, merged=True)
+    assert (parity.passed, parity.as_judged) == (True, as_judged)
+
+
 def test_what_nf4_adds_is_shown_and_not_judged():
     parity = compare(given([-2.0]), given([-2.0]), Vocabulary(1, 0, True), **ON_BASE, loss_nf4=9.0)
     assert parity.passed
