@@ -4,6 +4,7 @@ Reading a GGUF takes transformers a minute each time, nearly all of it for the v
 seconds. bf16: what is trained on is within rounding of what llama.cpp serves, at half of float32's memory.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from training import hub
 from training.precision import Precision
 
 _ORIGIN_FILE = "qqtwin_base.json"
+_BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 _READING_ERRORS = (
     ValueError, KeyError, IndexError, TypeError, NotImplementedError, OSError, RuntimeError, ImportError,
     AssertionError, EOFError, struct.error, SafetensorError,
@@ -93,6 +95,22 @@ def fetched(model: str, source: hub.Hub = "huggingface", models: Path | None = N
     if Path(model).is_dir():
         return checkpoint(Path(model), Path(model))
     return hub.fetch(model, source, models)
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells a checkpoint's weights from all others of its name and shape: sha256 of samples of them.
+
+    Of each file 256 blocks are read, evenly from first to last: other training changes them all.
+    """
+    found = hashlib.sha256()
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as f:
+            for place in range(0, size, max(_BLOCK_BYTES, size // _BLOCKS)):
+                f.seek(place)
+                found.update(f.read(_BLOCK_BYTES))
+    return found.hexdigest()
 
 
 def _dequantize(base: Path, folder: Path) -> None:

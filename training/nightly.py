@@ -304,7 +304,7 @@ class Night(Groundwork):
     def export(self) -> Path:
         """PEFT LoRA → GGUF; gives the file."""
         out, kept, peft = self.folder / LORA_FILE, self.folder / "export.json", self.folder / runs.LORA_FOLDER
-        made_of = _digest([self.base_sha256, *_hashes(peft)])
+        made_of = _digest([self.base_sha256, base.fingerprint(self.checkpoint), *_hashes(peft)])
         if out.is_file() and read_state(kept) == {"made_of": made_of, "sha256": sha256(out)}:
             return out
         self.progress("export", 0, 0, "")
@@ -317,7 +317,8 @@ class Night(Groundwork):
         file, exported, trained = self.folder / "parity.json", self.export(), self.trained
         held_out = self.held_out
         made_of = _digest([
-            self.base_sha256, sha256(exported), *_hashes(trained.peft), repr(trained.nf4), repr(held_out.passages),
+            self.base_sha256, base.fingerprint(trained.checkpoint), sha256(exported), *_hashes(trained.peft),
+            repr(trained.nf4), repr(held_out.passages),
         ])  # fmt: skip
         kept = read_state(file) or {}
         if kept.get("made_of") == made_of:
@@ -333,11 +334,17 @@ class Night(Groundwork):
         """The run's result, as exports need it.
 
         Raises:
-            TrainingError: the run did not finish.
+            TrainingError: the run did not finish, or the checkpoint is no longer what it was trained on.
         """
         if not (self.folder / runs.RECORD_FILE).is_file():
             raise TrainingError(
                 f"run {self.folder.name!r} did not finish (it has no {runs.RECORD_FILE}); `twin train` goes on with it"
+            )
+        was = (read_state(self.folder / runs.RECORD_FILE) or {}).get("checkpoint")
+        if was is not None and was != base.fingerprint(self.checkpoint):
+            raise TrainingError(
+                f"run {self.folder.name!r} was trained on other weights than {self.checkpoint.name!r} holds now; put "
+                "those back ([training] base), or train again"
             )
         tokenizer = HFTokenizer(self.checkpoint)
         how = precision.chosen(self._as_trained, device.here())

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from bot.config import Training
 from bot.errors import TrainingError
 from training import choices, device, fp8, known, precision, runs, targets, trainer, world
-from training.base import load
+from training.base import fingerprint, load
 from training.choices import Chosen
 from training.loss import Unusable
 from training.memory import AT_ONCE_TOKENS, shape_of
@@ -87,7 +87,7 @@ def train(
     selected = select(windows, settings, options.extra)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    name = runs.identity(selected.train, selected.tune, checkpoint, settings, options.going_on)
+    name = runs.identity(selected.train, selected.tune, fingerprint(checkpoint), settings, options.going_on)
     finished = world.first(lambda: runs.claim(run_dir, name))
     if finished is not None:
         return Run(run_dir, run_dir / runs.LORA_FOLDER, finished)
@@ -207,6 +207,7 @@ class _Session:
             "device_name": self.device.name,
             "processes": world.size(),
             "threads": torch.get_num_threads(),
+            "checkpoint": fingerprint(self.checkpoint),
             "trainable_parameters": trained,
             "total_parameters": total,
             "steps": state.global_step,

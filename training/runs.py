@@ -47,10 +47,10 @@ class Run:
     record: dict[str, Any]
 
 
-def identity(rows: Sequence[Row], tune: Sequence[Row], checkpoint: Path, settings: Training, known: Path | None) -> str:
+def identity(rows: Sequence[Row], tune: Sequence[Row], base: str, settings: Training, known: Path | None) -> str:
     """What makes two runs the same: rows, base, settings as they were given, and the LoRA that is gone on with."""
     fixed = settings.model_dump_json(exclude=_OF_THE_MACHINE)
-    digest = hashlib.sha256(f"{checkpoint.name}\0{fixed}\0{known.parent.name if known else ''}".encode())
+    digest = hashlib.sha256(f"{base}\0{fixed}\0{known.parent.name if known else ''}".encode())
     for row in (*rows, *tune):
         digest.update(repr((row.ids, row.targets)).encode())
     return digest.hexdigest()

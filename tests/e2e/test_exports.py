@@ -151,6 +151,17 @@ def test_a_run_is_exported_as_the_persona_it_is_of_whoever_speaks_now(twin: Daem
         twin.config.write_text(before, "utf-8")
 
 
+def test_a_run_whose_checkpoint_has_other_weights_now_is_refused(twin: Daemon, trained: Path) -> None:
+    """As a hub's newer files under the same name are: merged into them and proven against them, it would pass."""
+    (weights,) = (twin.data / "models").glob("*/model.safetensors")
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-2] + bytes([before[-2] ^ 64, before[-1] ^ 64]))
+    try:
+        refused(twin, "export", "merge", str(trained), said="was trained on other weights than ")
+    finally:
+        weights.write_bytes(before)
+
+
 def test_a_run_that_did_not_finish_or_of_another_base_is_refused(twin: Daemon, trained: Path, tmp_path: Path) -> None:
     record = (trained / "train.json").rename(tmp_path / "train.json")
     refused(twin, "export", "merge", str(trained), said="did not finish (it has no train.json); `twin train` goes on")

@@ -1,6 +1,7 @@
 """A GGUF becomes a checkpoint once; ids are llama.cpp's; what cannot be trained is refused by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bot.config import Training
 from bot.errors import TrainingError
 from bot.llama import Model
 from bot.prompt import clean
-from training.base import checkpoint, load
+from training.base import checkpoint, fingerprint, load
 from training.hf import HFTokenizer
 from training.precision import Precision
 from training.targets import targets
@@ -45,6 +46,19 @@ def test_a_gguf_is_dequantized_once_into_the_same_weights(tiny: tinymodel.Tiny, 
     assert len(told) == 1
     assert (folder / "config.json").stat().st_mtime_ns == stamp
     assert [p.name for p in (tmp_path / "models").iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_of_the_same_name_and_shape_and_other_weights_is_another(
+    tiny: tinymodel.Tiny, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny.hf, tmp_path / tiny.hf.name)
+    (copy / "README.md").write_text("x")
+    assert fingerprint(copy) == fingerprint(tiny.hf)
+    weights = copy / "model.safetensors"
+    held = bytearray(weights.read_bytes())
+    held[-1] ^= 1
+    weights.write_bytes(held)
+    assert fingerprint(copy) != fingerprint(tiny.hf)
 
 
 def test_ids_are_llama_cpps_in_every_format(tiny: tinymodel.Tiny) -> None:

@@ -316,10 +316,10 @@ def test_an_export_is_used_again_only_while_the_lora_is_the_same(settings: Setti
     tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
     first = sha256(made.export())
     assert sha256(made.export()) == first
-    assert steps == ["export"]
+    assert steps == ["snapshot", "export"], "the base is unpacked first, and that is told"
     tinymodel.random_lora(tiny, made.folder / "peft", seed=2)
     assert sha256(made.export()) != first
-    assert steps == ["export", "export"]
+    assert steps == ["snapshot", "export", "export"]
 
 
 def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(settings: Settings, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_scores_and_answers_are_used_again_only_while_the_lora_is_the_same(setti
     figures, answers = made.measure(), made._answers()
     assert len(figures.new.scored) >= 5
     assert answers
-    assert steps == ["export", "evaluate", "evaluate", "gate"]
+    assert steps == ["snapshot", "export", "evaluate", "evaluate", "gate"]
     made = attempt(made.folder)
     assert (made.measure(), made._answers()) == (figures, answers)
     assert steps == []
