@@ -53,7 +53,7 @@ def export(
     name, chosen = kind.upper(), kind_of(kind)
     place.keep_existing(out, force=force)
     weights = checkpoint_tensors(trained.checkpoint)
-    numbers = sum(w.n_bytes // (4 if w.dtype == "F32" else 2) for w in weights.values())
+    numbers = sum(w.n_numbers for w in weights.values())
     copied = sum(p.stat().st_size for p in trained.checkpoint.iterdir() if p.is_file())
     # At most two of the three lie there at once: the merged checkpoint goes before the quantized file comes.
     full_bytes = numbers * (4 if name == "F32" else 2)

@@ -3,6 +3,7 @@
 Logits are made at asked positions only: all of a 262,144-word vocabulary would take gigabytes.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -18,9 +20,24 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bot.errors import ExportError
+from export.tensors import checkpoint_tensors
 
 _CHUNK = 64
 """Positions whose logits are held at once; 64 of 262,144 words are 67 MB."""
+
+
+def require_memory(checkpoint: Path) -> None:
+    """Raise ExportError where less memory is free than a checkpoint takes in float32: the proof reads it so."""
+    try:
+        needed = 4 * sum(stored.n_numbers for stored in checkpoint_tensors(checkpoint).values())
+    except ExportError:
+        return  # loading it says what is wrong
+    free = psutil.virtual_memory().available
+    if free < needed:
+        raise ExportError(
+            f"to be proven, {checkpoint.name!r} is held in float32: that takes {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free; end what else runs, or take a smaller base"
+        )
 
 
 class Reference:
@@ -32,10 +49,13 @@ class Reference:
         quantization: a transformers quantization config, to see what NF4 adds; None: unquantized.
 
     Raises:
-        ExportError: the checkpoint or the LoRA cannot be loaded.
+        ExportError: the checkpoint or the LoRA cannot be loaded, or there is too little memory.
     """
 
     def __init__(self, checkpoint: Path, peft: Path | None, quantization: Any = None) -> None:
+        gc.collect()  # modules and their forward passes hold each other: one before may lie there yet
+        if quantization is None:
+            require_memory(checkpoint)
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint, dtype=torch.float32, quantization_config=quantization, local_files_only=True,

@@ -42,9 +42,14 @@ class Stored:
     start: int
 
     @property
+    def n_numbers(self) -> int:
+        """How many it holds."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
     def n_bytes(self) -> int:
         """What it takes in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * _BYTES[self.dtype]
+        return self.n_numbers * _BYTES[self.dtype]
 
     def read(self) -> Array:
         """Its values.

@@ -28,7 +28,7 @@ from bot.errors import TrainingError, TwinError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, Piece
 from bot.scorer import Scorer
-from export import lora, merged, parity, proof
+from export import lora, merged, parity, proof, reference
 from training import (
     aligning,
     answers,
@@ -221,6 +221,8 @@ class Night(Groundwork):
                 f"served; choose one of {', '.join(lora.ARCHITECTURES)}"
             )
         options = self._options()
+        if self._whole:
+            reference.require_memory(self.checkpoint)
 
         def told(p: watch.Progress) -> None:
             words = f"loss {p.loss:.3f}, {p.tokens_per_s:.1f} tokens/s, {p.eta_s / 60:.0f} min left"

@@ -1,8 +1,10 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import tinymodel
 import torch
@@ -28,6 +30,7 @@ from export.parity import (
 )
 from export.probes import PROBES
 from export.reference import Reference
+from export.tensors import checkpoint_tensors
 from training.hf import HFTokenizer
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
@@ -326,6 +329,18 @@ def test_nothing_held_out_is_an_error_and_so_are_different_passages():
         compare(replace(given([-1.0]), heard=np.zeros(2)), given([-1.0]), Vocabulary(1, 0, True), **ON_BASE)
     with pytest.raises(ExportError, match="same passages"):
         compare(given([-1.0]), given([-1.0, -1.0]), Vocabulary(1, 0, True), **ON_BASE)
+
+
+def test_a_checkpoint_that_memory_does_not_hold_in_float32_is_refused_before_it_is_read(tinies, monkeypatch):
+    hf = tinies["llama"].hf
+    numbers = sum(t.n_numbers for t in checkpoint_tensors(hf).values())
+    for free, said in ((4 * numbers, None), (4 * numbers - 1, "is held in float32: that takes")):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        if said is None:
+            Reference(hf, None)
+        else:
+            with pytest.raises(ExportError, match=said):
+                Reference(hf, None)
 
 
 def test_a_missing_checkpoint_is_an_export_error(tmp_path):

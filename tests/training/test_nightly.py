@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import tinymodel
 import torch
@@ -520,6 +522,17 @@ def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> 
     found = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).evaluate_version()
     assert found["version"] is None
     assert runs(settings) == []
+
+
+def test_a_base_that_cannot_be_proven_here_is_told_before_hours_of_training(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    steps: list[str] = []
+    made = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), lambda step, *_: steps.append(step), None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=1000))
+    assert "0.0 GB are free" in made.run(force=True).summary
+    assert "train" not in steps
 
 
 def test_a_run_given_by_hand_must_be_one_of_this_base(settings: Settings, tmp_path: Path) -> None:
