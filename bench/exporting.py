@@ -24,7 +24,7 @@ from training.hf import HFTokenizer
 _RUNS, _DECODED = 5, 64
 _EVERY = 4
 """Of the held-out windows, unless `--full`."""
-_KINDS = ("Q4_K_M", "Q8_0", "F16")
+_KINDS = ("Q4_K_M", "Q5_K_M", "Q8_0", "F16")
 
 
 def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) -> None:
@@ -51,6 +51,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         figures = _lora(trained, named, work)
         figures += _merge(trained, path, named, work)
         passages = _held_out(settings, persona, tokenizer, work)[:: 1 if full else _EVERY]
+        figures += _served("bare base", path, None, passages)
         for precision in ("f16", "q8_0"):
             lora.export(folder, weights, named, work / f"{precision}.gguf", lora.precision_of(precision))
             figures += _served(f"base + {precision.upper()} LoRA", path, work / f"{precision}.gguf", passages)
