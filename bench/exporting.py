@@ -25,6 +25,7 @@ _RUNS, _DECODED = 5, 64
 _EVERY = 4
 """Of the held-out windows, unless `--full`."""
 _KINDS = ("Q4_K_M", "Q5_K_M", "Q8_0", "F16")
+_TOTAL = ("merge", "F16 GGUF", "Q4_K_M")
 
 
 def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) -> None:
@@ -110,13 +111,13 @@ def _merge(trained: proof.Trained, path: Path, named: Base, work: Path) -> list[
 
     steps = {"merge": seconds(lambda: merge.merge(trained.peft, trained.checkpoint, trained.format, whole, silent))}
     steps["F16 GGUF"] = seconds(lambda: gguf.convert(whole, full, "F16", about, path))
-    for kind in ("Q4_K_M", "Q8_0"):
+    for kind in (kind for kind in _KINDS if kind != "F16"):
         out = work / f"{kind}.gguf"
         steps[kind] = seconds(lambda out=out, kind=kind: quantize.quantize(full, out, kind, silent))  # type: ignore[misc]
-    total = steps["merge"] + steps["F16 GGUF"] + steps["Q4_K_M"]
+    total = sum(steps[name] for name in _TOTAL)
     return [
         Figure("merge + F16 + Q4_K_M", total, "s", goal=60, met=total <= 60),
-        *(Figure(f"of that, {name}" if name != "Q8_0" else "Q8_0 of the F16", s, "s") for name, s in steps.items()),
+        *(Figure(f"of that, {name}" if name in _TOTAL else f"{name} of the F16", s, "s") for name, s in steps.items()),
     ]
 
 
