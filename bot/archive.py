@@ -10,6 +10,10 @@ daemon calls them on its event loop.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
+import time as clock
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +51,8 @@ WAITING_MAX = 20_000
 
 _TABLES = ("messages", "decisions", "scene_log", "imports", "same_messages", "optouts")
 """Every table of the schema."""
+_LATEST_KEPT_S = 2.0
+"""Seconds for which what was noted last is remembered: it is asked for four times a look."""
 _FRESH_MAX = 2_000
 """Messages just stored that are not read back to be heard."""
 SAID = ("spoke", "cut short")
@@ -102,7 +108,9 @@ class Archive:
         self._recalls: list[tuple[Scene, str, datetime]] = []
         self._fresh: OrderedDict[tuple[Scene, str], Message] = OrderedDict()
         self._log: deque[tuple[sa.Table, dict[str, Any]]] = deque(maxlen=WAITING_MAX)
+        self._latest: dict[tuple[Scene, str], tuple[float, tuple[str, datetime] | None]] = {}
         self._held_up = False
+        self._writing_back = threading.Lock()
         self.lost = 0
         """Messages dropped: beyond `WAITING_MAX` while the store was broken, or of a kind it can never hold."""
         try:
@@ -142,6 +150,16 @@ class Archive:
         with self._engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def checkpoint(self) -> None:
+        """Write SQLite's log back into the file, beside whoever reads and writes; to be called in a thread.
+
+        Where nobody does, a commit does it, once the log is long: 10 ms and more, in the middle of a message.
+        """
+        if self._url.get_backend_name() != "sqlite":
+            return
+        with contextlib.suppress(SQLAlchemyError), self._writing_back, self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         """Write what still waits, if possible, and close the store."""
@@ -603,15 +621,20 @@ class Archive:
         """
         if self.optouts.leaves_nothing(scene):
             return
+        self._latest.pop((scene, kind), None)
         self._log.append(
             (scene_log_table, {"scene": str(scene), "kind": kind, "value": value, "time_ms": milliseconds(time)})
         )
         self.flush()
 
     def latest(self, scene: Scene, kind: str) -> tuple[str, datetime] | None:
-        """The newest value of a kind and when it was set, or None."""
-        log = self.timeline(scene, kind, limit=1)
-        return (log[-1][1], log[-1][0]) if log else None
+        """The newest value of a kind and when it was set, or None; what another process set, some seconds later."""
+        asked, found = self._latest.get((scene, kind), (-math.inf, None))
+        if clock.monotonic() - asked > _LATEST_KEPT_S:
+            log = self.timeline(scene, kind, limit=1)
+            found = (log[-1][1], log[-1][0]) if log else None
+            self._latest[scene, kind] = clock.monotonic(), found
+        return found
 
     def timeline(self, scene: Scene, kind: str, limit: int | None = None) -> list[tuple[datetime, str]]:
         """All (or the newest `limit`) changes of a kind in a scene, oldest first."""
@@ -642,6 +665,7 @@ class Archive:
             ArchiveError: the store cannot be written.
         """
         self.flush()
+        self._latest.clear()
         c, gone = scene_log_table.c, 0
         try:
             with self._engine.begin() as connection:
@@ -686,6 +710,7 @@ class Archive:
     def reconsider(self) -> None:
         """Treat what waits in memory as it is to be treated since somebody asked to be forgotten."""
         self._fresh.clear()
+        self._latest.clear()
         gone = self.optouts.leaves_nothing
         waiting = [(self.optouts.kept(m)[0], source) for m, source in self._waiting]
         self._waiting = deque((m, source) for m, source in waiting if m is not None)
@@ -709,7 +734,8 @@ class Archive:
                     connection.exec_driver_sql(f"VACUUM (FULL) {', '.join(_TABLES)}")
                     return
                 connection.exec_driver_sql("VACUUM")
-                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+                with self._writing_back:  # of two at once the second is refused
+                    busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
         except SQLAlchemyError as e:
             raise ArchiveBusy(f"the archive {self.shown} cannot be written anew: {short(e)}") from e
         if busy:
@@ -727,8 +753,10 @@ class Archive:
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
     # NORMAL under WAL survives kill -9 (only a power cut may lose the last transactions) and does not fsync each one.
-    # What is deleted or taken back is overwritten with zeros.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
+    # What is deleted or taken back is overwritten with zeros. The log is written back beside (`Archive.checkpoint`).
+    for pragma in (
+        "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON", "wal_autocheckpoint=8000",
+    ):  # fmt: skip
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -13,6 +13,8 @@ from bot.onebot import plain
 _KEPT = 2000
 """Senders whose newest messages are remembered."""
 _OF_EACH = 50
+_KEPT_S = 120
+"""Seconds between the copies of one message at most."""
 
 
 @dataclass(slots=True)
@@ -21,7 +23,8 @@ class _Told:
 
     seq: int | None
     second: int
-    words: str
+    words: int
+    """A hash: whose words they are may ask that they be kept nowhere."""
     ids: dict[str, str] = field(default_factory=dict)
 
     def same(self, other: "_Told") -> bool:
@@ -47,8 +50,9 @@ class Copies:
         """
         if message.scene.private:
             return False
-        new = _Told(message.seq, int(message.time.timestamp()), plain(message.segments), {account: message.id})
+        new = _Told(message.seq, int(message.time.timestamp()), hash(plain(message.segments)), {account: message.id})
         here = self._told.setdefault((message.scene, message.sender_id), [])
+        here[:] = [one for one in here if new.second - one.second <= _KEPT_S]
         self._told.move_to_end((message.scene, message.sender_id))
         for one in here:
             if one.same(new) and one.ids.setdefault(account, message.id) == message.id:

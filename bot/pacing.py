@@ -83,17 +83,15 @@ class Pace:
         return min(seconds * self._chat.delay_scale, self._chat.delay_cap_s)
 
 
-def rhythm_s(messages: Sequence[Message], sender_id: str) -> float:
-    """Seconds in which four of five further bubbles of somebody come, where they come within a burst; 0 if unknown.
+def rhythms_s(messages: Sequence[Message]) -> dict[str, float]:
+    """Seconds in which four of five further bubbles of a speaker come, where they come within a burst, by speaker.
 
     Args:
-        messages: of one scene, oldest first.
-        sender_id: whose.
+        messages: of one scene, oldest first. Who has too few is left out.
     """
-    gaps = sorted(
-        (later.time - earlier.time).total_seconds()
-        for earlier, later in pairwise(messages)
-        if earlier.sender_id == later.sender_id == sender_id
-    )
-    within = [g for g in gaps if g <= _BURST_S]
-    return quantile(within, 0.8) if len(within) >= _RHYTHM_MIN else 0.0
+    gaps: dict[str, list[float]] = {}
+    for earlier, later in pairwise(messages):
+        gap = (later.time - earlier.time).total_seconds()
+        if earlier.sender_id == later.sender_id and gap <= _BURST_S:
+            gaps.setdefault(later.sender_id, []).append(gap)
+    return {who: quantile(sorted(found), 0.8) for who, found in gaps.items() if len(found) >= _RHYTHM_MIN}

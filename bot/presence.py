@@ -7,6 +7,7 @@ number, at most `max_redecisions` times, until the first bubble is out.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ from bot.budget import Budget
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.message import Message, Origin, Scene
-from bot.pacing import Pace, rhythm_s, situations
+from bot.pacing import Pace, rhythms_s, situations
 from bot.persona import Pacing, Persona
 from bot.prompt import Exchange
 from bot.reply import Look, Replier
@@ -79,8 +80,10 @@ class _Turn:
     """Ids heard that no finished decision has seen."""
     latest: Message | None = None
     """What was heard last."""
-    rhythms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Speaker → their rhythm in seconds, and when it was looked up (monotonic)."""
+    rhythms: dict[str, float] = field(default_factory=dict)
+    """Speaker → their rhythm in seconds."""
+    rhythms_at: float = -math.inf
+    """When they were looked up (monotonic)."""
     newest: str = ""
     """Id heard last; empty where it was taken back."""
     waited: float = 0.0
@@ -406,12 +409,12 @@ class Presence:
         last, now = turn.latest, time.monotonic()
         if last is None or last.id != turn.newest or turn.account in last.mentions or last.reply_to is not None:
             return self._chat.debounce_s
-        found = turn.rhythms.get(last.sender_id)
-        if found is None or now - found[1] > RHYTHM_KEPT_S:
+        if now - turn.rhythms_at > RHYTHM_KEPT_S:
             with contextlib.suppress(ArchiveError):
-                found = rhythm_s(self._archive.window(scene, RHYTHM_MESSAGES), last.sender_id), now
-                turn.rhythms[last.sender_id] = found
-        return min(max(found[0] if found else 0.0, self._chat.debounce_s), self._chat.debounce_max_s)
+                turn.rhythms = rhythms_s(self._archive.window(scene, RHYTHM_MESSAGES))
+                turn.rhythms_at = now
+        found = turn.rhythms.get(last.sender_id, 0.0)
+        return min(max(found, self._chat.debounce_s), self._chat.debounce_max_s)
 
     async def _turn(self, scene: Scene, turn: _Turn) -> None:
         started = time.monotonic()

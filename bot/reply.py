@@ -26,6 +26,8 @@ REPEATS_LEAST = 0.005
 """Of so many bubbles behind another one, one that repeats it is a habit; a small model loops oftener than that."""
 _TEMPLATE = re.compile(r"<\|\w{2,40}\|>|<(?:start|end)_of_turn>|</?think>|</s>|<(?:bos|eos)>|\[/?INST\]")
 """A token of a chat format, spelled out: what follows is the model's idea of other people's turns."""
+_PAUSE = 3
+"""Times as long as a step of a look took the event loop is others' before the next: their messages come meanwhile."""
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
 
@@ -143,7 +145,7 @@ class Replier:
         )  # fmt: skip
 
     async def _window(self, scene: Scene, persona: Persona, voice: Voice, opening: Exchange | None = None) -> Window:
-        """The scene's window; one at a time, and behind each of its steps a pause as long as that took.
+        """The scene's window; one at a time, and behind each of its steps a pause three times as long.
 
         It is some milliseconds of the event loop. Twenty scenes that look at once kept a message waiting for 450 ms.
         """
@@ -160,7 +162,7 @@ class Replier:
                     return window
                 finally:
                     ended = time.monotonic()
-                    self._free_at = ended + (ended - began)
+                    self._free_at = ended + _PAUSE * (ended - began)
 
     async def opening(
         self, scene: Scene, persona: Persona, account: str, draw: float, opening: Exchange, kind: str

@@ -183,6 +183,7 @@ class Twin:
                 if self.archive.behind:
                     self.archive.flush()
                 broken = self.archive.behind
+                await asyncio.to_thread(self.archive.checkpoint)
             except ArchiveError as e:
                 logger.warning("{}", e)
                 broken = True

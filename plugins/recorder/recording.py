@@ -1,5 +1,8 @@
 """Event → archive: who made a message, and whether it is new."""
 
+import math
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +16,11 @@ from bot.onebot import Outbox
 from bot.optouts import Why
 from bot.segments import UNKNOWN
 from bot.twin import Twin
+
+_NAMELESS_S, _NAMELESS_MAX = 60.0, 2_000
+"""Seconds for which nobody is asked for again whose name is not known, and how many of them are remembered."""
+_NAMES_PER_SECOND = 20
+"""Names that are looked up at most: a message may hold hundreds of ats. Others show their number."""
 
 
 class Recorder:
@@ -30,6 +38,8 @@ class Recorder:
         self._accounts = accounts
         self._copies = Copies()
         self._names: dict[str, str] = {}
+        self._nameless: OrderedDict[str, float] = OrderedDict()
+        self._asking = 0, 0
 
     def name_of(self, sender_id: str) -> str | None:
         """Newest nickname seen for a QQ number; none of somebody who asked to be forgotten."""
@@ -37,11 +47,25 @@ class Recorder:
             self._names.pop(sender_id, None)
             return None
         if sender_id not in self._names:
+            asked = self._nameless.get(sender_id, -math.inf)
+            if time.monotonic() - asked < _NAMELESS_S or not self._may_ask():
+                return None
             name = self._twin.archive.name_of(sender_id)
             if name is None:
+                self._nameless[sender_id] = time.monotonic()
+                while len(self._nameless) > _NAMELESS_MAX:
+                    self._nameless.popitem(last=False)
                 return None
             self._names[sender_id] = name
         return self._names[sender_id]
+
+    def _may_ask(self) -> bool:
+        """Whether the archive may be asked for one more name in this second."""
+        second = int(time.monotonic())
+        if second != self._asking[0]:
+            self._asking = second, 0
+        self._asking = second, self._asking[1] + 1
+        return self._asking[1] <= _NAMES_PER_SECOND
 
     def odd(self, kind: str) -> None:
         """Count what was not as it should be."""
@@ -71,7 +95,7 @@ class Recorder:
         elif message.sender_id in self._accounts():
             if await self._outbox.heard(message) is not None:  # whoever sent it stores it
                 return False
-        if self._copies.told(message, account):
+        if len(self._accounts()) > 1 and self._copies.told(message, account):
             return False
         message = replace(message, reply_to=self._copies.stands_as(message.scene, message.reply_to))
         new = self._twin.record(message)
