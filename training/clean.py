@@ -67,11 +67,13 @@ def masked(said: Sequence[str], heard: str | None, rules: Cleaning) -> Reason | 
         heard: the bubble right before it, None when the person spoke first.
         rules: `[corpus]` of bot.toml.
     """
+    if rules.drop_media:
+        said = [s for s in said if not media_alone(s)]
+        if not said:
+            return Reason.MEDIA
     whole = "\n".join(said)
     if rules.drop_repeats and set(said) == {heard} and len(_GESTURE.sub("x", said[0])) >= _REPEAT_MIN:
         return Reason.REPEAT
-    if rules.drop_media and all(media_alone(s) for s in said):
-        return Reason.MEDIA
     if rules.drop_broken and (_MOJIBAKE.search(whole) or _misread(whole)):
         return Reason.MOJIBAKE
     if rules.drop_broken and (_OPEN.search(whole) or (len(whole) >= _CUT_MIN and whole[-1] in "，、,")):

@@ -347,7 +347,7 @@ def _answers(scenes: Sequence[SceneCorpus], cleaning: Cleaning) -> Iterator[tupl
     """Trained answers that are long enough to be compared: when, which scene, which exchange, the words."""
     for number, part in enumerate(scenes):
         for place, exchange in enumerate(part.exchanges):
-            text = "\n".join(m.text for m in exchange.said if m.origin is Origin.HUMAN)
+            text = "\n".join(m.text for m in part.learned(exchange) if m.origin is Origin.HUMAN)
             if len(text) >= cleaning.duplicate_min_chars and place not in part.masked:
                 yield exchange.said[0].time, number, place, text
 

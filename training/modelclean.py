@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from bot.config import Settings
 from bot.message import Message, Origin
-from bot.prompt import FORMATS, Exchange, Piece, Renderer
+from bot.prompt import FORMATS, Exchange, Piece, Renderer, media_alone
 from bot.shown import as_shown
 from training import clean, pairing
 from training.corpus import Corpus, SceneCorpus
@@ -248,10 +248,10 @@ def _answer(exchange: Exchange) -> str:
 
 
 def _joined(said: Sequence[Message], to_previous: set[int]) -> list[Message]:
-    """Bubbles with some brought into the one before them, by number from 1."""
+    """Bubbles with some brought into the one before them, by number from 1; a picture is no part of a sentence."""
     found = [said[0]]
     for number, (before, message) in enumerate(pairwise(said), 2):
-        if number in to_previous:
+        if number in to_previous and not (media_alone(before.text) or media_alone(message.text)):
             blank = " " if before.text[-1:].isascii() and message.text[:1].isascii() else ""
             found[-1] = replace(found[-1], text=found[-1].text + blank + message.text)
         else:

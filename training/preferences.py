@@ -101,7 +101,7 @@ def _pair(
         tokens, trained = encode(renderer.said(Exchange(said=seen), trained=True), tokenizer, bos=False)
         return tuple(t for t, counts in zip(tokens, trained, strict=True) if counts)
 
-    wanted = _wanted(correction, exchange)
+    wanted = _wanted(correction, part, place)
     chosen, rejected = None if wanted is None else ids(wanted), ids(correction.rejected)
     room = max_length - max(len(rejected), len(chosen or ())) - 1
     if chosen == rejected or room < max_length // 4:
@@ -116,12 +116,13 @@ def _pair(
     return Pair(tuple(prompt), chosen, rejected, split)
 
 
-def _wanted(correction: Correction, exchange: Exchange) -> tuple[str, ...] | None:
-    """What should have been said: as the owner told it, else as the person then said it themselves."""
+def _wanted(correction: Correction, part: SceneCorpus, place: int) -> tuple[str, ...] | None:
+    """What should have been said: as the owner told it, else as the person then said it, if that may be learned."""
     if correction.wanted is not None:
         return correction.wanted
-    themselves = all(m.origin is Origin.HUMAN for m in exchange.said)
-    return tuple(m.text for m in exchange.said) if exchange.said and themselves else None
+    said = part.learned(part.exchanges[place])
+    themselves = said and place not in part.masked and all(m.origin is Origin.HUMAN for m in said)
+    return tuple(m.text for m in said) if themselves else None
 
 
 def _said(heard: Message, bubbles: Sequence[str]) -> list[Message]:

@@ -230,6 +230,21 @@ def test_fragments_are_joined_by_number_and_no_word_is_the_models(archive: Archi
     assert found.counts["fragments_joined"] == 1
 
 
+def test_a_picture_is_no_part_of_a_sentence(archive: Archive, tmp_path: Path) -> None:
+    more = [
+        say(100, FRIEND, "在哪", ALONE),
+        *(say(103 + n, ME, t, ALONE) for n, t in enumerate(("好的", "[图片]", "在这里", "拍的"))),
+    ]
+    with serving(model({"fragments": lambda text: [2, 3, 4] if "[图片]" in text else []})) as server:
+        wanted = settings(tmp_path, server.url, "fragments")
+        built = learned(archive, wanted, more)
+        judged(built, wanted)
+    (part,) = modelclean.cleaned(built, wanted).scenes
+    (exchange,) = (e for e in part.exchanges if e.said)
+    assert [m.text for m in exchange.said] == ["好的", "[图片]", "在这里拍的"]
+    assert [m.text for m in part.learned(exchange)] == ["好的", "在这里拍的"]
+
+
 @pytest.mark.parametrize("value", [[1], [4], ["2"], 2, [2.0]])
 def test_numbers_of_no_bubble_join_nothing(archive: Archive, tmp_path: Path, value: Any) -> None:
     with serving(model({"fragments": lambda _: value})) as server:

@@ -106,6 +106,8 @@ def test_what_the_person_then_said_themselves_is_what_was_wanted(archive: Archiv
         corrections.recalled(archive, GROUP, bubble_id, by=ACCOUNT, persona="xiaoman", now=at(80))
         archive.recall(GROUP, bubble_id, at(80))
     assert made(archive, base)[0].chosen is None, "nobody said what"
+    archive.append([say(84, ME, "[图片]")])
+    assert made(archive, base)[0].chosen is None, "a picture is nothing to learn"
     archive.append([say(85, ME, "随便")])
     (pair,) = made(archive, base)
     assert (told(base, pair.chosen), told(base, pair.rejected)) == (f"随便{END}", f"吃面\n加个蛋{END}")

@@ -178,7 +178,9 @@ def _prod(question: Question, words: str, number: int) -> Question:
 
 def _ids(question: Question, model: Model, n_ctx: int) -> tuple[list[int], list[int]]:
     """Token ids of a question's prompt and of what the person said, end of turn included, within a window."""
-    answer_pieces = question.renderer.said(question.history[-1], trained=True, but=question.unlearned)
+    last = question.history[-1]
+    words = replace(last, said=[m for m in last.said if m.id not in question.unlearned])
+    answer_pieces = question.renderer.said(words, trained=True)
     said = [i for i, trained in zip(*encode(answer_pieces, model, bos=False), strict=True) if trained]
 
     def count(pieces: Sequence[Piece]) -> int:
