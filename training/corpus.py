@@ -74,6 +74,21 @@ class SceneCorpus:
         """The message another one quotes, or None."""
         return None if message.reply_to is None else self.quotes.get(message.reply_to)
 
+    def only(self, places: Sequence[int]) -> "SceneCorpus":
+        """Some of its exchanges, ascending, with quotes of their own messages alone."""
+        ids = {m.id for i in places for m in (*self.exchanges[i].heard, *self.exchanges[i].said)}
+        return replace(
+            self,
+            exchanges=[self.exchanges[i] for i in places],
+            counted_silence=[self.counted_silence[i] for i in places],
+            twin_off=[self.twin_off[i] for i in places],
+            last_spoke=[self.last_spoke[i] for i in places],
+            conversation=[self.conversation[i] for i in places],
+            quotes={key: m for key, m in self.quotes.items() if m.id in ids},
+            masked={new: self.masked[old] for new, old in enumerate(places) if old in self.masked},
+            written={new: self.written[old] for new, old in enumerate(places) if old in self.written},
+        )
+
     def learned(self, exchange: Exchange) -> list[Message]:
         """What was said in an exchange without bubbles of media alone that are no labels."""
         return [m for m in exchange.said if m.id not in self.unlearned]

@@ -5,6 +5,7 @@ Refused by the gate or failed: the current version stays, and the owner is told 
 """
 
 import hashlib
+import math
 import shutil
 import traceback
 from collections.abc import Iterator, Sequence
@@ -379,8 +380,20 @@ class Night(Groundwork):
 
     @property
     def tune_texts(self) -> list[tuple[int, ...]]:
-        """Windows with held-out moments of the tune split: what an importance matrix is made of."""
-        return [w.ids for w in self.windows if any(x.split is samples.Split.TUNE for x in w.labels)]
+        """Conversations of the tune split alone, spread over the history: what an importance matrix is made of.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        prompt, tune = self.persona.spec.system_prompt, samples.Split.TUNE
+        found = samples.texts(self.learned, tune, HFTokenizer(self.checkpoint), self.format, prompt, self._window_max)
+        if not found:
+            raise TrainingError(
+                "no conversation is in the tune split yet to make an importance matrix of; import more history, or "
+                "export without --imatrix"
+            )
+        tokens = sum(map(len, found))
+        return answers.spread(found, math.ceil(len(found) * merged.IMATRIX_TOKENS_MAX / tokens))
 
     @property
     def manifest(self) -> Manifest | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from operator import itemgetter
 from typing import NamedTuple
 
 from loguru import logger
@@ -151,6 +152,33 @@ def windows(
             )
         logger.warning("{} exchanges are longer than a window of {} tokens and are left out", dropped, max_length)
     return found
+
+
+def texts(
+    corpus: Corpus, split: Split, tokenizer: Tokenizer, fmt: ChatFormat, system_prompt: str, max_length: int
+) -> list[tuple[int, ...]]:
+    """Token ids of a split's conversations alone, oldest first; no other one is their context, or quoted in them.
+
+    Args:
+        corpus: what can be learned.
+        split: whose conversations; `NEWEST` are not told from those that are trained.
+        tokenizer: the base's vocabulary.
+        fmt: chat format of the base.
+        system_prompt: the persona's; it opens every text, with the scene's line.
+        max_length: tokens of a text at most; a longer conversation becomes several, as in `windows`.
+    """
+    found: list[tuple[datetime, tuple[int, ...]]] = []
+    for part in corpus.scenes:
+        renderer = renderer_for(part, corpus, fmt, system_prompt)
+        places: dict[str, list[int]] = {}
+        for place, conversation in enumerate(part.conversation):
+            if split_of(part.scene, conversation) is split:
+                places.setdefault(conversation, []).append(place)
+        for of_one in places.values():
+            own = part.only(of_one)
+            packed = _Packer(own, corpus, tokenizer, renderer, max_length, None).pack()
+            found += [(own.exchanges[0].first.time, window.ids) for window in packed]
+    return [ids for _, ids in sorted(found, key=itemgetter(0))]
 
 
 def renderer_for(part: SceneCorpus, corpus: Corpus, fmt: ChatFormat, system_prompt: str) -> Renderer:

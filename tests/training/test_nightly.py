@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import tinymodel
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bot import corrections
@@ -28,6 +30,7 @@ from bot.errors import EngineError, PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
+from export.merged import IMATRIX_TOKENS_MAX
 from training import evaluate, samples, selection
 from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
@@ -436,6 +439,52 @@ def test_parity_reads_windows_spread_over_the_history_and_no_more_than_it_needs(
     assert len(read) == PARITY_WINDOWS < len(held_out)
     assert read[0] == held_out[0]
     assert held_out.index(read[-1]) > len(held_out) * 0.9
+
+
+def test_an_importance_matrix_is_made_of_the_whole_historys_tune_chats_and_of_no_other_word(
+    settings: Settings, tmp_path: Path
+) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    days = range(-900, 0)
+    archive = Archive(settings.archive_url)
+    for day in days:
+        when = SNAPSHOT + timedelta(days=day)
+        heard = Message(
+            f"heard{day}", SCENE, "20001", "阿泽", when, f"<{day}>" + "鹿" * 80,
+            reply_to=f"said{day - 1}",
+        )  # fmt: skip
+        said = Message(f"said{day}", SCENE, ME, "小满", when + timedelta(seconds=5), f"<{day}>", reply_to=heard.id)
+        again = Message(f"again{day}", SCENE, "20001", "阿泽", when + timedelta(seconds=60), "哦", reply_to=said.id)
+        archive.append([heard, said, again])
+    archive.close()
+    small = settings.model_copy(update={"training": Training(model_max_length=512)})
+    made = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+
+    found = made.tune_texts
+
+    vocabulary = Tokenizer.from_file(str(tiny.hf / "tokenizer.json"))
+    texts = [vocabulary.decode(ids) for ids in found]
+    read = [[int(x) for x in re.findall(r"<(-\d+)>", text)] for text in texts]
+    of_tune = [day for day in days if samples.split_of(SCENE, f"heard{day}") is samples.Split.TUNE]
+    assert all(len(set(named)) == 1 and len(named) == 3 for named in read), "no other chat, and its own quote"
+    once = [named[0] for named in read]
+    assert once == sorted(once)
+    assert set(once) < set(of_tune), "there are more than a matrix is made of"
+    assert once[0] == of_tune[0]
+    assert of_tune.index(once[-1]) > len(of_tune) * 0.9
+    tokens = sum(map(len, found))
+    assert IMATRIX_TOKENS_MAX <= tokens < IMATRIX_TOKENS_MAX + 512
+    assert {text.split("【")[0].count("现在是你和阿泽的QQ私聊。") for text in texts} == {1}, (
+        "the system prompt comes first"
+    )
+
+
+def test_without_a_tune_chat_there_is_no_importance_matrix(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    made = Night(settings, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    assert samples.split_of(SCENE, "0") is not samples.Split.TUNE
+    with pytest.raises(TrainingError, match=r"no conversation is in the tune split yet .* export without --imatrix"):
+        _ = made.tune_texts
 
 
 def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings: Settings, tmp_path: Path) -> None:
