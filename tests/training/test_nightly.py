@@ -32,6 +32,7 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
 from export.merged import IMATRIX_TOKENS_MAX
 from training import evaluate, samples, selection
+from training.likeness import use
 from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
 
@@ -564,6 +565,44 @@ def test_a_refused_night_leaves_its_card_and_is_published_by_force_alone(setting
     with pytest.raises(PersonaError, match="refused by the gate"):
         personas.publish("xiaoman", result)
     assert personas.publish("xiaoman", result, force=True).manifest.gate["forced"]
+
+
+class BetterThanBase(Untrained):
+    """One that the gate finds no other fault with: it is far better than its base, and says the person's words."""
+
+    def measure(self) -> Any:
+        figures = super().measure()
+        worse = [replace(x, nll=x.nll + x.tokens) for x in figures.bare.scored]
+        return replace(figures, bare=replace(figures.bare, scored=worse))
+
+    def _answers(self) -> list[use.Answer]:
+        return [use.Answer("在吗", "在的", "在")]
+
+
+def test_a_night_whose_export_is_not_what_was_trained_is_refused(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(50))
+    small = settings.model_copy(
+        update={
+            "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
+            "training": Training(precision="none", model_max_length=200, threads=1),
+            "gate": Gate(places=3),
+        }
+    )
+    made = BetterThanBase(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+    made.tiny, made._whole = tiny, True  # type: ignore[attr-defined]
+    made.train()
+    assert made.prove().passed
+    kept = json.loads((made.folder / "parity.json").read_text("utf-8"))
+    kept["parity"] |= {"end_equal": False}
+    write_state(made.folder / "parity.json", kept)
+
+    outcome = made.run(force=True)
+
+    reasons = Manifest.model_validate_json((made.folder / "manifest.json").read_text("utf-8")).gate["reasons"]
+    versions = Personas(settings.data / "personas", sha256(tiny.gguf)).versions("xiaoman")
+    assert (outcome.kind, reasons, versions) == ("refused", ["parity"], [])
+    assert "导出的文件和训练的结果对不上" in outcome.summary
 
 
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
