@@ -415,9 +415,9 @@ def whole(llama: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return merge.merge(llama.trained.peft, llama.tiny.hf, llama.trained.format, out, lambda *_: None)
 
 
-def _another_weight(folder: Path, _: Run) -> None:
+def _another_weight(folder: Path, _: Run, layer: int = 0) -> None:
     # As if permuted for llama.cpp: the shapes are right, and the mean loss hardly moves.
-    name = "model.layers.0.self_attn.q_proj.weight"
+    name = f"model.layers.{layer}.self_attn.q_proj.weight"
     weights = load_file(folder / "model.safetensors")
     rows, columns = weights[name].shape
     weights[name] = weights[name].reshape(4, 2, rows // 8, columns).swapaxes(1, 2).reshape(rows, columns).contiguous()
@@ -516,6 +516,30 @@ class _Shifted:
 
     def tokens(self, text: str, control: bool) -> list[int]:
         return [7] if text == "你好" else self._whole.tokens(text, control)
+
+
+# Of weights quantized anew single tokens are not judged, and in the last layer nothing else moves: F16 differs by 0.47
+# nats a token, Q8_0's mean loss by 0.0007.
+_UNSEEN = pytest.mark.xfail(reason="the gate reads the Q8_0 file alone", strict=True, raises=pytest.fail.Exception)
+
+
+@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=_UNSEEN)])
+def test_a_projection_permuted_on_the_way_is_refused_when_it_is_quantized_too(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    faithful = merge.merge
+
+    def permuted(*args: Any, **options: Any) -> Path:
+        made = faithful(*args, **options)
+        _another_weight(made, llama, layer)
+        return made
+
+    monkeypatch.setattr(merge, "merge", permuted)
+    with pytest.raises(ExportError, match=r"is not kept: .*single tokens differ"):
+        llama.merge("F16", tmp_path / "f16")
+    with pytest.raises(ExportError, match="is not kept"):
+        llama.merge("Q8_0", tmp_path / "q8_0")
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- what is kept ---------------------------------------------------------------------------------
