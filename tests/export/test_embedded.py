@@ -1,5 +1,6 @@
 """The embedded base with the shipped LoRA, once through every step: PEFT → LoRA GGUF, and merge → Q8_0, proven."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -12,14 +13,28 @@ from bot.llama import Model
 from bot.message import Scene
 from bot.persona import Base, Personas, Version
 from bot.prompt import Piece, encode, scene_line
+from bot.scorer import Scorer
 from bot.twin import SHIPPED
 from export import lora, merged, proof
-from export.parity import Passage
+from export.parity import Passage, scores
 from training.base import checkpoint
 from training.hf import HFTokenizer
 
 ROOT = Path(__file__).parents[2]
-TALK = (("在吗", "在的捏\n怎么啦"), ("今天吃什么", "吃面\n加个蛋"), ("哈哈哈哈", ""), ("晚安", "晚安捏"))
+TALKS = (
+    (
+        ("没事啦 就是做噩梦了！！", "抱抱\n梦到什么了捏"),
+        ("梦到剪头发剪成光头～", "hhhh\n那我给你织帽子"),
+        ("哈哈哈哈等你织完我头发都长出来了", ""),
+    ),
+    (
+        ("睡袋要是不到怎么办呀～", "问题不大\n林一有备用的\n还有我的被子捏"),
+        ("我好怕耽误大家！！", "不会的\n少谁都不能少你"),
+        ("呜呜呜满满～", "真的捏"),
+        ("哈哈哈哈也是！！", ""),
+    ),
+)
+"""Of the test split of data/demo/history.jsonl, which she did not learn."""
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -49,11 +64,19 @@ def trained(embedded: Path, xiaoman: Version, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def held_out(trained: proof.Trained, xiaoman: Version) -> proof.HeldOut:
-    fmt = trained.format
     system = f"{xiaoman.manifest.system_prompt}\n{scene_line(Scene('private', '1'), '桃桃')}"
+    found = [_passage(talk, system, trained) for talk in TALKS]
+    passages = [passage for passage, _ in found]
+    prompt = passages[0].ids[: passages[0].decisions[0]]
+    return proof.HeldOut(passages, [piece for _, pieces in found for piece in pieces], [prompt], 512)
+
+
+def _passage(talk: Sequence[tuple[str, str]], system: str, trained: proof.Trained) -> tuple[Passage, list[Piece]]:
+    fmt = trained.format
     pieces = [Piece(fmt.system_open, True), Piece(system), Piece(fmt.system_close, True)]
-    wanted, decisions = [], []
-    for number, (heard, said) in enumerate(TALK):
+    wanted: list[int] = []
+    decisions: list[int] = []
+    for number, (heard, said) in enumerate(talk):
         opening = fmt.first_user_open if number == 0 else fmt.user_open
         pieces += [Piece(x, True) for x in (opening,) if x]
         pieces += [Piece(heard), Piece(fmt.user_close, True), Piece(fmt.assistant_open, True)]
@@ -63,8 +86,7 @@ def held_out(trained: proof.Trained, xiaoman: Version) -> proof.HeldOut:
         decisions.append(start)
         pieces.append(Piece(fmt.after, True))
     ids = tuple(encode(pieces, trained.tokenizer)[0])
-    passage = Passage(ids, tuple(wanted), tuple(decisions), tuple(range(1, decisions[0], 3)))
-    return proof.HeldOut([passage], pieces, [], 512)
+    return Passage(ids, tuple(wanted), tuple(decisions), tuple(range(1, decisions[0], 3))), pieces
 
 
 def test_the_shipped_lora_comes_back_bit_by_bit(
@@ -78,16 +100,37 @@ def test_the_shipped_lora_comes_back_bit_by_bit(
     assert all(np.array_equal(ours[name], values) for name, values in theirs.items())
 
 
+def test_the_lora_on_the_quantized_base_is_what_was_trained(
+    embedded: Path, trained: proof.Trained, held_out: proof.HeldOut, tmp_path: Path
+) -> None:
+    named = Base(file=embedded.name, sha256=base.EMBEDDED_SHA256, architecture="gemma3")
+    out = lora.export(trained.peft, trained.checkpoint, named, tmp_path / "lora.gguf").path
+    found = proof.prove(trained, embedded, out, held_out)
+    parity = found.parity
+    assert parity.faults == []
+    assert (parity.kind, parity.merged, parity.pieces_differing, parity.end_equal) == ("Q4_K_M", False, 0, True)
+    assert abs(parity.loss_gap) <= parity.loss_gap_limit
+    assert (parity.n_decisions, parity.greedy) == (sum(map(len, TALKS)), 1)
+    assert all(text for pair in found.texts for text in pair)
+    scorer = Scorer(embedded, None, held_out.n_ctx)
+    bare = scores(scorer, held_out.passages, scorer.model.end_id).loss
+    scorer.close()
+    assert bare - parity.loss_served > 10 * parity.loss_gap_limit, "what is compared holds the LoRA"
+
+
 def test_merged_and_quantized_it_is_still_her(
     embedded: Path, trained: proof.Trained, held_out: proof.HeldOut, tmp_path: Path
 ) -> None:
     about = merged.about(trained, embedded, base.EMBEDDED_SHA256, "小满", "merged-q8_0", {})
     steps = []
-    # Not Q4_K_M: on this base the gate refuses it, 1.5 nats worse on these words.
-    parity = merged.export(
+    # Not Q4_K_M: on this base the gate refused it, 1.5 nats worse on a talk of four turns.
+    found = merged.export(
         trained, embedded, about, "Q8_0", tmp_path / "merged", held_out, lambda step, *_: steps.append(step)
-    ).parity
+    )
+    parity = found.parity
     assert parity.passed
+    assert parity.greedy == 1
+    assert all(text for pair in found.texts for text in pair)
     assert (parity.kind, parity.pieces_differing, parity.stops_differing) == ("Q8_0", 0, 0)
     assert set(steps) == {"merge", "convert", "quantize", "parity"}
     model = Model(tmp_path / "merged" / "model.gguf")
