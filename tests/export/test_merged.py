@@ -518,12 +518,9 @@ class _Shifted:
         return [7] if text == "你好" else self._whole.tokens(text, control)
 
 
-# Of weights quantized anew single tokens are not judged, and in the last layer nothing else moves: F16 differs by 0.47
-# nats a token, Q8_0's mean loss by 0.0007.
-_UNSEEN = pytest.mark.xfail(reason="the gate reads the Q8_0 file alone", strict=True, raises=pytest.fail.Exception)
-
-
-@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=_UNSEEN)])
+# In the last layer the file before quantization alone tells: F16 differs by 0.47 nats a token, Q8_0's mean loss by
+# 0.0007.
+@pytest.mark.parametrize("layer", [0, 1])
 def test_a_projection_permuted_on_the_way_is_refused_when_it_is_quantized_too(
     llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
