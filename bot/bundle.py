@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -48,9 +49,15 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
     verified = personas.verify(folder.name, chosen)
     if out.exists() and not force:
         raise PersonaError(f"{str(out)!r} exists already and is kept; --force replaces it")
-    beside = out.with_name(f".{out.name}.tmp")
+    beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
+    needed = sum((verified.folder / file).stat().st_size for file in verified.manifest.files)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(out.parent).free) < needed:
+            raise PersonaError(
+                f"the bundle {str(out)!r} takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there; make "
+                "room, or name another place"
+            )
         # Weights do not compress; texts are small.
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             archive.writestr(_BUNDLE_FILE, json.dumps({"layout": _LAYOUT, "persona": folder.name}))

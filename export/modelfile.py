@@ -119,7 +119,7 @@ def ollama(found: Source, sampling: Sampling, out: Path, *, force: bool = False)
 
 
 def vllm(found: Source, name: str, out: Path, *, force: bool = False) -> Path:
-    """Make a folder that vLLM loads as a LoRA: PEFT's files, the chat template, a README with the start command.
+    """Make a folder that vLLM loads as a LoRA: PEFT's files, chat template, ends of an answer, and how to start it.
 
     Raises:
         ExportError: the version has no PEFT folder, or `out` exists.
@@ -137,6 +137,8 @@ def vllm(found: Source, name: str, out: Path, *, force: bool = False) -> Path:
         for file in files:
             shutil.copyfile(file, beside / file.name)
         (beside / "chat_template.jinja").write_text(jinja(found.format, _bos_text(found.base)), "utf-8")
+        ends = {"eos_token_id": _ends(found.base, found.format)}
+        (beside / "generation_config.json").write_text(json.dumps(ends), "utf-8")
         (beside / "README.md").write_text(_readme(found, name, out, rank), "utf-8")
     return out
 
@@ -149,15 +151,24 @@ A LoRA in PEFT's layout, rank {rank}, trained on {found.manifest.base.file}. BAS
 
 ```
 vllm serve BASE --enable-lora --max-lora-rank {room} --lora-modules {name}={out.resolve()} \\
-  --chat-template {out.resolve() / "chat_template.jinja"}
+  --chat-template {out.resolve() / "chat_template.jinja"} --generation-config {out.resolve()}
 ```
 
-Ask for the model `{name}`, with this system prompt:
+The last option ends answers at `{found.format.end}`, which a bare base's own files do not name; without it every
+request must say `"stop": ["{found.format.end}"]`. Ask for the model `{name}`, with this system prompt:
 
 ```
 {found.system}
 ```
 """
+
+
+def _ends(gguf: Path, fmt: ChatFormat) -> list[int]:
+    """Ids at which an answer ends: the base's own, and the end of turn it was trained with."""
+    keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+    told = fields(gguf, *keys)
+    ends = {int(told[key].value) for key in keys[1:] if key in told}
+    return sorted(ends | {number for number, token in enumerate(told[keys[0]].value) if token == fmt.end})
 
 
 def _bos_text(gguf: Path) -> str:

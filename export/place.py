@@ -1,15 +1,19 @@
 """Where an export is written: room checked first, what lies there kept unless told otherwise; beside, then renamed."""
 
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from bot.errors import ExportError
 
 _SPARE_BYTES = 64 * 2**20
 """Left free beyond what an export needs: logs and the archive are written meanwhile."""
+_DAY_S = 86_400
 
 
 @contextmanager
@@ -26,8 +30,9 @@ def written(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
     """
     keep_existing(out, force=force)
     require_room(out.parent, needed_bytes, out.name)
-    beside = out.with_name(f".{out.name}.tmp")
-    remove(beside)
+    _sweep(out)
+    # A name of its own: an export by hand may run beside a night's to the same place.
+    beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield beside
         _sync(beside)
@@ -38,6 +43,13 @@ def written(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
         ) from e
     finally:
         remove(beside)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what exports to this place left that were killed, a day ago or longer."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        if time.time() - left.stat().st_mtime > _DAY_S:
+            remove(left)
 
 
 def keep_existing(out: Path, *, force: bool) -> None:

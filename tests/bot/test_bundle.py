@@ -5,6 +5,7 @@ import os
 import stat
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,13 @@ def test_an_existing_bundle_is_kept_unless_forced(mine: Personas, packed: Path) 
         pack(mine, "xiaoman", None, packed)
     pack(mine, "xiaoman", "v1", packed, force=True)
     assert len(packed.read_bytes()) == len(before)
+
+
+def test_room_for_a_bundle_is_asked_for_first(mine: Personas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(PersonaError, match="takes 0 MB, and 0 MB are free there; make room"):
+        pack(mine, "xiaoman", "v1", tmp_path / "full" / "x")
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_no_version_nothing_to_pack(mine: Personas, tmp_path: Path) -> None:

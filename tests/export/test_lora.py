@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -241,6 +242,23 @@ def test_what_cannot_be_put_in_its_place_leaves_the_file_before_it(tmp_path):
         assert out.exists()
         remove(out)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_exports_to_one_place_none_takes_the_others_half(tmp_path):
+    out, (day_old, new) = tmp_path / "out", (tmp_path / f".out.{name}.tmp" for name in ("killed", "running"))
+    day_old.mkdir()
+    new.touch()
+    os.utime(day_old, (1, 1))
+    first, second = written(out, 0, force=True), written(out, 0, force=True)
+    a, b = first.__enter__(), second.__enter__()
+    a.write_bytes(b"the first")
+    b.write_bytes(b"half of the second")
+    first.__exit__(None, None, None)
+    assert out.read_bytes() == b"the first"
+    b.write_bytes(b"the second")
+    second.__exit__(None, None, None)
+    assert out.read_bytes() == b"the second"
+    assert sorted(tmp_path.iterdir()) == sorted([new, out]), "what a killed one left is gone, another's is not"
 
 
 def test_an_existing_file_is_kept_unless_told_otherwise(tinies, loras, tmp_path):

@@ -137,6 +137,7 @@ def test_vllm_gets_the_peft_files_as_they_are(tiny, tmp_path):
     tinymodel.random_lora(tiny, folder / "peft", r=12)
     out = vllm(found, "xiaoman", tmp_path / "out")
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+    names.append("generation_config.json")
     assert sorted(p.name for p in out.iterdir()) == names
     for name in names[1:3]:
         assert (out / name).read_bytes() == (folder / "peft" / name).read_bytes()
@@ -155,8 +156,9 @@ def base_with(file: Path, licence: str = "", *, add_bos: bool | None = True) -> 
     writer = gguf.GGUFWriter(file, "gemma3")
     if licence:
         writer.add_license(licence)
-    writer.add_token_list(["<pad>", "<eos>", "<bos>"])
+    writer.add_token_list(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"])
     writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
     if add_bos is not None:
         writer.add_add_bos_token(add_bos)
     writer.write_header_to_file()
@@ -199,3 +201,5 @@ def test_vllms_template_opens_as_the_base_does_and_what_lies_there_is_kept(tiny,
     template = jinja2.Environment().from_string((out / "chat_template.jinja").read_text("utf-8"))
     text = template.render(messages=chat(PROBES[0]), add_generation_prompt=True)
     assert text == front + rendered(FORMATS["gemma"], PROBES[0])
+    assert json.loads((out / "generation_config.json").read_text("utf-8")) == {"eos_token_id": [1, 4]}
+    assert f"--generation-config {out.resolve()}\n" in (out / "README.md").read_text("utf-8")
