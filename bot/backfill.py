@@ -2,14 +2,17 @@
 
 `get_group_msg_history` and `get_friend_msg_history` answer a page of messages before an anchor. The clients differ in
 it: NapCat takes the oldest message's id as `message_seq`, its page has that message again, an empty page is an error,
-and in which direction `reverseOrder` looks is not settled [inferred]: it is found out. LLBot takes a running number,
-the last one of the page; Lagrange a `message_id`. So ids decide: a page without a new, older one is the end.
+the first one of a scene without messages too, and in which direction `reverseOrder` looks is not settled [inferred]: it
+is found out. LLBot takes a running number, the last one of the page, and older ones of it refuse an empty page, too;
+Lagrange takes a `message_id`. So ids decide: a page without a new, older one is the end.
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -27,13 +30,18 @@ KIND = "backfill"
 COUNT = 50
 """Messages asked for at once; NapCat's default is 20."""
 PAUSE_S = 1.0
-"""Between two pages: QQ's servers answer them, and the account is a person's."""
+"""Between two pages, of one scene or of two: QQ's servers answer them, and the account is a person's."""
+PLACES_KEPT = 3
+"""Places named for each reason why something was left out."""
 SOURCE = "backfill"
 _NOTED_PAGES = 20
 CATCH_UP_PAGES = 10
 """Pages of a scene that are asked for after an outage; what was missed beyond is left to a backfill."""
 _ANSWERING = ("on", "default")
-_END_SIGNS = ("不存在", "not found", "not exist")
+_ID = re.compile(r"-?[0-9]{1,20}")
+_END_SIGNS = ("不存在", "未找到消息", "not found", "not exist")
+_NOBODY_SIGN = "记录"
+"""`记录…不存在` is NapCat's word for a number that it does not know, and no end."""
 Call = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 """Calls an action and gives the whole answer (`status`, `retcode`, `data`, `wording`); ImportFault if none comes."""
 
@@ -75,14 +83,32 @@ class Mark:
 
 @dataclass(slots=True)
 class Filled:
-    """What a backfill did in a scene: pages asked for, messages read, new ones, unreadable ones; the oldest time."""
+    """What a backfill did in a scene.
+
+    Args:
+        pages: that had something new.
+        messages: read.
+        added: of them, new in the archive.
+        skipped: left out, by reason.
+        places: first places of every reason.
+        oldest: when the oldest message read was said.
+        done: whether nothing older is to be had.
+    """
 
     pages: int = 0
     messages: int = 0
     added: int = 0
-    skipped: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
     oldest: datetime | None = None
     done: bool = False
+
+    def skip(self, reason: str, place: str) -> None:
+        """Count something left out."""
+        self.skipped[reason] += 1
+        kept = self.places.setdefault(reason, [])
+        if len(kept) < PLACES_KEPT:
+            kept.append(place)
 
 
 class Backfill:
@@ -91,19 +117,32 @@ class Backfill:
     Args:
         call: calls the client.
         archive: the message store.
-        pause_s: seconds between two pages.
+        pause_s: seconds before every page but the first that is asked for, whatever the scene.
     """
 
     def __init__(self, call: Call, archive: Archive, pause_s: float = PAUSE_S) -> None:
         self._call = call
         self._archive = archive
         self._pause_s = pause_s
+        self._asked = False
+        self._client: tuple[Client, str] | None = None
+
+    async def client(self) -> tuple[Client, str]:
+        """Whose way of paging it is, and the account; asked once.
+
+        Raises:
+            ImportFault: the client does not answer.
+        """
+        if self._client is None:
+            client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
+            self._client = client, str((await self._told("get_login_info")).get("user_id", ""))
+        return self._client
 
     async def scenes(self) -> list[Scene]:
         """Every group and friend of the account.
 
         Raises:
-            ImportFault: the client does not answer.
+            ImportFault: the client does not answer, or refuses.
         """
         groups, friends = await self._listed("get_group_list"), await self._listed("get_friend_list")
         return [Scene("group", str(g["group_id"])) for g in groups if g.get("group_id")] + [
@@ -122,15 +161,14 @@ class Backfill:
         """
         if scene.private and self._archive.optouts.why(scene.id) is Why.FORGOTTEN:
             return Filled(done=True)  # not even where its history ends is noted
-        client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
-        account = str((await self._told("get_login_info")).get("user_id", ""))
+        await self.client()
         walk = _Walk(self._mark(scene))
         filled, intake = Filled(), Intake(self._archive, SOURCE)
         try:
-            while (page := await self._page(scene, client, account, walk, filled)) is not None:
+            while (page := await self._page(scene, walk, filled)) is not None:
                 filled.pages += 1
                 filled.messages += len(page)
-                filled.added += self._stored(intake, page)
+                self._store(intake, page, filled)
                 walk.past(page)
                 filled.oldest = datetime.fromtimestamp(walk.anchor.time, UTC) if walk.anchor else None
                 told(filled)
@@ -138,7 +176,6 @@ class Backfill:
                     break
                 if filled.pages % _NOTED_PAGES == 0:
                     self._note(scene, walk)
-                await asyncio.sleep(self._pause_s)
             walk.done = filled.done = True
         finally:
             self._note(scene, walk)
@@ -158,50 +195,71 @@ class Backfill:
         Raises:
             ImportFault: the client is gone, refuses, or the archive takes nothing. What was read is kept.
         """
-        client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
-        account = str((await self._told("get_login_info")).get("user_id", ""))
         walk, filled, intake = _Walk(None), Filled(), Intake(self._archive, SOURCE)
-        while (page := await self._page(scene, client, account, walk, filled)) is not None:
+        while (page := await self._page(scene, walk, filled)) is not None:
             filled.pages += 1
             missed = [replace(m, origin=Origin.SYSTEM) if is_command(m) else m for m in page if m.time < until]
             filled.messages += len(missed)
-            filled.added += self._stored(intake, missed)
+            self._store(intake, missed, filled)
             walk.past(page)
             filled.done = min(m.time for m in page) < since  # of the last second itself some may be missing
             if filled.done or filled.pages == CATCH_UP_PAGES:
                 return filled
-            await asyncio.sleep(self._pause_s)
         filled.done = True
         return filled
 
-    async def _page(
-        self, scene: Scene, client: Client, account: str, walk: "_Walk", filled: Filled
-    ) -> list[Message] | None:
+    async def _page(self, scene: Scene, walk: "_Walk", filled: Filled) -> list[Message] | None:
         """The next page's messages that are new and older; None at the end."""
+        client, account = await self.client()
         while True:
-            answer = await self._call(*_request(scene, client, walk.anchor, walk.reverse))
+            answer = await self._politely(*_request(scene, client, walk.anchor, walk.reverse))
             found = _messages(answer)
             if found is None and walk.back():
                 continue  # The client has forgotten where the last backfill stopped: through what is known, then.
-            if found is None and (walk.anchor is None or not _at_end(answer)):
+            if found is None and not _at_end(answer):
                 raise ImportFault(
                     f"the client refuses the history of {scene}: {_words(answer)!r} (retcode {answer.get('retcode')}); "
                     f"{filled.added} new messages are stored, and the next backfill goes on from there"
                 )
-            page = [m for e in found or () if (m := self._message(e, scene, account, filled)) is not None]
-            fresh = walk.fresh(page)
+            fresh = walk.fresh(self._read(found or (), scene, account, walk, filled))
             if fresh:
                 return fresh
             if client is not Client.NAPCAT or walk.anchor is None or walk.turned:
                 return None
             walk.reverse, walk.turned = not walk.reverse, True
 
-    def _message(self, event: Any, scene: Scene, account: str, filled: Filled) -> Message | None:
+    async def _politely(self, action: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A history action's answer, a pause after the last one."""
+        if self._asked:
+            await asyncio.sleep(self._pause_s)
+        self._asked = True
+        return await self._call(action, params)
+
+    def _read(self, events: Sequence[Any], scene: Scene, account: str, walk: "_Walk", filled: Filled) -> list[Message]:
+        """What a page tells; what is broken is counted with its reason and place, once."""
+        read = []
+        for number, event in enumerate(events, 1):
+            try:
+                read.append(self._message(event, scene, account))
+            except MalformedEvent as e:
+                place = _place(event) or f"page {filled.pages + 1}, number {number}"
+                if place not in walk.broken:  # pages overlap
+                    walk.broken.add(place)
+                    filled.skip(str(e), place)
+        return read
+
+    def _message(self, event: Any, scene: Scene, account: str) -> Message:
+        """The message a page tells of.
+
+        Raises:
+            MalformedEvent: it cannot be read; says why.
+        """
+        if not isinstance(event, Mapping):
+            raise MalformedEvent("not an event")
         try:
             made = message(event, lambda number: self._archive.name_of(number, scene))
-        except (MalformedEvent, AttributeError, RecursionError):
-            filled.skipped += 1
-            return None
+        except (AttributeError, RecursionError) as e:
+            raise MalformedEvent("nested too deeply" if isinstance(e, RecursionError) else "not an event") from e
         # Own words of a private chat name the account alone; what the account said while the twin was on may be the
         # twin's, which must never be learned.
         twins = made.sender_id == account and any(
@@ -209,7 +267,8 @@ class Backfill:
         )
         return replace(made, scene=scene, origin=Origin.TWIN if twins else Origin.HUMAN)
 
-    def _stored(self, intake: Intake, page: list[Message]) -> int:
+    def _store(self, intake: Intake, page: Sequence[Message], filled: Filled) -> None:
+        """Store a page; what the archive does not take is counted with its reason and place."""
         try:
             taken = intake.take([m for m in page if m.text])
         except ArchiveBusy as e:
@@ -217,14 +276,21 @@ class Backfill:
                 "the archive cannot be written; free disk space or stop what holds it, then backfill again"
             ) from e
         self._archive.lost += len(taken.refused)
-        return taken.added
+        filled.added += taken.added
+        left = [(m, "an empty message") for m in page if not m.text]
+        left += [(m, "refused by the archive") for m in taken.refused] + [(m, str(why)) for m, why in taken.withheld]
+        for one, reason in left:
+            filled.skip(reason, f"message {one.id}")
 
     async def _told(self, action: str) -> Mapping[str, Any]:
         data = (await self._call(action, {})).get("data")
         return data if isinstance(data, Mapping) else {}
 
     async def _listed(self, action: str) -> list[Mapping[str, Any]]:
-        data = (await self._call(action, {})).get("data")
+        answer = await self._call(action, {})
+        if _refused(answer):
+            raise ImportFault(f"the client refuses {action}: {_words(answer)!r} (retcode {answer.get('retcode')})")
+        data = answer.get("data")
         return [one for one in data if isinstance(one, Mapping)] if isinstance(data, list) else []
 
     # -- how far it came --------------------------------------------------------------------------
@@ -250,6 +316,8 @@ class _Walk:
         self.anchor: Mark | None = None
         """The oldest message read; its page is followed by the one before it."""
         self.reverse = self.turned = self.done = False
+        self.broken: set[str] = set()
+        """Places of what could not be read."""
         self._earlier = earlier
         self._since = 0.0
         self._seen: set[str] = set()
@@ -311,11 +379,15 @@ def _number(value: str) -> int | str:
 
 def _messages(answer: Mapping[str, Any]) -> list[Any] | None:
     """The page's messages; None when the call was refused."""
-    if answer.get("status") == "failed" or answer.get("retcode", 0) != 0:
+    if _refused(answer):
         return None
     data = answer.get("data")
     found = data.get("messages") if isinstance(data, Mapping) else data
     return found if isinstance(found, list) else []
+
+
+def _refused(answer: Mapping[str, Any]) -> bool:
+    return answer.get("status") == "failed" or answer.get("retcode", 0) != 0
 
 
 def _words(answer: Mapping[str, Any]) -> str:
@@ -323,5 +395,12 @@ def _words(answer: Mapping[str, Any]) -> str:
 
 
 def _at_end(answer: Mapping[str, Any]) -> bool:
+    """Whether a refusal is a client's way of telling an empty page."""
     words = _words(answer).lower()
-    return any(sign in words for sign in _END_SIGNS)
+    return not words.startswith(_NOBODY_SIGN) and any(sign in words for sign in _END_SIGNS)
+
+
+def _place(event: Any) -> str:
+    """What names a message that cannot be read; nothing where it has no id."""
+    number = event.get("message_id") if isinstance(event, Mapping) else None
+    return f"message {number}" if _ID.fullmatch(str(number)) else ""

@@ -11,7 +11,7 @@ import typer
 from pydantic import SecretStr
 
 from bot import config
-from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of, show
+from bot.cli.options import CONFIG, ConfigOption, JsonOption, personas_of
 from bot.errors import ArchiveBusy, ImportFault, PersonaError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def import_(
                         raise ImportFault(
                             f"--scene is of files: say it as {url.partition('://')[0]}://HOST:PORT/private/ID"
                         )
-                    show(_from_client(url, archive, settings), as_json)
+                    _from_client(url, archive, settings, as_json=as_json)
                     continue
                 source = part.source or history.recognised(part.path, format)
                 with progress_bar(f"import {part.name}") as progress:
@@ -244,8 +244,8 @@ def _import_sets(
     return others
 
 
-def _from_client(url: str, archive: "Archive | None", settings: config.Settings) -> dict[str, Any]:
-    """What a running OneBot client still knows → archive; a summary by scene."""
+def _from_client(url: str, archive: "Archive | None", settings: config.Settings, *, as_json: bool) -> None:
+    """What a running OneBot client still knows → archive; says it by scene, then raises where one is not whole."""
     from bot.progress import progress_bar
     from training.importers import onebotlive
 
@@ -254,4 +254,7 @@ def _from_client(url: str, archive: "Archive | None", settings: config.Settings)
             f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
         )
     with progress_bar(f"import {url}") as progress:
-        return asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))
+        summary, fault = asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))
+    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else onebotlive.in_words(summary))
+    if fault is not None:
+        raise fault

@@ -1,9 +1,12 @@
 """bot/backfill.py and training/importers/onebotlive.py against a websocket server that plays each client."""
 
 import asyncio
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from bot.errors import ImportFault
 from bot.events import message
 from bot.intake import Intake
 from bot.message import Message, Origin, Scene
+from bot.optouts import Why
 from bot.scenes import STATE_KIND
 from training.importers import onebotlive
 
@@ -43,15 +47,32 @@ def told(number: int, scene: Scene = GROUP, user: int = 10002) -> dict[str, Any]
     }  # fmt: skip
 
 
+@dataclass
 class Phone(NapCat):
     """A client with a history, and the import from it."""
 
-    async def fill(self, archive: Archive, path: str = "/group/20001", token: str | None = "t") -> dict[str, Any]:
+    asked_at: list[float] = field(default_factory=list)
+    """Monotonic seconds of every page that was asked for."""
+
+    async def fill(self, archive: Archive, path: str = "/group/20001", token: str = "t") -> dict[str, Any]:
+        summary, fault = await self.filled(archive, path, token)
+        if fault is not None:
+            raise fault
+        return summary
+
+    async def filled(
+        self, archive: Archive, path: str = "", token: str = "t", pause_s: float = 0.0
+    ) -> tuple[dict[str, Any], ImportFault | None]:
         port = free_port()
         self.token = "t"
         async with self.serving(port):
             url = f"onebot://127.0.0.1:{port}{path}"
-            return await onebotlive.fill(url, token or "", archive, lambda _done, _size: None, pause_s=0.0)
+            return await onebotlive.fill(url, token, archive, lambda _done, _size: None, pause_s)
+
+    async def _answer(self, call: dict[str, Any]) -> None:
+        if call["action"].endswith("_msg_history"):
+            self.asked_at.append(time.monotonic())
+        await super()._answer(call)
 
     @property
     def pages(self) -> int:
@@ -75,7 +96,7 @@ async def test_all_of_a_history_comes_in_and_a_second_time_one_page_is_asked(
     first = await client.fill(archive)
     assert first == {
         "group:20001": {
-            "messages": count, "added": count, "skipped": 0, "oldest": "2023-11-14T22:13:20+00:00", "complete": True,
+            "messages": count, "added": count, "skipped": {}, "oldest": "2023-11-14T22:13:20+00:00", "complete": True,
         }
     }  # fmt: skip
     assert sorted(texts(archive)) == sorted(f"第{n}句" for n in range(count))
@@ -139,9 +160,7 @@ async def test_a_client_that_goes_in_the_middle_is_a_fault_and_what_came_is_kept
 @pytest.mark.parametrize("words", ["频率过快", "internal error"])
 async def test_a_refusal_that_is_not_the_end_is_a_fault(archive: Archive, words: str) -> None:
     client = phone(4 * COUNT)
-    client._page = lambda params: {  # type: ignore[method-assign]
-        "status": "failed", "retcode": 1200, "data": None, "message": words, "wording": words,
-    }  # fmt: skip
+    client.refused["group:20001"] = words
     with pytest.raises(ImportFault, match=f"refuses the history of group:20001: '{words}'"):
         await client.fill(archive)
 
@@ -204,6 +223,150 @@ async def test_the_history_of_a_private_chat_with_somebody_forgotten_is_not_even
     assert (await client.fill(archive, "/private/10001"))[str(FRIEND)]["messages"] == 0
     assert client.pages == 0
     assert archive.latest(FRIEND, "backfill") is None
+
+
+# -- several scenes -------------------------------------------------------------------------------
+
+
+def friends(count: int, each: int = 2, **more: Any) -> Phone:
+    """A client with friends 100, 101, …"""
+    scenes = [Scene("private", str(100 + n)) for n in range(count)]
+    histories = {str(s): [told(10 * int(s.id) + n, s, int(s.id)) for n in range(each)] for s in scenes}
+    return Phone("", history=histories, **more)
+
+
+async def test_a_friend_without_messages_keeps_no_other_from_being_read(archive: Archive) -> None:
+    client = friends(4)
+    client.history["private:101"] = []
+    for added in (2, 0):
+        summary, fault = await client.filled(archive)
+        assert fault is None
+        assert [shown["added"] for shown in summary.values()] == [added, 0, added, added]
+        assert all(shown["complete"] for shown in summary.values())
+
+
+@pytest.mark.parametrize("words", ["消息undefined不存在", "未找到消息"])
+async def test_a_first_page_refused_as_empty_is_an_empty_scene(archive: Archive, words: str) -> None:
+    client = phone(3)
+    client.refused["group:20001"] = words
+    summary, fault = await client.filled(archive, "/group/20001")
+    assert fault is None
+    assert (summary["group:20001"]["messages"], summary["group:20001"]["complete"]) == (0, True)
+    assert archive.latest(GROUP, "backfill") is None
+
+
+async def test_somebody_whom_the_client_does_not_know_is_no_empty_scene(archive: Archive) -> None:
+    client = friends(1)
+    client.refused["private:100"] = "记录100不存在"
+    with pytest.raises(ImportFault, match="refuses the history of private:100: '记录100不存在'"):
+        await client.fill(archive, "/private/100")
+
+
+async def test_a_scene_that_is_refused_is_told_with_what_to_do_and_the_others_are_read(archive: Archive) -> None:
+    client = friends(4)
+    client.refused["private:101"] = "频率过快"
+    summary, fault = await client.filled(archive)
+    assert [shown["added"] for shown in summary.values()] == [2, 0, 2, 2]
+    assert [scene for scene, shown in summary.items() if not shown["complete"]] == ["private:101"]
+    assert "refuses the history of private:101: '频率过快'" in summary["private:101"]["fault"]
+    assert str(fault).startswith("1 of 4 scenes were not read to their end")
+    assert "import again" in str(fault)
+
+
+async def test_once_the_client_is_gone_no_other_scene_is_asked_for(archive: Archive) -> None:
+    client = friends(4)
+    page = client._page
+
+    def lost(params: dict[str, Any]) -> dict[str, Any]:
+        if params["user_id"] == 101:
+            assert client._socket is not None
+            client._socket.transport.abort()
+        return page(params)
+
+    client._page = lost  # type: ignore[method-assign]
+    summary, fault = await client.filled(archive)
+    assert list(summary) == ["private:100", "private:101"]
+    assert summary["private:101"]["fault"] == str(fault)
+    assert "went; what came is kept, import again to go on" in str(fault)
+
+
+async def test_a_client_that_answers_nothing_any_more_counts_as_gone(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onebotlive, "ANSWER_S", 0.05)
+    client = friends(9, deaf={"get_friend_msg_history"})
+    summary, fault = await client.filled(archive)
+    assert len(summary) == onebotlive.UNANSWERED
+    assert "did not answer get_friend_msg_history" in str(fault)
+
+
+async def test_lists_that_are_refused_are_not_taken_for_empty(archive: Archive) -> None:
+    client = friends(2, failures={"get_friend_list": deque([(1200, "未登录")])})
+    with pytest.raises(ImportFault, match="the client refuses get_friend_list: '未登录'"):
+        await client.filled(archive)
+
+
+async def test_every_page_but_the_first_of_a_run_waits_whatever_its_scene(archive: Archive) -> None:
+    client, pause_s = friends(6), 0.05
+    await client.filled(archive)
+    client.calls.clear()
+    client.asked_at.clear()
+    await client.filled(archive, pause_s=pause_s)
+    assert client.pages == len(client.asked_at) == 6, "one page of each, which says that nothing is new"
+    assert min(later - earlier for earlier, later in pairwise(client.asked_at)) >= 0.9 * pause_s
+
+
+async def test_the_first_page_of_a_run_waits_for_nothing(archive: Archive) -> None:
+    client = friends(1)
+    await client.filled(archive)
+    summary, _ = await asyncio.wait_for(client.filled(archive, pause_s=600.0), 10)
+    assert summary["private:100"]["complete"]
+
+
+async def test_a_page_asked_for_in_the_other_direction_waits_too(archive: Archive) -> None:
+    client, pause_s = phone(COUNT + 9, older_by_default=False), 0.05
+    await client.filled(archive, pause_s=pause_s)
+    assert client.pages > 3
+    assert min(later - earlier for earlier, later in pairwise(client.asked_at)) >= 0.9 * pause_s
+
+
+async def test_who_the_client_is_and_whose_is_asked_once_a_run(archive: Archive) -> None:
+    client = friends(5)
+    await client.filled(archive)
+    asked = Counter(c["action"] for c in client.calls)
+    assert (asked["get_version_info"], asked["get_login_info"]) == (1, 1)
+
+
+# -- what is left out -----------------------------------------------------------------------------
+
+
+async def test_what_is_left_out_is_told_by_reason_with_its_first_places_once(archive: Archive) -> None:
+    client = phone(2 * COUNT)
+    events = client.history["group:20001"]
+    for n in (0, 1, 40, 60, 61):
+        events[n] |= {"time": "明天"}
+    events[70] |= {"message": 7}
+    events[80] |= {"message": []}
+    events[90] |= {"sender": {"user_id": 10009}, "user_id": 10009}
+    forgetting.from_archive(archive, "10009", datetime.now(UTC))
+    summary, fault = await client.filled(archive, "/group/20001")
+    assert fault is None
+    skipped = summary["group:20001"]["skipped"]
+    assert skipped == {
+        "field 'time' is not unix seconds": {
+            "count": 5, "places": [f"message {events[n]['message_id']}" for n in (60, 61, 1)],
+        },
+        "field 'message' is neither a list of segments nor text": {
+            "count": 1, "places": [f"message {events[70]['message_id']}"],
+        },
+        "an empty message": {"count": 1, "places": [f"message {events[80]['message_id']}"]},
+        Why.FORGOTTEN: {"count": 1, "places": [f"message {events[90]['message_id']}"]},
+    }  # fmt: skip
+    assert onebotlive.in_words(summary).splitlines()[1] == (
+        "  left out 5: field 'time' is not unix seconds ("
+        + ", ".join(skipped["field 'time' is not unix seconds"]["places"])
+        + ")"
+    )
 
 
 # -- after an outage ------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """bot/cli/importing.py as a process: several paths, folders, and what is said of them."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import exports
 import pytest
+from daemon import free_port
+from napcat import ACCOUNT, NapCat, text
 from typer.testing import CliRunner, Result
 
 from bot import config
@@ -47,6 +50,36 @@ def stored(bot_toml: Path) -> int:
         return sum(s.messages for s in archive.scenes())
     finally:
         archive.close()
+
+
+async def test_a_client_of_which_one_friend_is_refused_is_told_scene_by_scene(bot_toml: Path) -> None:
+    def said(user: int, number: int, **changed: object) -> dict[str, object]:
+        return {
+            "self_id": int(ACCOUNT), "user_id": user, "time": 1_700_000_000 + number, "message_id": number,
+            "message_type": "private", "sender": {"user_id": user}, "message": [text(f"第{number}句")], **changed,
+        }  # fmt: skip
+
+    histories = {"private:101": [said(101, 1), said(101, 2, time="明天")], "private:103": []}
+    token, _ = config.access_token(config.load(bot_toml))
+    client = NapCat("", token, app_name="Lagrange.OneBot", history=histories, refused={"private:103": "频率过快"})
+    port = free_port()
+    async with client.serving(port):
+        done = await asyncio.to_thread(twin, bot_toml, f"onebot://127.0.0.1:{port}")
+        as_json = await asyncio.to_thread(twin, bot_toml, f"onebot://127.0.0.1:{port}", "--json")
+    assert done.stdout.splitlines() == [
+        "private:101: 1 messages read, 1 new, back to 2023-11-14T22:13:21+00:00",
+        "  left out 1: field 'time' is not unix seconds (message 2)",
+        "private:103: 0 messages read, 0 new",
+        "  not read to its end: the client refuses the history of private:103: '频率过快' (retcode 1200); 0 new "
+        "messages are stored, and the next backfill goes on from there",
+    ]
+    assert isinstance(done.exception, ImportFault), "which the command line prints and exits with 1"
+    assert "1 of 2 scenes were not read to their end" in str(done.exception)
+    shown = json.loads(as_json.stdout)
+    assert shown["private:101"]["skipped"] == {
+        "field 'time' is not unix seconds": {"count": 1, "places": ["message 2"]}
+    }
+    assert [scene for scene in shown if "fault" in shown[scene]] == ["private:103"]
 
 
 SHAREGPT = b'[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'

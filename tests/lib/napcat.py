@@ -136,6 +136,8 @@ class NapCat:
     app_name: str = "NapCat.Onebot"
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What the history actions tell, by `group:ID` or `private:ID`, oldest first."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Words with which they refuse a scene."""
     older_by_default: bool = True
     """Whether a page after an anchor is older without `reverseOrder`."""
     spoken: dict[int, str] = field(default_factory=dict)
@@ -455,6 +457,10 @@ class NapCat:
             return _ok({"messages": [m for m in told if last is None or m["message_seq"] <= last][-count:]})
         key = "message_id" if self.app_name.startswith("Lagrange") else "message_seq"
         anchor = str(params.get(key, ""))
+        if place in self.refused:
+            return _failed(1200, self.refused[place])
+        if not told and self.app_name.startswith("NapCat"):
+            return _failed(1200, f"消息{anchor or 'undefined'}不存在")
         if not anchor:
             return _ok({"messages": told[-count:]})
         ids = [str(m["message_id"]) for m in told]
