@@ -27,7 +27,6 @@ from bot.persona import Pacing, Persona
 from bot.prompt import Exchange
 from bot.reply import Look, Replier
 from bot.scenes import EVERYWHERE, Scenes
-from bot.segments import to_segments
 from bot.stickers import kept
 
 _RETRY_S = 2.0
@@ -502,7 +501,7 @@ class Presence:
         turn.spoke_at = None
         try:
             async for bubble in bubbles:
-                segments = _addressed(to_segments(bubble, look.speakers, look.sticker), look)
+                segments = look.segments(bubble)
                 if not segments:
                     continue
                 answers = not sent and look.exchange.heard
@@ -640,13 +639,6 @@ def _tell(ended: "asyncio.Future[str]", outcome: str) -> None:
     """Tell an outcome, unless it was told before or nobody waits any more."""
     if not ended.done():
         ended.set_result(outcome)
-
-
-def _addressed(segments: list[dict[str, Any]], look: Look) -> list[dict[str, Any]]:
-    """Segments in which a poke is at whom the answer is to; left out where it is to nobody."""
-    whom = look.to.sender_id if look.to else look.scene.id if look.scene.private else None
-    pokes = [{"type": "poke", "data": {"id": whom}}] if whom else []
-    return [new for s in segments for new in (pokes if s["type"] == "poke" else [s])]
 
 
 def _reply_to(message_id: str | None) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """decide → generate → bubbles, and why: one look at a scene."""
 
 import asyncio
+import json
 import re
 import time
 import unicodedata
@@ -20,14 +21,17 @@ from bot.memory import Memory, Window
 from bot.message import Message, Scene
 from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
-from bot.segments import Sticker
+from bot.segments import Sticker, is_seen, to_segments
 
 REPEATS_LEAST = 0.005
 """Of so many bubbles behind another one, one that repeats it is a habit; a small model loops oftener than that."""
+_POKE = {"type": "poke", "data": {}}
 _TEMPLATE = re.compile(r"<\|\w{2,40}\|>|<(?:start|end)_of_turn>|</?think>|</s>|<(?:bos|eos)>|\[/?INST\]")
 """A token of a chat format, spelled out: what follows is the model's idea of other people's turns."""
 _PAUSE = 3
 """Times as long as a step of a look took the event loop is others' before the next: their messages come meanwhile."""
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+"""Characters of no width, and those that turn what is written around; U+200D joins emoji, and stays."""
 _TEXT_MAX = 500
 """Characters of one bubble at most; longer ones are cut there."""
 
@@ -78,6 +82,16 @@ class Look:
         between = heard[heard.index(self.to) + 1 :]
         follows = newest in ("", heard[-1].id) and all(m.sender_id == self.to.sender_id for m in between)
         return None if follows or newest == self.to.id else self.to.id
+
+    def segments(self, bubble: str) -> list[dict[str, Any]]:
+        """What is sent for a bubble; empty when nothing of it can be.
+
+        A poke that names nobody is at whom the answer is to, and left out where it is to nobody.
+        """
+        whom = self.to.sender_id if self.to else self.scene.id if self.scene.private else None
+        made = to_segments(bubble, self.speakers, self.sticker)
+        at_whom = [s | {"data": {"id": whom}} if s == _POKE else s for s in made]
+        return [s for s in at_whom if s["type"] != "poke" or s["data"]["id"]]
 
     def decision(self, outcome: str, now: datetime) -> Decision:
         """What is stored beside the messages: numbers, never text."""
@@ -207,7 +221,9 @@ class Replier:
         return Voice(f"{persona.name}/{version.name}", version.lora, FORMATS[version.manifest.format], version.model)
 
     async def bubbles(self, look: Look) -> AsyncGenerator[str, None]:
-        """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none twice in a row.
+        """The answer's bubbles, tidied: none empty, at most `max_bubbles`, none sent twice in a row.
+
+        One of which nothing can be sent (`[图片]`) is given, for who shows what was made, and counts for nothing.
 
         Where the person says things twice (在吗 在吗), the model has learned how often, and once more is let pass.
 
@@ -218,30 +234,41 @@ class Replier:
             EngineError: the generation failed.
         """
         started = time.monotonic()
-        async with aclosing(self.words(look.request, repeats=repeats(look.persona))) as bubbles:
+        async with aclosing(self.words(look.request, repeats=repeats(look.persona), sent_as=look.segments)) as bubbles:
             async for bubble in bubbles:
                 look.took_ms.setdefault("words", _ms_since(started))
                 yield bubble
 
-    async def words(self, request: Request, *, repeats: bool) -> AsyncGenerator[str, None]:
+    async def words(
+        self, request: Request, *, repeats: bool, sent_as: Callable[[str], list[dict[str, Any]]] | None = None
+    ) -> AsyncGenerator[str, None]:
         """The same for a request that no scene stands behind; raises EngineError.
 
         Args:
             request: for the engine.
             repeats: whether a bubble may be said twice.
+            sent_as: bubble → its segments: what is left out of two bubbles tells them apart for nobody. Without it they
+                are compared as text.
         """
         said: list[str] = []
+        sent: list[str] = []
         async with aclosing(self._engine.bubbles(request)) as lines:
             async for line in lines:
                 end = _TEMPLATE.search(line)
                 bubble = tidy(line[: end.start()] if end else line)
                 if end and not bubble:
                     break
-                if not bubble or (said and bubble == said[-1] and not (repeats and bubble not in said[:-1])):
+                shown = _shown(sent_as(bubble)) if sent_as and bubble else bubble
+                if bubble and not shown:
+                    yield bubble
+                if not shown or (sent[-1:] == [shown] and not (repeats and shown not in sent[:-1])):
+                    if end:
+                        break
                     continue
                 if uncounted(bubble) in map(uncounted, said) and uncounted(bubble) != bubble:
                     break
                 said.append(bubble)
+                sent.append(shown)
                 yield bubble
                 if end or len(said) >= self._settings.chat.max_bubbles:
                     break
@@ -287,6 +314,12 @@ def asked(exchange: Exchange, ids: Collection[str], window: Window) -> Message:
     return exchange.heard[-1]
 
 
+def _shown(segments: list[dict[str, Any]]) -> str:
+    """Segments as one string, equal for those that look the same; empty for none."""
+    texts = [s | {"data": {"text": s["data"]["text"].strip()}} if s["type"] == "text" else s for s in segments]
+    return json.dumps(texts, sort_keys=True) if texts else ""
+
+
 def uncounted(bubble: str) -> str:
     """A bubble with every number alike; as it is where it holds nothing else, for people do count down."""
     without = re.sub(r"\d+", "0", bubble)
@@ -296,7 +329,10 @@ def uncounted(bubble: str) -> str:
 def tidy(line: str) -> str:
     """A generated line as it may be sent: no control characters (a byte-fallback token can be an ESC), no long text.
 
+    Nor characters of no width or ones that turn the writing around; nothing, where nothing of it is seen.
+
     Emoji that a server streamed in halves are put together; half of one is left out: it can be neither sent nor stored.
     """
     line = line.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-    return "".join(c for c in line if unicodedata.category(c) != "Cc").strip()[:_TEXT_MAX]
+    line = "".join(c for c in _INVISIBLE.sub("", line) if unicodedata.category(c) != "Cc").strip()[:_TEXT_MAX]
+    return line if is_seen(line) else ""

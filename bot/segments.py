@@ -8,6 +8,7 @@ never sent, and what stands for a picture, a voice or a card that is not there i
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -211,7 +212,14 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
             out.append(segment)
         position = end
     _add_text(out, plain[position:])
-    return [s for s in out if s["type"] != "text" or s["data"]["text"].strip()] or []
+    return [s for s in out if s["type"] != "text" or is_seen(s["data"]["text"])]
+
+
+def is_seen(text: str) -> bool:
+    """Whether anything of a text is seen: it holds more than spaces, control and format characters (Z*, Cc, Cf)."""
+    return any(
+        unicodedata.category(c) not in ("Cc", "Cf") and not unicodedata.category(c).startswith("Z") for c in text
+    )
 
 
 def _next_special(

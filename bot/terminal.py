@@ -19,7 +19,6 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.reply import Look
 from bot.scenes import PERSONA_KIND
-from bot.segments import to_segments
 from bot.twin import Twin
 
 ME, ACCOUNT = "1", "2"
@@ -138,7 +137,7 @@ class Terminal:
         said = False
         async for bubble in self.twin.replier.bubbles(look):
             said = True
-            if not to_segments(bubble, look.speakers, look.sticker):
+            if not look.segments(bubble):
                 self.console.print(f"[dim]（想发 {escape(bubble)}，没有可发的，QQ 里不会发出去）[/]")
                 continue
             self.console.print(f"[cyan]{escape(persona.spec.display_name)}[/] ", end="")

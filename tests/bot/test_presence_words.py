@@ -44,6 +44,32 @@ async def test_a_token_of_a_chat_format_is_never_sent_and_ends_the_answer(
     assert stage.said == said
 
 
+async def test_bubbles_are_compared_as_they_are_sent_and_none_is_sent_that_nobody_sees(stage: Stage) -> None:
+    stage.engine.lines = [
+        "好",
+        "[图片]",
+        "好",
+        "嗯[图片]",
+        "嗯",
+        "\u200b",
+        "嗯 [卡片:x]",
+        "[微笑]\u200d[语音]",
+        "[微笑]",
+    ]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["好", "嗯", ""]
+    assert stage.wire.segments[2] == [{"type": "face", "data": {"id": "14"}}]
+
+
+async def test_bubbles_of_which_nothing_can_be_sent_do_not_count(archive: Archive) -> None:
+    stage = Stage(archive, max_bubbles=2)
+    stage.engine.lines = ["[图片]", "[语音]", "好", "嗯"]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.said == ["好", "嗯"]
+
+
 async def test_who_says_things_twice_may_and_no_more_than_twice(stage: Stage) -> None:
     stage.engine.lines = ["在吗", "在吗", "在吗", "好", "在吗"]
     manifest = Manifest(

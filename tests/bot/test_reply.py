@@ -29,6 +29,9 @@ from bot.reply import Look, Replier, tidy, uncounted
         ("哈" * 600, "哈" * 500),
         ("a\ud83d\ude00b", "a😀b"),
         ("a\ud83db\ude00", "ab"),
+        ("\u202e倒\u2066过\u2069来\ufeff", "倒过来"),
+        ("\u200b", ""),
+        ("\u200d\u3000\u200e", ""),
     ],
 )
 def test_a_bubble_is_sent_without_control_characters_or_endless_text(made: str, sent: str) -> None:
