@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from bot.config import Chat
 from bot.errors import SendFailure
+from bot.events import BanKind
 from bot.message import Scene
 
 _FAILURE_S = 600.0
@@ -34,7 +35,7 @@ class Budget:
         """When was sent into a scene, and from an account; monotonic seconds, ascending."""
         self._next: dict[str, float] = {}
         self._failed: dict[tuple[str, Scene], list[float]] = {}
-        self._muted: dict[tuple[str, Scene], float] = {}
+        self._muted: dict[tuple[str, Scene], dict[BanKind, float]] = {}
         self._paused_until: dict[str, float] = {}
 
     def hindrance(self, account: str, scene: Scene, now: float) -> str | None:
@@ -43,7 +44,7 @@ class Budget:
         Returns:
             `muted`, `paused`, `budget` or None.
         """
-        if now < self._muted.get((account, scene), -math.inf):
+        if any(now < until for until in self._muted.get((account, scene), {}).values()):
             return "muted"
         if now < self._paused_until.get(account, -math.inf):
             return "paused"
@@ -82,9 +83,12 @@ class Budget:
         if failure is SendFailure.SHADOWED:
             self._paused_until[account] = now + self._chat.shadowed_pause_s
 
-    def mute(self, account: str, scene: Scene, until: float) -> None:
-        """An account may not speak in a group until then (monotonic seconds); a moment gone by lifts it."""
-        self._muted[account, scene] = until
+    def mute(self, account: str, scene: Scene, until: float, kind: BanKind = BanKind.OWN) -> None:
+        """An account may not speak in a group until then (monotonic seconds); a moment gone by lifts it.
+
+        Bans of one kind neither end nor lift those of another.
+        """
+        self._muted.setdefault((account, scene), {})[kind] = until
 
     def _of(self, sender: Scene | str) -> deque[float]:
         return self._sent.setdefault(sender, deque())

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, Self
 
 from bot import cq
 from bot.message import Message, Origin, Scene
@@ -35,13 +36,37 @@ class Recall:
     seq: int | None = None
 
 
+class BanKind(StrEnum):
+    """Why an account may not speak in a group: a ban of its own, of the whole group, or it is in it no more."""
+
+    OWN = "own"
+    ALL = "all"
+    GONE = "gone"
+
+
+class Ban(float):
+    """Seconds of a ban: inf until lifted, 0 lifts it; of which kind it is, and since when (aware UTC; given none: now).
+
+    Lifting one kind leaves the others.
+    """
+
+    kind: BanKind
+    since: datetime
+
+    def __new__(cls, seconds: float, kind: BanKind = BanKind.OWN, since: datetime | None = None) -> Self:
+        """Seconds that carry their kind and beginning."""
+        ban = super().__new__(cls, seconds)
+        ban.kind, ban.since = kind, since or datetime.now(UTC)
+        return ban
+
+
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """An account may not speak in a group: for how many seconds; inf until lifted, 0 lifts it."""
+    """An account may not speak in a group: for how many seconds."""
 
     account: str
     scene: Scene
-    seconds: float
+    seconds: Ban
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +86,7 @@ def read(
 ) -> Message | Recall | Mute | Online | None:
     """The message or poke, recall, mute of the account or state of it an event tells of; None for every other kind.
 
-    To be thrown out of a group is a mute without end, to be in it again lifts it.
+    To be thrown out of a group is a mute without end, to be in it again lifts that one.
 
     Args:
         event: OneBot v11 event.
@@ -94,10 +119,9 @@ def _of_account(event: Mapping[str, Any]) -> Mute | Online | None:
         case "bot_offline", _:
             return Online(own, online=False)
         case "group_decrease", "kick_me" | "disband":
-            return Mute(own, Scene("group", _number(event, "group_id")), math.inf)
+            return _gone(event, own, math.inf)
         case "group_decrease" | "group_increase" as change, _ if str(event.get("user_id")) == own:
-            gone = change == "group_decrease"
-            return Mute(own, Scene("group", _number(event, "group_id")), math.inf if gone else 0.0)
+            return _gone(event, own, math.inf if change == "group_decrease" else 0.0)
         case _:
             return None
 
@@ -180,14 +204,28 @@ def _mute(event: Mapping[str, Any]) -> Mute | None:
     if str(event.get("user_id")) not in ("0", own):
         return None
     scene = Scene("group", _number(event, "group_id"))
+    kind = BanKind.ALL if str(event.get("user_id")) == "0" else BanKind.OWN
     if event.get("sub_type") == "lift_ban":
-        return Mute(own, scene, 0.0)
+        return Mute(own, scene, Ban(0.0, kind, _since(event)))
     try:
         seconds = float(event.get("duration") or 0)
     except (TypeError, ValueError) as e:
         raise MalformedEvent("field 'duration' is not seconds") from e
-    whole_group = seconds < 0 or str(event.get("user_id")) == "0"
-    return Mute(own, scene, math.inf if whole_group else seconds)
+    endless = seconds < 0 or kind is BanKind.ALL
+    return Mute(own, scene, Ban(math.inf if endless else seconds, kind, _since(event)))
+
+
+def _gone(event: Mapping[str, Any], own: str, seconds: float) -> Mute:
+    """The account is in a group no more, or (0 seconds) again."""
+    return Mute(own, Scene("group", _number(event, "group_id")), Ban(seconds, BanKind.GONE, _since(event)))
+
+
+def _since(event: Mapping[str, Any]) -> datetime | None:
+    """When it happened; None where the event does not tell: a ban counts all the same."""
+    try:
+        return _time(event)
+    except MalformedEvent:
+        return None
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:

@@ -21,7 +21,9 @@ from bot.archive import Archive, Decision
 from bot.budget import Budget
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
+from bot.events import Ban
 from bot.message import Message, Origin, Scene
+from bot.mutes import Mutes
 from bot.pacing import Pace, rhythms_s, situations
 from bot.persona import Pacing, Persona
 from bot.prompt import Exchange
@@ -125,6 +127,8 @@ class Presence:
         self._rng = rng or random.Random()
         self.budget = Budget(settings.chat)
         """What may still be sent; answers to commands count in it too."""
+        self.mutes = Mutes(archive, self.budget)
+        """Where the accounts may not speak."""
         self._remember_sent()
         self._offline: set[str] = set()
         self._turns: dict[Scene, _Turn] = {}
@@ -295,7 +299,7 @@ class Presence:
 
     def muted(self, account: str, scene: Scene, seconds: float) -> None:
         """An account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
-        self.budget.mute(account, scene, time.monotonic() + seconds)
+        self.mutes.told(account, scene, seconds if isinstance(seconds, Ban) else Ban(seconds))
 
     def online(self, account: str, online: bool) -> None:
         """QQ has an account logged in, or logged it out: then nothing is sent from it until it is back."""

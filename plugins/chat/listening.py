@@ -6,7 +6,7 @@ from typing import Any
 
 from loguru import logger
 
-from bot.errors import SendError
+from bot.errors import PersonaError, SendError
 from bot.events import read
 from bot.message import Message, Origin
 from bot.onebot import OneBotTransport
@@ -38,13 +38,14 @@ class Listener:
             return
         sender = raw.get("sender")
         role = str(sender.get("role") or "") if isinstance(sender, Mapping) else ""
+        self._twin.presence.mutes.heard(account, message, role)
         always = self._twin.commands.is_always(stored)
         if self._twin.commands.is_command(stored) and not always and self._twin.presence.stale(stored):
             logger.info("a command of long ago is not obeyed any more")
             return
         if self._twin.commands.is_command(stored) and not always and not self._commands_here(stored, account):
             return
-        answer = await self._twin.commands.run(stored, role, account)
+        answer = await self._run(stored, role, account)
         if answer is not None:
             await self._answer(stored, account, answer)
         elif stored.origin is Origin.HUMAN:
@@ -53,19 +54,32 @@ class Listener:
             elif not out:
                 self._twin.presence.heard(stored, account)
 
+    async def _run(self, message: Message, role: str, account: str) -> str | None:
+        """A command's answer; where no persona loads, the owners read why just when they ask, others nothing."""
+        try:
+            return await self._twin.commands.run(message, role, account)
+        except PersonaError as e:
+            logger.warning("a command is not answered: {}", e)
+            return str(e) if self._is_owner(message, account) else ""
+
+    def _is_owner(self, message: Message, account: str) -> bool:
+        return message.sender_id in (account, *self._twin.settings.onebot.superusers)
+
     def _commands_here(self, message: Message, account: str) -> bool:
         """Whether a command is answered in its scene: the owners' always are."""
-        owner = message.sender_id in (account, *self._twin.settings.onebot.superusers)
-        return owner or self._twin.presence.scenes.commands(message.scene)
+        return self._is_owner(message, account) or self._twin.presence.scenes.commands(message.scene)
 
     async def _answer(self, message: Message, account: str, text: str) -> None:
         """Send a command's answer; stored as `system`, so that the model never sees it.
 
-        It counts in the budget of scene and account; where that is used up, only the owner is still answered.
+        It counts in the budget of scene and account; where that is used up, only the owner is still answered, and
+        nobody where the account is muted or offline.
         """
         budget, now_s = self._twin.presence.budget, time.monotonic()
-        owner = message.sender_id in (account, *self._twin.settings.onebot.superusers)
-        if not text or (not owner and budget.hindrance(account, message.scene, now_s)):
+        hindrance = budget.hindrance(account, message.scene, now_s)
+        if not text or hindrance == "muted" or not self._twin.presence.is_online(account):
+            return
+        if hindrance and not self._is_owner(message, account):
             return
         budget.spend(account, message.scene, now_s)
         segments = [{"type": "text", "data": {"text": text}}]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.events import MalformedEvent, Mute, Online, Recall, message, read
+from bot.events import Ban, MalformedEvent, Mute, Online, Recall, message, read
 from bot.message import Message, Origin, Scene
 
 FRAMES = [
@@ -188,6 +188,23 @@ def test_a_mangled_frame_is_read_or_refused_by_one_error(good: dict[str, Any], m
     assert found is None or isinstance(found, Mute | Online) or found.time.tzinfo is UTC
 
 
+def test_a_ban_says_of_which_kind_it_is_and_when_it_began() -> None:
+    event = {"post_type": "notice", "notice_type": "group_ban", "sub_type": "ban", "self_id": 4, "time": 7,
+             "group_id": 20001, "user_id": 4, "duration": 600}  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {}, {"user_id": 0}, {"user_id": 0, "sub_type": "lift_ban"}, {"duration": -1},
+        {"notice_type": "group_decrease", "sub_type": "kick_me"}, {"notice_type": "group_increase"},
+    ]  # fmt: skip
+    bans = [mute.seconds for change in changes if isinstance(mute := read(event | change), Mute)]
+    assert [(float(b), b.kind) for b in bans] == [
+        (600, "own"), (math.inf, "all"), (0, "all"), (math.inf, "own"), (math.inf, "gone"), (0, "gone"),
+    ]  # fmt: skip
+    assert {b.since for b in bans} == {datetime.fromtimestamp(7, UTC)}
+    unknown = read(event | {"time": None})
+    assert isinstance(unknown, Mute)
+    assert (datetime.now(UTC) - unknown.seconds.since).total_seconds() < 60
+
+
 @pytest.mark.parametrize(
     ("changed", "seconds"),
     [
@@ -201,7 +218,7 @@ def test_a_mute_of_the_account_or_of_all_is_told_apart_from_somebody_elses(
 ) -> None:
     ban = {"post_type": "notice", "notice_type": "group_ban", "sub_type": "ban", "self_id": 3889000770, "time": 1,
            "group_id": 20001, "user_id": 3889000770, "operator_id": 10002, "duration": 600}  # fmt: skip
-    assert read(ban | changed) == (None if seconds is None else Mute("3889000770", GROUP, seconds))
+    assert read(ban | changed) == (None if seconds is None else Mute("3889000770", GROUP, Ban(seconds)))
 
 
 def test_a_mute_without_a_length_is_malformed() -> None:
