@@ -56,7 +56,10 @@ def may_open(archive: Archive, scene: Scene, settings: Settings, now: datetime) 
         ArchiveError: the store cannot be read.
     """
     last = archive.window(scene, 1)
-    if not last or (now - last[-1].time).total_seconds() <= settings.conversation.conversation_gap_s:
+    # What was stored before the clock was put back says nothing of now; QQ's clock may be a little ahead of ours.
+    newest = archive.last_before(scene, now + timedelta(seconds=settings.chat.stale_after_s))
+    goes_on = newest is not None and (now - newest).total_seconds() <= settings.conversation.conversation_gap_s
+    if not last or goes_on:
         return False
     said = archive.decision_on(scene, last[-1].id) if last[-1].origin is Origin.TWIN else None
     if said is not None and said.why.get("opening"):

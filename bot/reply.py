@@ -86,7 +86,7 @@ class Look:
     def segments(self, bubble: str) -> list[dict[str, Any]]:
         """What is sent for a bubble; empty when nothing of it can be.
 
-        A poke that names nobody is at whom the answer is to, and left out where it is to nobody.
+        A poke that tells of nobody is at whom the answer is to, and left out where it is to nobody.
         """
         whom = self.to.sender_id if self.to else self.scene.id if self.scene.private else None
         made = to_segments(bubble, self.speakers, self.sticker)

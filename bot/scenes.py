@@ -69,7 +69,7 @@ class Scenes:
         if state is None or state[0] != "held":
             return False
         now = datetime.now(UTC)
-        if (now - state[1]).total_seconds() < self._chat.hold_s:
+        if 0 <= (now - state[1]).total_seconds() < self._chat.hold_s:  # below 0 where the clock was put back
             return True
         log = self._archive.timeline(scene, STATE_KIND)
         before = next((value for _, value in reversed(log) if value != "held"), "on")

@@ -196,8 +196,8 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
         sticker: finds market faces and image stickers.
 
     Returns:
-        text, face, mface, image, at, dice, rps and poke segments (of whom, the sender knows); empty when nothing is
-        left.
+        text, face, mface, image, at, dice, rps and poke segments (of whom, the sender knows, unless one is named:
+        `[戳一戳]@昵称`); empty when nothing is left.
     """
     out: list[dict[str, Any]] = []
     position = 0
@@ -229,12 +229,10 @@ def _next_special(
     for match in _TOKEN.finditer(text[start:]):
         begin = start + match.start()
         if match[0] == "@":
-            name = max((n for n in speakers if n and text.startswith(n, begin + 1)), key=len, default=None)
-            bearers = speakers[name] if name is not None else set()
-            if name is not None and len(bearers) == 1 and (qq := next(iter(bearers))).isdecimal():
-                return begin, begin + 1 + len(name), {"type": "at", "data": {"qq": qq}}
+            if (named := _named(text, begin + 1, speakers)) is not None and named[1]:
+                return begin, named[0], {"type": "at", "data": {"qq": named[1]}}
         elif match[0] == POKE:
-            return begin, start + match.end(), {"type": "poke", "data": {}}
+            return _poke(text, begin, start + match.end(), speakers)
         elif match[0] in (DICE, RPS):
             return begin, start + match.end(), {"type": "dice" if match[0] == DICE else "rps", "data": {}}
         elif (face := face_ids().get(match[0][1:-1])) is not None:
@@ -242,6 +240,28 @@ def _next_special(
         elif (used := sticker(match[0])) is not None or _NOTHING_TO_SEND.fullmatch(match[0]):
             return begin, start + match.end(), used
     return None
+
+
+def _named(text: str, start: int, speakers: Mapping[str, set[str]]) -> tuple[int, str | None] | None:
+    """The longest speaker's name that begins at `start`: its end, and the QQ number if exactly one bears it."""
+    name = max((n for n in speakers if n and text.startswith(n, start)), key=len, default=None)
+    if name is None:
+        return None
+    (qq,) = speakers[name] if len(speakers[name]) == 1 else ("",)
+    return start + len(name), qq if qq.isdecimal() else None
+
+
+def _poke(text: str, begin: int, end: int, speakers: Mapping[str, set[str]]) -> tuple[int, int, dict[str, Any] | None]:
+    """A poke, with whom it is at where that is told; none where that is not exactly one speaker.
+
+    It is a message of its own: of a name that nobody bears the rest of the line is part.
+    """
+    if not text.startswith("@", end):
+        return begin, end, {"type": "poke", "data": {}}
+    named = _named(text, end + 1, speakers)
+    if named is None:
+        return begin, min((at for c in "\n[" if (at := text.find(c, end)) >= 0), default=len(text)), None
+    return begin, named[0], {"type": "poke", "data": {"id": named[1]}} if named[1] else None
 
 
 def _add_text(out: list[dict[str, Any]], text: str) -> None:

@@ -1,15 +1,16 @@
 """bot/openings.py: how often somebody speaks first, from hand-made scenes where that is known."""
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from chats import FRIEND, GROUP, ME, PRIVATE
 
-from bot.config import Conversation
+from bot.archive import Archive
+from bot.config import Conversation, Settings
 from bot.message import Message, Origin, Scene
-from bot.openings import rates
+from bot.openings import may_open, rates
 
 ZONE = ZoneInfo("Asia/Shanghai")
 FIRST = datetime(2026, 8, 1, tzinfo=ZONE)
@@ -64,3 +65,14 @@ def test_where_the_twin_is_on_nothing_is_learned_from_their_quiet() -> None:
     on = [(FIRST + timedelta(days=30), "on")]
     assert learned([*before, *after], on) == learned(before)
     assert sum(learned([*before, *after])) < sum(learned(before)) / 2
+
+
+@pytest.mark.parametrize(
+    ("stored_s", "may"),
+    [([-3600], True), ([-3600, 86_400], True), ([86_400], True), ([-60, 86_400], False), ([5], False)],
+)
+def test_a_clock_put_back_keeps_nobody_from_speaking_first(archive: Archive, stored_s: list[int], may: bool) -> None:
+    now = datetime.now(UTC)
+    times = [now + timedelta(seconds=s) for s in stored_s]
+    archive.append(Message(f"{t}", GROUP, FRIEND, "", t, "嗯") for t in times)
+    assert may_open(archive, GROUP, Settings(), now) is may

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from chats import ACCOUNT, GROUP, PRIVATE
@@ -34,6 +34,17 @@ async def test_the_persons_own_words_drop_the_answer_and_hold_the_twin(archive: 
 async def test_own_words_in_a_scene_that_is_off_change_nothing(stage: Stage) -> None:
     stage.hear("我自己来", PRIVATE, sender=ACCOUNT)
     assert stage.archive.timeline(PRIVATE, "state") == []
+
+
+async def test_a_clock_put_back_does_not_make_the_hold_longer(stage: Stage) -> None:
+    stage.archive.note(GROUP, "state", "held", datetime.now(UTC) + timedelta(days=1))
+    stage.restart()
+    assert not stage.presence.scenes.is_held(GROUP)
+    stage.hear("在吗")
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    stage.hear("我自己来", sender=ACCOUNT)
+    assert stage.presence.scenes.is_held(GROUP)
 
 
 async def test_twin_on_ends_the_hold(stage: Stage) -> None:

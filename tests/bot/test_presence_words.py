@@ -148,6 +148,17 @@ async def test_no_more_bubbles_than_allowed(archive: Archive) -> None:
     assert stage.engine.closed == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "poked"), [("[戳一戳]", [OTHER]), ("[戳一戳]@老王", ["10003"]), ("[戳一戳]@没人", [])]
+)
+async def test_who_is_named_is_poked_else_who_asked(stage: Stage, line: str, poked: list[str]) -> None:
+    stage.archive.append([Message("w", GROUP, "10003", "老王", datetime.now(UTC), "嗯")])
+    stage.engine.lines = [line]
+    stage.hear("戳他", sender=OTHER)
+    await stage.quiet()
+    assert stage.wire.segments == [[{"type": "poke", "data": {"id": qq}}] for qq in poked]
+
+
 async def test_who_asked_is_poked(stage: Stage) -> None:
     stage.engine.lines = ["[戳一戳]"]
     sent: list[list[dict[str, Any]]] = []
