@@ -87,6 +87,8 @@ class Intake:
         self._spans: dict[str, tuple[int, int]] | None = None
         self._all_new = True
         self._quotes_as_they_are: bool | None = None
+        self._claimed_before: set[tuple[str, str]] = set()
+        """(scene, id) in the archive of what the batch before told again: a second may go on in the next batch."""
         self._called: dict[Scene, dict[str, set[str]]] = defaultdict(dict)
         """What people who were forgotten are called in a scene."""
 
@@ -161,6 +163,11 @@ class Intake:
         taken, new = Taken(), []
         known = _Known(connection, batch)
         others = self._others(connection, known.unknown(batch))
+        claimed = set(known.claims(batch))
+        for place, message_id in claimed | self._claimed_before:
+            if place in others:
+                others[place].claim(message_id)
+        self._claimed_before = claimed
         same: list[dict[str, Any]] = []
         for message in batch:
             fresh = known.fresh(message)
@@ -400,6 +407,15 @@ class _Known:
         """Messages that may have to be stored."""
         places = ((m, (str(m.scene), self._id(m))) for m in batch)
         return [m for m, place in places if place not in self._stored and place not in self._same]
+
+    def claims(self, batch: Sequence[Message]) -> Iterator[tuple[str, str]]:
+        """(scene, id) in the archive of messages that are known by their ids."""
+        for message in batch:
+            place, own = str(message.scene), self._id(message)
+            if (place, own) in self._same:
+                yield place, self._same[place, own]
+            elif (place, own) in self._stored:
+                yield place, own
 
     def same(self, scene: str, message_id: str, stored_as: str) -> None:
         """Remember which stored message another id is."""

@@ -59,6 +59,7 @@ class Stored:
 class Others:
     """The messages of other sources around a stretch of a scene."""
 
+    _by_id: dict[str, Stored] = field(default_factory=dict)
     _by_seq: dict[tuple[int, int, str], Stored] = field(default_factory=dict)
     _by_words: dict[tuple[str, int, str], list[Stored]] = field(default_factory=dict)
     _ours: dict[str, list[Stored]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Others:
         found = cls()
         for one in stored:
             second = one.time_ms // 1000
+            found._by_id[one.id] = one
             if one.seq is not None:
                 # A row with the number of what it answered has that one's sender never.
                 found._by_seq.setdefault((one.seq, second, one.sender_id if one.sent_by_us else ""), one)
@@ -78,6 +80,11 @@ class Others:
             words = "" if one.recalled else folded(one.text)
             found._by_words.setdefault((one.sender_id, second, words), []).append(one)
         return found
+
+    def claim(self, message_id: str) -> None:
+        """Mark the message of an id as taken: a message that is known by its id is this one, and no other is."""
+        if (one := self._by_id.get(message_id)) is not None:
+            one.taken = True
 
     def take(self, message: Message) -> Stored | None:
         """The stored message that this one is, marked as taken; None if it is new."""

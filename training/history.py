@@ -1,5 +1,6 @@
 """A history file → the archive: recognised by its content, read once, stored in batches, nothing twice."""
 
+import hashlib
 import shlex
 import time
 from collections import Counter
@@ -231,12 +232,23 @@ def reasons(reading: Reading) -> str:
     return f": {'; '.join(worst)}"
 
 
+def source_of(path: Path, name: str) -> str:
+    """Whose history a path's is, for the archive: by format, file name and place; `nt_msg.db` is every device's name.
+
+    Args:
+        path: a file or folder.
+        name: the format's.
+    """
+    place = hashlib.blake2b(str(path.resolve().parent).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    return f"import:{name}:{path.name}:{place}"
+
+
 class _Store:
     """The archive, as an import writes it: patient while somebody else holds it, and told apart by source."""
 
     def __init__(self, path: Path, archive: Archive, result: ImportResult, patience_s: float, writer: Executor) -> None:
         self._path, self._archive, self._result, self._patience_s = path, archive, result, patience_s
-        self._intake = Intake(archive, f"import:{result.source.name}:{path.name}")
+        self._intake = Intake(archive, source_of(path, result.source.name))
         self._digest = ledger.digest(path, result.source.name, result.reading.told)
         self._writer = writer
         self._written: Future[Taken] | None = None

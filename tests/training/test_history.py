@@ -19,9 +19,11 @@ from bench import ntqq as qq
 from bot import forgetting
 from bot.archive import Archive
 from bot.errors import ImportFault
+from bot.intake import Intake
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
 from training import history
+from training.importers import ntqq as ntqq_importer
 from training.importers.source import Reading, Told
 
 GROUP, PRIVATE = Scene("group", str(qq.FIRST_GROUP)), Scene("private", str(qq.FIRST_FRIEND))
@@ -212,6 +214,49 @@ def test_an_unchanged_history_is_known_and_a_changed_one_read(tmp_path: Path, ar
     path.unlink()
     third = history.load(database(path, rows(range(1, 31))), archive)
     assert (third.before, third.added) == (None, 10)
+
+
+def phones(of: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows as another device has them: ids of its own."""
+    return [{**r, "40001": 7_700_000_000_000_000_000 + r["40001"]} for r in of]
+
+
+def test_the_databases_of_two_devices_bear_one_name_and_tell_one_history(tmp_path: Path, archive: Archive) -> None:
+    for device in ("pc", "phone"):
+        (tmp_path / device).mkdir()
+    said = rows(range(1, 41))
+    history.load(database(tmp_path / "pc" / "nt_msg.db", said), archive)
+    phone = database(tmp_path / "phone" / "nt_msg.db", phones(rows(range(1, 61))))
+    result = history.load(phone, archive)
+    assert (result.messages, result.added, result.same) == (60, 20, 40)
+    (tmp_path / "moved").mkdir()
+    moved = phone.rename(tmp_path / "moved" / "nt_msg.db")
+    moved.write_bytes(moved.read_bytes() + b"\0" * 4096)  # no longer the file that the ledger knows
+    again = history.load(moved, archive)
+    assert (again.before, again.added, again.same) == (None, 0, 0)
+
+
+def test_what_an_archive_holds_from_before_sources_named_their_place_is_not_added_again(
+    tmp_path: Path, archive: Archive
+) -> None:
+    path = database(tmp_path / "nt_msg.db", rows(range(1, 41)))
+    held = [item for item in ntqq_importer.items(path, Reading()) if isinstance(item, Message)]
+    Intake(archive, "import:ntqq:nt_msg.db").take(held)
+    result = history.load(path, archive)
+    assert (result.messages, result.added, result.same) == (40, 0, 0)
+
+
+@pytest.mark.parametrize("batch", [5000, 2])
+def test_a_newer_copy_elsewhere_brings_what_was_said_again_within_the_second(
+    tmp_path: Path, archive: Archive, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(history, "BATCH", batch)
+    laughs = [ntqq.chat(n, "哈哈", c40050=qq.START_S) for n in range(1, 4)]
+    for name, of in (("old", laughs[:2]), ("new", laughs)):
+        (tmp_path / name).mkdir()
+        result = history.load(database(tmp_path / name / "nt_msg.db", of), archive)
+    assert (result.added, result.same) == (1, 0)
+    assert len(archive.history(PRIVATE)) == 3
 
 
 _CHILD = """
