@@ -12,6 +12,7 @@ from bot.message import Message, Scene
 from bot.stickers import named
 from training import folders, history
 from training.importers.fivecsv import pieces
+from training.importers.record import SECONDS_REMEMBERED, Ids
 from training.importers.source import Reading
 
 
@@ -75,6 +76,22 @@ def test_wechat_without_the_column_and_with_two_others_is_a_group_named_as_the_f
     )
     found, _ = read(tmp_path / "面包店.csv", rows.encode("utf-8-sig"))
     assert [(m.scene, m.text) for m in found] == [(Scene("group", "面包店"), f"第{n}句") for n in (1, 2, 3)]
+
+
+def test_seconds_out_of_order_cost_no_message(tmp_path: Path) -> None:
+    said = [("好", 1), ("a", 2), ("好", 1), ("b", 3), ("好", 1)]
+    rows = "".join(f"{i},0,文本,0,wx1,wx1,{t},,2024-10-04 11:42:0{s}\n" for i, (t, s) in enumerate(said)).encode()
+    header = b"id,MsgSvrID,type_name,is_sender,talker,room_name,msg,src,CreateTime\n"
+    found, _ = read(tmp_path / "h.csv", header + rows)
+    assert len({m.id for m in found}) == 5
+    in_order, _ = read(tmp_path / "sorted.csv", header + b"".join(sorted(rows.splitlines(True), key=lambda r: r[-3:])))
+    assert {m.id for m in in_order} == {m.id for m in found}, "another export's order gives the same ids"
+
+
+def test_of_what_ids_are_made_of_little_is_remembered() -> None:
+    ids, scene = Ids(), Scene("group", "1")
+    made = {ids.of(scene, datetime.fromtimestamp(n, UTC), "2", "好") for n in range(3 * SECONDS_REMEMBERED)}
+    assert (len(made), len(ids._seen)) == (3 * SECONDS_REMEMBERED, SECONDS_REMEMBERED)
 
 
 def test_wechat_old_layout(tmp_path: Path) -> None:

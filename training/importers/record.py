@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, tzinfo
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ EARLIEST, LATEST = datetime(1999, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo
 RECALLED, SYSTEM, CALL, EMPTY = "a recalled message", "a system row", "a call", "an empty message"
 _SECONDS_MAX, _FINER = 10**11, 3
 _DIGITS_MAX = 18
+SECONDS_REMEMBERED = 1000
+"""Seconds of scenes in which messages that read alike are told apart."""
 _WRITTEN = re.compile(
     r"\s*(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?(?:[T\s]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?)?"
     r"\s*(Z|[+-]\d{2}:?\d{2})?\s*"
@@ -125,19 +128,21 @@ def message(
 class Ids:
     """Ids for messages whose file has none: a hash of scene, second, sender, text, and how many such came before.
 
-    Exports that overlap give the same message the same id, whichever of the id-less formats they are of.
+    Exports that overlap give the same message the same id, whichever of the id-less formats they are of. A file's
+    seconds may be out of order: those that were written to last are remembered.
     """
 
     def __init__(self) -> None:
-        self._time: datetime | None = None
-        self._seen: dict[tuple[Scene, str, str], int] = {}
+        self._seen: OrderedDict[tuple[Scene, int], Counter[tuple[str, str]]] = OrderedDict()
 
     def of(self, scene: Scene, time: datetime, sender_id: str, text: str) -> str:
         """The id of the next message, in the file's order."""
-        if time != self._time:
-            self._time, self._seen = time, {}
-        key = (scene, sender_id, text)
-        ordinal = self._seen[key] = self._seen.get(key, 0) + 1
-        parts = (str(scene), str(int(time.timestamp())), sender_id, str(ordinal), text)
+        second = int(time.timestamp())
+        seen = self._seen.setdefault((scene, second), Counter())
+        self._seen.move_to_end((scene, second))
+        if len(self._seen) > SECONDS_REMEMBERED:
+            self._seen.popitem(last=False)
+        seen[sender_id, text] += 1
+        parts = (str(scene), str(second), sender_id, str(seen[sender_id, text]), text)
         digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=10)
         return f"x{digest.hexdigest()}"
