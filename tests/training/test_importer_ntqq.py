@@ -5,6 +5,8 @@ import json
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +29,7 @@ from bot.message import Message, Scene
 from bot.segments import market_face, to_text
 from training import history
 from training.importers import ntqq as importer
-from training.importers import ntqq_body, ntqq_wire
+from training.importers import ntqq_body, ntqq_text, ntqq_wire
 from training.importers.source import Reading, Told, head
 
 GROUP, PRIVATE = Scene("group", str(qq.FIRST_GROUP)), Scene("private", str(qq.FIRST_FRIEND))
@@ -36,6 +38,13 @@ GOLDEN = bytes.fromhex("82f61321c8fc15a1d0e6a4d2b8b8806ad0fc1501ea821609e5919ce5
 KEY = "a'b\"c~{}|;--9xYz"
 CIPHER = pytest.mark.skipif(importlib.util.find_spec("sqlcipher3") is None, reason="sqlcipher3 (extra ntqq) is missing")
 QQ: dict[str, Any] = {"page_bytes": 4096, "rounds": 4000, "hmac": "SHA1", "named": True}
+
+ROOT = Path(__file__).parents[2]
+
+
+def row_id(number: int) -> int:
+    """The id of a row that `ntqq.say` makes."""
+    return int(ntqq.say(number, "")["40001"])
 
 
 @pytest.fixture
@@ -470,6 +479,107 @@ def test_a_dump_takes_nothing_but_its_own_tables(tmp_path: Path) -> None:
     assert not outside.exists()
     assert reading.skipped["SQL that breaks off"] == 1
     assert sum(n for why, n in reading.skipped.items() if why.startswith("SQL that cannot be run")) == 2
+
+
+def literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f"X'{value.hex()}'"
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def dump_of_one_insert(path: Path, count: int) -> Path:
+    """A dump with every row in one INSERT, some of whose texts look like the end of a row."""
+    rows = [ntqq.say(n, f"第{n}句" * 40, c40090=("甲),\n(it's", "乙(", "丙")[n % 3]) for n in range(1, count + 1)]
+    names = ",".join(f'"{c}"' for c in rows[0])
+    # A row over several lines, of which one ends as a row does.
+    values = (f"({','.join(map(literal, r.values()))})".replace("'丙',", "lower('丙'),\n") for r in rows)
+    columns = ",".join(f'"{c}"' + " INTEGER PRIMARY KEY" * (c == "40001") for c in rows[0])
+    sql = f'CREATE TABLE "group_msg_table"({columns});\nINSERT INTO "group_msg_table" ({names}) VALUES {{}};\nCOMMIT;\n'
+    path.write_text(sql.format(",\n".join(values)), "utf-8")
+    return path
+
+
+def test_an_insert_of_thousands_of_rows_is_run_in_pieces_and_none_is_lost(tmp_path: Path) -> None:
+    pieces = []
+    for count in (4000, 8000):
+        path = dump_of_one_insert(tmp_path / f"{count}.sql", count)
+        found, reading = read(path)
+        assert ([m.id for m in found], dict(reading.skipped)) == ([str(row_id(n)) for n in range(1, count + 1)], {})
+        assert {m.sender_name for m in found} == {"甲),\n(it's", "乙(", "丙"}
+        inserts = [s for _, s in ntqq_text._statements(path, Reading()) if s.startswith("INSERT")]
+        assert sum(map(len, inserts)) < path.stat().st_size * 1.01
+        assert max(map(len, inserts)) < 1.1 * ntqq_text._CHUNK_BYTES
+        pieces.append(len(inserts))
+    assert pieces[0] > 2
+    assert abs(pieces[1] - 2 * pieces[0]) <= 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_dump_is_read_in_the_encoding_of_its_mark(tmp_path: Path, encoding: str) -> None:
+    plain = qq.write(tmp_path / "nt_msg.db", PEOPLE)
+    dump = ntqq.dumped(plain, tmp_path / "dump.sql")
+    dump.write_bytes(dump.read_text("utf-8").encode(encoding))
+    assert history.recognised(dump) is importer.SOURCE
+    assert read(dump)[0] == read(plain)[0]
+
+
+_SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from pydantic import SecretStr
+from bot.errors import ImportFault
+from training import history
+from training.importers.source import Told
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    result = history.load(Path(sys.argv[1]), None, told=Told(key=SecretStr(sys.argv[2])))
+except ImportFault as e:
+    print(e)
+else:
+    print("read", result.messages, dict(result.reading.skipped))
+"""
+
+
+def logged(path: Path, statement: str, values: Sequence[Any]) -> sqlite3.Connection:
+    """Put a row into a database's log, which stays while the connection does."""
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode=WAL")
+    writer.execute("PRAGMA wal_autocheckpoint=0")
+    writer.execute(statement, values)
+    return writer
+
+
+@pytest.mark.parametrize("kind", ["dump", "log", "log beside", pytest.param("encrypted", marks=CIPHER)])
+def test_a_temporary_folder_without_room_is_named_with_what_is_needed(tmp_path: Path, kind: str) -> None:
+    folder, spare = tmp_path / "qq", tmp_path / "spare"
+    folder.mkdir()
+    spare.mkdir()
+    path = qq.write(folder / "nt_msg.db", [ntqq.say(n, "话" * 100) for n in range(1, 2000)])
+    needing, writer = path, None
+    if kind == "dump":
+        needing = path = ntqq.dumped(path, tmp_path / "dump.sql")
+    elif kind == "log":
+        writer = logged(path, "DELETE FROM group_msg_table WHERE [40001] = ?", [row_id(1)])
+    elif kind == "log beside":
+        needing = folder / "profile_info.db"
+        ntqq.profile_info(needing, dict.fromkeys(range(3000), "名" * 30))
+        writer = logged(needing, "INSERT INTO profile_info_v6 VALUES(?,?,?)", ["u", 1, "甲"])
+    else:
+        needing = path = ntqq.encrypted(path, tmp_path / "nt_msg.db", KEY, **QQ)
+    size = sum(p.stat().st_size for p in needing.parent.glob(f"{needing.name}*") if not p.name.endswith("-shm"))
+    command = [sys.executable, "-c", _SMALL_DISK, str(path), KEY]
+    environment = {**os.environ, "TMPDIR": str(spare)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    megabytes = -(-size // 10**6)
+    assert done.stdout.startswith(
+        f"the temporary folder {str(spare)!r} cannot take what reading {needing.name!r} needs, about {megabytes} MB ("
+    ), done.stdout + done.stderr
+    assert "or name another folder in TMPDIR" in done.stdout
+    assert list(spare.iterdir()) == []
+    if writer is not None:
+        writer.close()
 
 
 def test_broken_objects_of_an_export_are_counted_and_the_others_read(tmp_path: Path) -> None:

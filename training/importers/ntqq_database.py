@@ -5,6 +5,7 @@ one, are copied to a temporary folder first: nothing is ever written beside the 
 bytes of QQ's own header, then SQLCipher 4 (QQBackup/QQDecrypt, "db_file_analysis"); its copy stays encrypted.
 """
 
+import errno
 import shutil
 import sqlite3
 import tempfile
@@ -23,11 +24,15 @@ from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
 from training.importers.source import DAMAGED, Reading, unreadable
 
 MAGIC, NT_MAGIC = b"SQLite format 3\0", b"QQ_NT DB"
+NAMES = ("profile_info.db", "group_info.db")
+"""Databases with people's and groups' names, where they lie beside."""
 _HEADER_BYTES, _NT_MAGIC_AT = 1024, 32
 _BUSY_S = 2.0
 _HMACS = ("SHA1", "SHA256", "SHA512")
 _PAGES_BYTES, _ROUNDS = (4096, 1024), (4000, 256_000, 64_000)
 """SQLCipher's page size and key derivation: QQ's own, then those of versions 4 and 3."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NOT_WRITTEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _ROWIDS = range(-(1 << 63), 1 << 63)
 _PRECISION = 64
 """Behind broken pages at most this part of what they held is lost, too."""
@@ -74,6 +79,43 @@ class Database:
         self._connection.close()
 
 
+class NoRoom(ImportFault):
+    """The temporary folder cannot take a copy: no fault of the file, so nothing to do without."""
+
+
+@contextmanager
+def room(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Something is written to the temporary folder.
+
+    Args:
+        path: for the sake of which file.
+        needed_bytes: how much there must be.
+
+    Raises:
+        NoRoom: the folder is full, or cannot be written.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as e:
+        if not unwritable(e):
+            raise
+        try:
+            folder = repr(tempfile.gettempdir())
+        except OSError:  # none can be written
+            folder = "(there is none)"
+        raise NoRoom(
+            f"the temporary folder {folder} cannot take what reading {path.name!r} needs, about "
+            f"{-(-needed_bytes // 1_000_000)} MB ({e}): free so much there, or name another folder in TMPDIR"
+        ) from e
+
+
+def unwritable(error: Exception) -> bool:
+    """Whether an error says that a disk is full or takes no file, which reading cannot raise."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITTEN
+    return isinstance(error, OSError) and (error.errno in _FULL or "temporary" in (error.strerror or ""))
+
+
 @contextmanager
 def opened(path: Path, key: SecretStr | None) -> Iterator[Database]:
     """A database, read only.
@@ -84,6 +126,7 @@ def opened(path: Path, key: SecretStr | None) -> Iterator[Database]:
 
     Raises:
         ImportFault: it cannot be read, is locked or no database, needs a key, or this is not its key.
+        NoRoom: the temporary folder cannot take its copy.
     """
     try:
         with path.open("rb") as f:
@@ -103,9 +146,10 @@ def _plain(path: Path, head: bytes, stack: ExitStack) -> Callable[[], sqlite3.Co
     if head[18:20] == b"\2\2":  # a write-ahead log: SQLite would make its index beside the file
         log = path.with_name(f"{path.name}-wal")
         if log.is_file() and log.stat().st_size:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
-            for file in (path, log):
-                shutil.copyfile(file, folder / file.name)
+            with room(path, path.stat().st_size + log.stat().st_size):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
+                for file in (path, log):
+                    shutil.copyfile(file, folder / file.name)
             path = folder / path.name
         else:
             options += "&immutable=1"
@@ -157,11 +201,12 @@ def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack)
         from sqlcipher3 import dbapi2 as sqlcipher
     except ImportError as e:
         raise ImportFault(f"{path.name!r} is encrypted, which needs sqlcipher3: pip install 'qqtwin[ntqq]'") from e
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
-    copy = folder / path.name
-    with path.open("rb") as whole, copy.open("wb") as inner:
-        whole.seek(_HEADER_BYTES if encrypted(head) else 0)
-        shutil.copyfileobj(whole, inner, 1 << 20)
+    with room(path, path.stat().st_size):
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
+        copy = folder / path.name
+        with path.open("rb") as whole, copy.open("wb") as inner:
+            whole.seek(_HEADER_BYTES if encrypted(head) else 0)
+            shutil.copyfileobj(whole, inner, 1 << 20)
     secret = key.get_secret_value().replace("'", "''")
 
     def connect(page_bytes: int, rounds: int, hmac: str) -> sqlite3.Connection:
@@ -230,7 +275,7 @@ def history(path: Path, reading: Reading, beside: Path | None = None) -> Iterato
 
 def neighbours(path: Path, reading: Reading, found: History) -> None:
     """Names from the databases beside; one that does not open is told of and done without."""
-    for name in ("profile_info.db", "group_info.db"):
+    for name in NAMES:
         beside = path.with_name(name)
         if not beside.is_file():
             continue
@@ -247,6 +292,8 @@ def neighbours(path: Path, reading: Reading, found: History) -> None:
                         ((group, uin), card)
                         for group, uin, card in _selected(database, "group_member3", "60001", "1002", nick)
                     )
+        except NoRoom:
+            raise
         except ImportFault as e:
             reading.skip(f"names: {e}", name)
 
