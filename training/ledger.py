@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.message import Scene
-from training.importers import qce, wechat
+from training.importers import ntqq, ntqq_database, qce, wechat
 from training.importers.source import Told, unreadable
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ def digest(path: Path, source: str, told: Told) -> str:
     """What tells a history from every other: its bytes, how it is read, and what the owner said of it.
 
     Args:
-        path: a file, with its write-ahead log if it has one; a folder, of which its history counts and not what else
-            lies there; or a manifest, with the chunks it names.
+        path: a file, with its write-ahead log if it has one, and the databases with names beside QQ's; a folder, of
+            which its history counts and not what else lies there; or a manifest, with the chunks it names.
         source: the format's name.
-        told: the key of a database is no part of it.
+        told: of the key of a database only whether one was given, which may open those with names.
 
     Raises:
         ImportFault: it cannot be read.
@@ -34,6 +34,8 @@ def digest(path: Path, source: str, told: Told) -> str:
     found = hashlib.sha256(f"{version('qqtwin')} {source} {told.me} {told.zone}".encode())
     if told.scene is not None:
         found.update(f" {told.scene}".encode())
+    if source == ntqq.SOURCE.name and told.key is not None:
+        found.update(b" with a key")
     try:
         for file in _files(path, source):
             found.update(f"\n{file.relative_to(path) if path.is_dir() else ''} {file.stat().st_size}\n".encode())
@@ -53,8 +55,10 @@ def _files(path: Path, source: str) -> list[Path]:
         return (
             wechat.chat_files(path) if source == wechat.SOURCE.name else sorted(filter(Path.is_file, path.rglob("*")))
         )
-    log = path.with_name(f"{path.name}-wal")
-    return [path, *([log] if log.is_file() else [])]
+    beside = map(path.with_name, ntqq_database.NAMES if source == ntqq.SOURCE.name else ())
+    databases = [path, *filter(Path.is_file, beside)]
+    logged = (file for database in databases for file in (database, database.with_name(f"{database.name}-wal")))
+    return list(filter(Path.is_file, logged))
 
 
 def counts(result: "ImportResult") -> dict[str, Any]:

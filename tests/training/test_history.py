@@ -14,6 +14,7 @@ from typing import Any
 import exports
 import ntqq
 import pytest
+from pydantic import SecretStr
 
 from bench import ntqq as qq
 from bot import forgetting
@@ -214,6 +215,20 @@ def test_an_unchanged_history_is_known_and_a_changed_one_read(tmp_path: Path, ar
     path.unlink()
     third = history.load(database(path, rows(range(1, 31))), archive)
     assert (third.before, third.added) == (None, 10)
+
+
+def test_names_that_came_to_lie_beside_a_database_are_read(tmp_path: Path, archive: Archive) -> None:
+    path = database(tmp_path / "nt_msg.db", [ntqq.say(1, "早", c40090="", c40093="") | {"words": ""}])
+    key = Told(key=SecretStr("k" * 16))
+    assert [history.load(path, archive).before is None for _ in range(2)] == [True, False]
+    ntqq.profile_info(tmp_path / "profile_info.db", {1: "甲"})
+    assert [history.load(path, archive).before is None for _ in range(2)] == [True, False]
+    ntqq.group_info(tmp_path / "group_info.db", {qq.FIRST_GROUP: "同学"}, {})
+    assert [history.load(path, archive).before is None for _ in range(2)] == [True, False]
+    (tmp_path / "group_info.db-wal").write_bytes(b"1")
+    assert [history.load(path, archive).before is None for _ in range(2)] == [True, False]
+    assert [history.load(path, archive, told=key).before is None for _ in range(2)] == [True, False]
+    assert [m.text for m in archive.history(GROUP)] == ["早"]
 
 
 def phones(of: list[dict[str, Any]]) -> list[dict[str, Any]]:
