@@ -1,6 +1,7 @@
 """training/importers/jsonscan.py: the same members wherever the text is cut into pieces."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,41 @@ def test_a_broken_member_costs_itself_wherever_the_text_is_cut() -> None:
         found, broken = read([text[:cut], text[cut:]])
         assert broken == [BROKEN], cut
         assert [value for route, value in found if route == "a.*"][:2] == [{"id": 1}] * 2, cut
+
+
+@pytest.mark.parametrize("space", ["", "\n  "])
+def test_behind_a_broken_member_one_with_another_first_key_is_read_wherever_the_text_is_cut(space: str) -> None:
+    whole = ['{"id": 1, "in": [{"id": 2}, {"b": "]},{"}]}', '{"type": 3, "id": 4}', '{"id": 5}']
+    broken_one = '{"id": 6, "in": [{"id\\"": "},{"}, {"b": 1}], "text": w, "after": {"c": 2}}'
+    for first in (whole[0], broken_one):
+        parts = [first, broken_one, whole[1], "7 8", broken_one, whole[1], whole[2]]
+        text = f'{{"a": [{f",{space}".join(parts)}], "b": 9}}'
+        good = [json.loads(p) for p in parts if p in whole]
+        for cut in range(len(text)):
+            found, broken = read([text[:cut], text[cut:]])
+            assert [value for route, value in found if route == "a.*" and isinstance(value, dict)] == good, cut
+            assert broken == [BROKEN] * parts.count(broken_one), cut
+            assert found[-1] == ("b", 9), cut
+
+
+def test_a_member_without_a_quote_costs_none_that_begins_like_the_first() -> None:
+    text = '{"a": [{"id": 1}, {"id": 2, "text": w"}, {"id": 3, "text": "x"}, {"id": 4}]}'
+    for cut in range(len(text)):
+        found, broken = read([text[:cut], text[cut:]])
+        assert [value["id"] for route, value in found if route == "a.*"] == [1, 3, 4], cut
+        assert broken == [BROKEN], cut
+
+
+def test_behind_brackets_too_many_the_next_member_is_found_and_little_is_held() -> None:
+    pieces = ['{"a": [{"id": 1}, {"id": x}]]', *['"filling": 1, ' * 10_000] * 100, ', {"id": 4}']
+    tracemalloc.start()
+    try:
+        found, _ = read(pieces)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [value["id"] for route, value in found if route == "a.*"] == [1, 4]
+    assert peak < 2 << 20
 
 
 def test_outermost_lists_are_opened_but_for_those_named_and_what_is_whole_is_told() -> None:

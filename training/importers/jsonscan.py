@@ -25,6 +25,10 @@ CLOSED: Final = object()
 """Says, where it is asked for, that an outermost one is whole."""
 _SPACE = re.compile(r"[\s,]*")
 _FIRST_KEY = re.compile(r'\{\s*"[^"\\]{1,64}"\s*:')
+_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|["{}\[\],]')
+"""A text (of one line), a bracket, a comma; a quote that begins no text."""
+_MEMBER, _MEMBER_CUT = re.compile(r',\s*\{\s*"'), re.compile(r",\s*(?:\{\s*)?")
+_STEP, _SIGN, _TEXT_MAX = 4096, 256, 1 << 20
 _SNIFFED_LINES = 20
 _LITERAL = 16
 """Characters from its end within which a cut-off text fails, but for strings, which fail where they begin."""
@@ -104,6 +108,51 @@ class _Window:
         self.at = found.start()
         return True
 
+    def find_member(self, sign: re.Pattern[str] | None, depth: int) -> bool:
+        """Go to an array's next member: the first that follows, brackets counted, or that begins like `sign`.
+
+        Args:
+            sign: how the array's first member begins; it finds what counting misses where quotes are missing.
+            depth: brackets open within the array.
+        """
+        counted, step = self.at, 0
+        while True:
+            end = min(self.at + _STEP * 2**step, len(self.text))
+            counted, depth, member = self._count(counted, end, depth)
+            signed = sign.search(self.text, self.at, end if member is None else member) if sign else None
+            if signed is not None or member is not None:
+                self.at = signed.start() if signed is not None else member or 0
+                return True
+            step += 1
+            if end < len(self.text):
+                continue
+            # A text that begins here may end in the next piece; a sign, too.
+            kept = max(self.at, min(counted, len(self.text) - _SIGN))
+            counted, self.at, step = counted - kept, kept, 0
+            if not self.more():
+                return False
+
+    def _count(self, at: int, end: int, depth: int) -> tuple[int, int, int | None]:
+        """(where counting goes on, brackets open there, where a member begins) from `at` on, to `end` or little more.
+
+        Brackets below the array's own are no longer counted: the array was closed.
+        """
+        while at < end and depth >= 0:
+            found = _TOKEN.search(self.text, at)
+            if found is None:
+                return len(self.text), depth, None
+            token, here = found[0], found.start()
+            if token == '"' and not self.ended and len(self.text) - here < _TEXT_MAX and "\n" not in self.text[here:]:
+                return here, depth, None
+            if token == "," and depth == 0:
+                if _MEMBER.match(self.text, here):
+                    return here, depth, here
+                if not self.ended and _MEMBER_CUT.fullmatch(self.text, here):
+                    return here, depth, None
+            depth += (token in "{[") - (token in "}]")
+            at = found.end()
+        return at if depth >= 0 else max(at, end), depth, None
+
 
 def members(
     pieces: Iterable[str],
@@ -114,8 +163,8 @@ def members(
 ) -> Iterator[tuple[str, Any]]:
     """Every member as (route, value): `messages.*` is one of the array `messages`, `*` one of a bare array.
 
-    Of what is broken, `broken` is told why; reading goes on at the next member of the same array that begins like its
-    first.
+    Of what is broken, `broken` is told why; reading goes on at the next member of the same array: the next object at
+    its level, or what begins like its first one.
 
     Args:
         pieces: the text; several values may follow each other.
@@ -183,12 +232,13 @@ def _route(window: _Window, level: _Level | None) -> str:
 
 def _resume(window: _Window, levels: list[_Level], opened: Collection[str]) -> bool:
     """Go past what is broken: to the array's next member, or to the object's next array that is to be opened."""
+    inside = window.text[window.at : window.at + 1] in ("{", "[")
     window.at = min(window.at + 1, len(window.text))
     if not levels:
         return False
     level = levels[-1]
     if level.array:
-        return level.sign is not None and window.find(level.sign)
+        return window.find_member(level.sign, int(inside))
     prefix = f"{level.route}." if level.route else ""
     keys = [r.removeprefix(prefix) for r in opened if r.startswith(prefix)]
     names = "|".join(re.escape(k) for k in keys if k and "." not in k and k != "*")
