@@ -19,6 +19,7 @@ from bot.message import Scene
 from training import history
 from training.importers import onebot
 from training.importers.source import Reading
+from training.importers.text import LINE_CHARS
 
 GROUP = Scene("group", "900")
 BROKEN = {
@@ -232,13 +233,32 @@ def test_who_the_file_does_not_name_is_no_owner(tmp_path: Path, archive: Archive
     assert (shown["messages"], shown["me"]) == (3, None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "gb18030"])
+def test_events_are_recognised_and_read_in_every_encoding(tmp_path: Path, archive: Archive, encoding: str) -> None:
+    text = "".join(json.dumps(event(n), ensure_ascii=False) + "\n" for n in range(1, 4))
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "h.jsonl").write_bytes((mark + text).encode(encoding))
+    result = history.load(tmp_path / "h.jsonl", archive)
+    assert (result.source.name, dict(result.reading.skipped)) == ("onebot", {})
+    assert texts(archive) == ["第1句", "第2句", "第3句"]
+
+
+def test_a_broken_byte_and_a_bare_control_character_cost_themselves_alone(tmp_path: Path, archive: Archive) -> None:
+    lines = [json.dumps(event(n), ensure_ascii=False).encode() for n in range(1, 4)]
+    lines[1] = lines[1].replace("第2句".encode(), b"\xe7\xac" + "2句\t".encode())
+    (tmp_path / "h.jsonl").write_bytes(b"\n".join(lines))
+    result = history.load(tmp_path / "h.jsonl", archive)
+    assert dict(result.reading.skipped) == {}
+    assert [t.strip() for t in texts(archive)] == ["第1句", "\ufffd2句", "第3句"]
+
+
 def test_a_line_without_end_costs_itself_alone_and_is_never_held_whole(tmp_path: Path, archive: Archive) -> None:
     path = tmp_path / "h.jsonl"
     piece = json.dumps(event(9)).encode()
     with path.open("wb") as f:
         f.write(json.dumps(event(1)).encode() + b"\n")
         for _ in range(13):  # 208 MiB
-            f.write(piece.ljust(onebot.LINE_BYTES))  # a piece that would be read as an event, were it taken for a line
+            f.write(piece.ljust(LINE_CHARS))  # a piece that would be read as an event, were it taken for a line
         f.write(b"\n" + json.dumps(event(2)).encode() + b"\n" + b"{half\n" + json.dumps(event(3)).encode())
     tracemalloc.start()
     try:

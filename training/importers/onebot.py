@@ -12,18 +12,16 @@ from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
 from training.importers.jsonscan import members, shapes
 from training.importers.record import moment
-from training.importers.source import Item, Reading, Skipped, Source, head, unreadable
-from training.importers.text import chunks
+from training.importers.source import Item, Reading, Skipped, Source, head
+from training.importers.text import LINE_CHARS, chunks, lines
 
 _OPENED = ("", "messages", "data", "data.messages")
 _ROUTES = ("*", "messages.*", "data.messages.*")
-LINE_BYTES = 16 << 20
-"""A longer line is passed over in pieces; no event is that long."""
-_SNIFFED_EVENTS, _SNIFFED_BYTES = 20, 64 << 20
+_SNIFFED_EVENTS, _SNIFFED_CHARS = 20, 64 << 20
 
 
 def sniff(path: Path, beginning: bytes = b"") -> bool:
-    """Whether a file is a dump, or event JSONL: one of its first 20 readable lines (of 64 MiB) is an event.
+    """Whether a file is a dump, or event JSONL: one of its first 20 readable lines (of 64 Mi characters) is an event.
 
     Raises:
         ImportFault: the file cannot be read.
@@ -32,22 +30,20 @@ def sniff(path: Path, beginning: bytes = b"") -> bool:
         return False
     if _is_dump(beginning):
         return True
-    objects, left = 0, _SNIFFED_BYTES
-    try:
-        with path.open("rb") as f:
-            while objects < _SNIFFED_EVENTS and left > 0 and (line := f.readline(1 << 20)):
-                left -= len(line)
-                try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if not isinstance(event, dict):
-                    continue
-                objects += 1
-                if "post_type" in event or event.keys() >= {"message_id", "message", "time"}:
-                    return True
-    except OSError as e:
-        raise unreadable(path, e) from e
+    objects, left = 0, _SNIFFED_CHARS
+    for line in lines(path, Reading()):
+        left -= len(line)
+        if objects >= _SNIFFED_EVENTS or left <= 0:
+            break
+        if not line.lstrip().startswith("{"):
+            continue
+        try:
+            event = json.loads(line, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        objects += 1
+        if "post_type" in event or event.keys() >= {"message_id", "message", "time"}:
+            return True
     return False
 
 
@@ -85,28 +81,19 @@ def _dumped(path: Path, reading: Reading) -> Iterator[Any]:
 
 
 def _lines(path: Path, reading: Reading) -> Iterator[Any]:
-    try:
-        reading.size = path.stat().st_size
-        with path.open("rb") as f:
-            number, long = 1, False
-            while line := f.readline(LINE_BYTES):
-                reading.place = f"{path.name}:{number}"
-                reading.done += len(line)
-                whole = line.endswith(b"\n") or len(line) < LINE_BYTES
-                number += whole
-                if long or not whole:  # a piece of a line
-                    if not long:
-                        reading.skip(f"a line of more than {LINE_BYTES >> 20} MiB")
-                    long = not whole
-                elif line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError:
-                        reading.skip("not JSON")
-                    except RecursionError:
-                        reading.skip("nested too deeply")
-    except OSError as e:
-        raise unreadable(path, e) from e
+    long = False
+    for line in lines(path, reading):
+        if long or len(line) >= LINE_CHARS:  # a piece of a line, as are those up to the next shorter one
+            if not long:
+                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
+            long = len(line) >= LINE_CHARS
+        elif line.strip():
+            try:
+                yield json.loads(line, strict=False)
+            except ValueError:
+                reading.skip("not JSON")
+            except RecursionError:
+                reading.skip("nested too deeply")
 
 
 def _item(event: Any, reading: Reading) -> Item:

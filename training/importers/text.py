@@ -64,15 +64,18 @@ def chunks(path: Path, reading: Reading) -> Iterator[str]:
 def lines(path: Path, reading: Reading) -> Iterator[str]:
     r"""A file's lines without their ends (\n, \r\n or \r); `reading.place` names each as `file:line`.
 
+    A line of `LINE_CHARS` is a piece of one, and so is what follows up to the next shorter one.
+
     Raises:
         ImportFault: the file cannot be read.
     """
     try:
         reading.size = path.stat().st_size
         with path.open("rb") as raw, TextIOWrapper(raw, _encoding(path), "replace") as f:
-            name, number = path.name, 0
+            name, number, ended = path.name, 0, True
             while line := f.readline(LINE_CHARS):
-                number += 1
+                number += ended
+                ended = line.endswith("\n")
                 reading.place = f"{name}:{number}"
                 if number % _TOLD_LINES == 0:
                     reading.done = min(raw.tell(), reading.size)
