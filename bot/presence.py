@@ -37,6 +37,8 @@ _NOT_SENT = {
     SendFailure.OFFLINE: "客户端没连上", SendFailure.BUG: "客户端不认这条消息",
 }  # fmt: skip
 """What the owner reads of a send that failed."""
+GATHER_S = 10.0
+"""Seconds for which further bubbles make a turn wait longer; beyond them it looks at what is there."""
 RHYTHM_MESSAGES = 60
 """A scene's newest messages in which a speaker's rhythm is looked for."""
 RHYTHM_KEPT_S = 120.0
@@ -72,7 +74,11 @@ class _Turn:
     draw: float = 0.0
     redecisions: int = 0
     task: asyncio.Task[None] | None = None
+    looking: bool = False
+    """What was heard is being decided on, or said; else it waits for more words."""
     speaking: bool = False
+    waits_since: float = 0.0
+    """Since when it waits for more words (monotonic)."""
     spoke_at: datetime | None = None
     again: bool = False
     account: str = ""
@@ -168,12 +174,16 @@ class Presence:
         turn.fresh.add(message.id)
         turn.newest, turn.latest = message.id, message
         if turn.task is None or turn.task.done():
-            turn.redecisions = 0
+            turn.redecisions, turn.waits_since = 0, time.monotonic()
             self._start(message.scene, turn)
+        elif not turn.looking:
+            # Nothing is decided yet. Whoever writes on is waited for, but chatter has an end; the look reads all of it.
+            if time.monotonic() - turn.waits_since < GATHER_S:
+                self._start(message.scene, turn)
         elif turn.speaking or turn.redecisions >= self._chat.max_redecisions:
             turn.again = True
         else:
-            turn.redecisions += 1
+            turn.redecisions, turn.waits_since = turn.redecisions + 1, time.monotonic()
             self._start(message.scene, turn)
 
     def stale(self, message: Message) -> bool:
@@ -264,7 +274,7 @@ class Presence:
                 self._unlooked(scene, hindrance, why={"opening": kind})
             return hindrance
         turn = self._turns.setdefault(scene, _Turn())
-        turn.account, turn.clock, turn.redecisions = account, timedelta(), 0
+        turn.account, turn.clock, turn.redecisions, turn.looking = account, timedelta(), 0, True
         turn.speaking = turn.again = False
         told = ended or asyncio.get_running_loop().create_future()
         turn.task = asyncio.create_task(self._opened(scene, turn, prompt, kind, told))
@@ -346,7 +356,7 @@ class Presence:
 
     def _start(self, scene: Scene, turn: _Turn) -> None:
         self._stop(turn)
-        turn.speaking = False
+        turn.speaking = turn.looking = False
         turn.task = asyncio.create_task(self._guarded(scene, turn))
 
     @staticmethod
@@ -374,6 +384,7 @@ class Presence:
             await asyncio.sleep(turn.waited)
             while True:
                 turn.again = turn.speaking = False
+                turn.looking = True
                 seen = set(turn.fresh)
                 try:
                     await self._turn(scene, turn)
@@ -383,8 +394,9 @@ class Presence:
                 turn.fresh -= seen
                 if not turn.again:
                     return
-                turn.redecisions = 0
-                turn.waited = self._chat.debounce_s
+                turn.redecisions, turn.waits_since = 0, time.monotonic()
+                turn.looking = turn.speaking = False
+                turn.waited = self._patience_s(scene, turn)
                 await asyncio.sleep(turn.waited)
         except Exception as e:  # noqa: BLE001 - the worker loop's edge
             logger.opt(exception=e).error("the turn in a {} scene failed", scene.kind)

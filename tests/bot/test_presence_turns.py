@@ -26,6 +26,25 @@ async def test_three_bubbles_get_one_answer_to_all_of_them(stage: Stage) -> None
     assert stage.outcomes() == ["spoke"]
 
 
+async def test_a_long_burst_gets_one_answer_that_heard_all_of_it(stage: Stage) -> None:
+    for n in range(7):
+        stage.hear(f"第{n}句")
+        await asyncio.sleep(DEBOUNCE_S * 2 / 3)
+    await stage.quiet()
+    assert stage.said == ["好呀"]
+    assert [stage.engine.heard().count(f"第{n}句") for n in range(7)] == [1] * 7
+    assert stage.outcomes() == ["spoke"]
+
+
+async def test_chatter_without_an_end_is_looked_at_all_the_same(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.presence.GATHER_S", 2 * DEBOUNCE_S)
+    for n in range(12):
+        stage.hear(f"第{n}句")
+        await asyncio.sleep(DEBOUNCE_S * 2 / 3)
+    assert stage.outcomes(), "decided while they still write"
+    await stage.quiet()
+
+
 async def test_every_bubble_is_sent_in_order_and_stored_as_the_twins(stage: Stage) -> None:
     stage.engine.lines = ["好", "", "好", "走[微笑]", "  等我  "]
     stage.hear("出来玩")
