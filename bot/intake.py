@@ -322,7 +322,7 @@ class Intake:
 
 
 def without_file_name(source: str) -> str:
-    """A source (`import:format:file`) with a hash for the file's name, which may say whose chat it is.
+    """A source (`import:format:file:place`) with a hash for the file's name, which may say whose chat it is.
 
     The same for the same name: what a file of that name tells later is still the same source's.
     """
