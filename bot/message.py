@@ -87,3 +87,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:
             raise ValueError(f"message {self.id!r} has a time without time zone")
+
+
+def as_told(message_id: str) -> str:
+    """The id that the client knows: what is stored under an id that was met before bears its second behind it."""
+    return message_id.partition("@")[0]

@@ -22,7 +22,7 @@ from bot.budget import Budget
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
 from bot.events import Ban
-from bot.message import Message, Origin, Scene
+from bot.message import Message, Origin, Scene, as_told
 from bot.mutes import Mutes
 from bot.pacing import Pace, rhythms_s, situations
 from bot.persona import Pacing, Persona
@@ -443,7 +443,7 @@ class Presence:
         if look is None:
             return
         if self._chat.mark_as_read:
-            self._spawn(self._transport.seen(look.account, scene, look.exchange.heard[-1].id))
+            self._spawn(self._transport.seen(look.account, scene, as_told(look.exchange.heard[-1].id)))
         if not look.verdict.speaks:
             self._record(look, "silent")
             return
@@ -536,7 +536,7 @@ class Presence:
             more = pause if e.failure is SendFailure.SHADOWED else ""
             how = _NOT_SENT[e.failure]
             self._spawn(self._tell_owner(f"有一条消息没发出去（{how}），场景 {look.scene}{more}"))
-            return f"failed: {e.failure.value}"
+            return "cut short" if sent else f"failed: {e.failure.value}"
         finally:
             await bubbles.aclose()
         return "spoke" if sent else "empty"

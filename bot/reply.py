@@ -18,7 +18,7 @@ from bot.engine import ReplyEngine, Request, Voice
 from bot.errors import PersonaError
 from bot.events import POKE_ID
 from bot.memory import Memory, Window
-from bot.message import Message, Scene
+from bot.message import Message, Scene, as_told
 from bot.persona import Persona
 from bot.prompt import FORMATS, Exchange
 from bot.segments import Sticker, is_seen, to_segments
@@ -80,8 +80,9 @@ class Look:
         if self.to is None or self.to.id.startswith(POKE_ID):  # a poke has no id that QQ knows
             return None
         between = heard[heard.index(self.to) + 1 :]
-        follows = newest in ("", heard[-1].id) and all(m.sender_id == self.to.sender_id for m in between)
-        return None if follows or newest == self.to.id else self.to.id
+        to, newest = as_told(self.to.id), as_told(newest)
+        follows = newest in ("", as_told(heard[-1].id)) and all(m.sender_id == self.to.sender_id for m in between)
+        return None if follows or newest == to else to
 
     def segments(self, bubble: str) -> list[dict[str, Any]]:
         """What is sent for a bubble; empty when nothing of it can be.

@@ -113,6 +113,24 @@ async def test_what_was_not_sent_is_given_up_recorded_and_told(
     assert str(GROUP) in stage.told[0]
 
 
+async def test_an_answer_of_which_something_was_sent_was_said(stage: Stage) -> None:
+    stage.engine.lines = ["一", "二"]
+    send, sent = stage.wire.send, 0
+
+    async def once(account: str, scene: Scene, segments: list[dict[str, Any]]) -> str:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            stage.wire.failures = [SendFailure.UNKNOWN]
+        return await send(account, scene, segments)
+
+    stage.wire.send = once  # type: ignore[method-assign]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, stage.outcomes()) == (["一"], ["cut short"])
+    assert len(stage.told) == 1
+
+
 async def test_what_may_have_been_delivered_counts_in_the_budget(archive: Archive) -> None:
     stage = Stage(archive, scene_per_minute=1)
     stage.wire.failures = [SendFailure.UNKNOWN]

@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,12 @@ async def test_scenes_that_look_at_once_leave_messages_their_turn() -> None:
     busy.cancel()
     assert len(seen) == 6
     assert all(later - earlier > 20 for earlier, later in pairwise(seen)), seen
+
+
+def test_a_message_whose_id_was_met_before_is_quoted_as_the_client_knows_it() -> None:
+    met = replace(ASKED, id=f"{ASKED.id}@1796026087")
+    assert look(met, AFTER, to=met).quotes(AFTER.id) == ASKED.id
+    assert look(met, to=met).quotes(ASKED.id) is None, "it was said last"
 
 
 def test_a_poke_cannot_be_quoted() -> None:
