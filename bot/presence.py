@@ -599,9 +599,9 @@ class Presence:
         turn.spoke_at = turn.spoke_at or (ground if turn.again else max(now, ground))
         when = turn.spoke_at
         name, raw = look.persona.spec.display_name, tuple(kept(s) for s in segments)
-        quote = segments[0]["data"]["id"] if segments[0]["type"] == "reply" else None
+        quoted = look.to.id if look.to is not None and segments[0]["type"] == "reply" else None
         said = Message(
-            message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quote,
+            message_id, look.scene, account, name, when, bubble, Origin.TWIN, reply_to=quoted,
             seq=heard.seq if heard else None, segments=raw,
         )  # fmt: skip
         self._archive.append([said])
