@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bench.simulated import Day
 
 PLOTS = Path(__file__).parents[1] / "docs" / "chat"
-_PACED_S = 0.01
+_PACED_S, _PACED = 0.01, 1500
+"""Fifteen seconds of messages: a scene in which somebody writes on is looked at after ten (`bot.presence.GATHER_S`)."""
 _RATE_GOAL, _ADDED_MS = 0.9, 5.0
 _DAYS, _SHORT_DAYS = 30, 5
 
@@ -56,7 +57,7 @@ async def _cost(n: int, rounds: int) -> list[Figure]:
         for _ in range(rounds + 1):
             for kind, child in (("twin", ours), ("empty", theirs)):
                 rates[kind].append(await child.flood(n))
-                late[kind] += (await child.paced(n // 5))[n // 50 :]
+                late[kind] += (await child.paced(_PACED))[_PACED // 10 :]
     rate, peer = (statistics.median(rates[k][1:]) for k in ("twin", "empty"))
     spread = (max(rates["twin"][1:]) - min(rates["twin"][1:])) / rate
     name = "messages recorded and decided on, model left out"
