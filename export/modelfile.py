@@ -23,6 +23,7 @@ from export.metadata import fields
 from export.template import go, jinja
 
 _GEMMA = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+_NOT_OLLAMAS = ("logit_bias", "dry_multiplier")
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)
 """What vLLM's --max-lora-rank takes."""
 
@@ -104,8 +105,15 @@ def ollama(found: Source, sampling: Sampling, out: Path, *, force: bool = False)
     if isinstance(window, int):
         parameters["num_ctx"] = window + sampling.max_tokens
     licence = _licence(model if merged else found.base)
+    here = Sampling()
+    elsewhere = [name for name in _NOT_OLLAMAS if getattr(sampling, name) != getattr(here, name)]
     lines = [
         f"# Version {found.manifest.version} on {found.manifest.base.file}, by qqtwin.",
+        *(
+            [f"# Ollama has no place for persona.toml's {', '.join(elsewhere)}: answers differ by that."]
+            if elsewhere
+            else []
+        ),
         f"FROM {_path(model if merged else found.base)}",
         *([] if merged else [f"ADAPTER {_path(lora)}"]),
         f"TEMPLATE {_block(go(found.format))}",

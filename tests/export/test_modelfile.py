@@ -79,6 +79,15 @@ def test_what_failed_its_proof_or_is_another_file_goes_nowhere(tiny, tmp_path):
             source(swapped, tiny.gguf, sha256(tiny.gguf))
 
 
+def test_what_ollama_has_no_place_for_is_said_where_it_is_set(tiny, tmp_path):
+    folder = version(tiny, tmp_path / "v1")
+    found = source(folder, tiny.gguf, sha256(tiny.gguf))
+    ollama(found, Sampling(), folder / "Modelfile")
+    assert "Ollama has no place" not in (folder / "Modelfile").read_text("utf-8")
+    ollama(found, Sampling(dry_multiplier=0.8), folder / "Modelfile", force=True)
+    assert "# Ollama has no place for persona.toml's dry_multiplier: " in (folder / "Modelfile").read_text("utf-8")
+
+
 def test_a_merged_model_stands_alone(tiny, tmp_path):
     folder = version(tiny, tmp_path / "with blank", merged=True)
     found = source(folder, tmp_path / "no base.gguf", "0" * 64)
