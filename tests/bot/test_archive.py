@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -503,3 +504,26 @@ def test_the_accounts_own_recall_is_found_in_the_chat_it_was_said_in(archive: Ar
     assert [m.text for m in archive.history(PRIVATE)] == []
     assert [m.text for m in archive.history(other)] == ["嗯"], "an equal id in another chat stands"
     assert archive.scene_of_recall(notice, "8") == notice
+
+
+def test_a_checkpoint_writes_sqlites_log_back_into_the_file(archive: Archive, file: Path) -> None:
+    words = "写回文件里去的一句话".encode()
+    archive.append([say(0, FRIEND, words.decode())])
+    assert words not in file.read_bytes(), "it stands in the log alone"
+    archive.checkpoint()
+    assert words in file.read_bytes()
+
+
+def test_what_another_process_notes_is_read_some_seconds_later(
+    archive: Archive, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.note(GROUP, "bias", "1", at(0))
+    assert archive.latest(GROUP, "bias") == ("1", at(0))
+    other = Archive(f"sqlite:///{file}")
+    other.note(GROUP, "bias", "2", at(5))
+    other.close()
+    later = time.monotonic() + 3
+    monkeypatch.setattr("bot.archive.clock.monotonic", lambda: later)
+    assert archive.latest(GROUP, "bias") == ("2", at(5))
+    archive.note(GROUP, "bias", "3", at(6))
+    assert archive.latest(GROUP, "bias") == ("3", at(6)), "its own are read at once"

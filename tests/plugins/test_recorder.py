@@ -46,3 +46,18 @@ async def test_a_sticker_that_cannot_be_noted_on_a_full_disk_keeps_nothing_else_
     segment = {"type": "image", "data": {"sub_type": 1, "summary": "[动画表情]", "file": f"{'A' * 32}.gif"}}
     collector.look(Message("1", GROUP, FRIEND, "阿强", datetime.now(UTC), "[动画表情]", segments=(segment,)), ACCOUNT)
     await collector.close()
+
+
+def test_hundreds_of_unknown_names_are_not_asked_for_at_once_nor_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message may hold five hundred ats, and each name is a query on the event loop."""
+    asked: list[str] = []
+    archive = SimpleNamespace(optouts=SimpleNamespace(why=lambda _: None), name_of=lambda who: asked.append(who))
+    recording: Any = plugged("recorder.recording")
+    now = 1000.0
+    monkeypatch.setattr(recording.time, "monotonic", lambda: now)
+    recorder = recording.Recorder(SimpleNamespace(archive=archive), Outbox())
+    assert {recorder.name_of(str(n)) for n in range(500)} == {None}
+    assert asked == [str(n) for n in range(20)]
+    now += 1
+    assert {recorder.name_of(str(n)) for n in range(30)} == {None}
+    assert asked[20:] == [str(n) for n in range(20, 30)], "who has no name is not asked for again"
