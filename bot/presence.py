@@ -461,7 +461,7 @@ class Presence:
             outcome = turn.stopped if not turn.speaking else "cut short"
             raise
         except EngineError as e:
-            outcome = _failure(e)
+            outcome = "cut short" if turn.speaking else _failure(e)
             raise
         finally:
             self._record(look, outcome)
@@ -483,7 +483,7 @@ class Presence:
             turn.burst = burst
             return turn.draw
 
-        return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene))
+        return await self._replier.look(scene, persona, turn.account, draw_of, self.scenes.bias(scene), turn.fresh)
 
     async def _look_first(self, scene: Scene, turn: _Turn, opening: Exchange, kind: str) -> Look:
         persona: Persona | None = None

@@ -5,9 +5,9 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ class Look:
         scene: where.
         persona: who looked.
         account: from which of the bot's QQ numbers the answer goes.
-        exchange: the burst decided on.
+        exchange: the burst decided on, and earlier ones that were left undecided.
         verdict: whether to speak, and why.
         to: the message the answer is to: the last that mentions the persona or quotes it, else the last one heard;
             None where the persona speaks first.
@@ -124,16 +124,18 @@ class Replier:
         self._reading, self._free_at = asyncio.Lock(), 0.0
 
     async def look(
-        self, scene: Scene, persona: Persona, account: str, draw_of: Callable[[str], float], bias: float = 0.0
-    ) -> Look | None:
+        self, scene: Scene, persona: Persona, account: str, draw_of: Callable[[str], float], bias: float = 0.0,
+        undecided: Collection[str] = (),
+    ) -> Look | None:  # fmt: skip
         """Decide whether to speak now; None when there is nothing to decide (the last word was ours).
 
         Args:
             scene: where.
             persona: who answers there.
             account: the bot's own QQ number; mentioning it means the persona.
-            draw_of: first message id of a burst → uniform in [0, 1), the same at every re-decision of the burst.
+            draw_of: first message id of a turn → uniform in [0, 1), the same at every re-decision of the turn.
             bias: log-odds added to speaking in this scene.
+            undecided: ids of messages that no finished decision has seen.
 
         Raises:
             EngineError: the model cannot be evaluated.
@@ -145,17 +147,18 @@ class Replier:
         window = await self._window(scene, persona, voice)
         if not window.exchanges or window.exchanges[-1].said or not window.exchanges[-1].heard:
             return None
-        draw = draw_of(window.exchanges[-1].first.id)
+        turn = grown(window.exchanges, undecided)
+        draw = draw_of(turn.first.id)
         seed = int(draw * 2**32)
         request = Request(f"{scene}|{persona.name}", voice, window.pieces, persona.spec.sampling, seed)
         p_silent = await self._engine.p_silent(request) if persona.version else None
-        moment = self._moment(window, persona, account, p_silent)
+        moment = self._moment(turn, window, persona, account, p_silent)
         calibration = persona.version.calibration if persona.version else None
         shifts = self.shifts(moment, persona) | {"scene": bias, "loop": loop_shift(window.before)}
         verdict = decide(moment, calibration, shifts, draw)
-        to = asked(window.exchanges[-1], {account, *persona.spec.people}, window)
+        to = asked(turn, {account, *persona.spec.people}, window)
         return Look(
-            scene, persona, account, window.exchanges[-1], verdict, moment, to, request, window.tokens,
+            scene, persona, account, turn, verdict, moment, to, request, window.tokens,
             window.speakers, window.sticker, {"look": _ms_since(started)},
         )  # fmt: skip
 
@@ -274,9 +277,9 @@ class Replier:
                 if end or len(said) >= self._settings.chat.max_bubbles:
                     break
 
-    def _moment(self, window: Window, persona: Persona, account: str, p_silent: float | None) -> Moment:
+    def _moment(self, turn: Exchange, window: Window, persona: Persona, account: str, p_silent: float | None) -> Moment:
         return moment_of(
-            window.exchanges[-1], last_spoke=window.last_spoke, ids={account, *persona.spec.people},
+            turn, last_spoke=window.last_spoke, ids={account, *persona.spec.people},
             names=persona.spec.names, quoted=window.quoted, ours=window.ours, zone=self._settings.zone,
             p_silent=p_silent,
         )  # fmt: skip
@@ -304,6 +307,23 @@ def repeats(persona: Persona) -> bool:
 
 def _ms_since(started: float) -> int:
     return round((time.monotonic() - started) * 1000)
+
+
+def grown(exchanges: Sequence[Exchange], undecided: Collection[str]) -> Exchange:
+    """What is decided at the last of a scene's exchanges: its burst, and those before it that nothing was decided on.
+
+    Whoever addressed the persona is not forgotten because others went on talking before the answer was out.
+
+    Args:
+        exchanges: oldest first; nothing was said in the last one.
+        undecided: ids of messages that no finished decision has seen.
+    """
+    heard: list[Message] = []
+    for exchange in reversed(exchanges):
+        if exchange.said or not any(m.id in undecided for m in exchange.heard):
+            break
+        heard = exchange.heard + heard
+    return replace(exchanges[-1], heard=heard or exchanges[-1].heard)
 
 
 def asked(exchange: Exchange, ids: Collection[str], window: Window) -> Message:

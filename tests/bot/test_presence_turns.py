@@ -12,6 +12,7 @@ from chats import ACCOUNT, GROUP, OTHER, PRIVATE
 from stage import DEBOUNCE_S, Stage, until
 
 from bot.archive import Archive
+from bot.errors import EngineError
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Pacing, Version
 
@@ -281,3 +282,55 @@ async def test_scenes_do_not_wait_for_each_other(stage: Stage) -> None:
     await stage.quiet()
     assert {scene for _, scene, _ in stage.wire.sent} == {GROUP, PRIVATE}
     assert stage.draws.count == 2
+
+
+async def _talked_over(stage: Stage, first: dict[str, Any]) -> Message:
+    """Somebody speaks; half a minute later, before the answer is out, others talk on."""
+    thinking, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(number: int) -> None:
+        thinking.set()
+        await go.wait()
+
+    stage.engine.before_line = hold
+    heard = stage.hear("在吗", age_s=30, **first)
+    await asyncio.wait_for(thinking.wait(), 5)
+    stage.hear("今天好冷", sender=OTHER)
+    go.set()
+    return heard
+
+
+async def test_who_addressed_the_twin_is_answered_though_others_talk_on(stage: Stage) -> None:
+    await _talked_over(stage, {"mentions": (ACCOUNT,)})
+    await stage.quiet()
+    assert stage.outcomes() == ["cancelled", "spoke"]
+    assert stage.wire.quotes == ["m1"]
+    last = stage.archive.decisions(GROUP, 1)[0]
+    assert (last.why["mentioned"], last.why["burst"], last.message_id) == (True, 2, "m2")
+    assert len({r.seed for r in stage.engine.asked}) == 1, "a turn that grows keeps its random number"
+
+
+async def test_what_was_left_alone_or_taken_back_is_not_decided_on_again(stage: Stage) -> None:
+    stage.presence.scenes.type(GROUP, "bias", "-200", datetime.now(UTC))
+    stage.hear("在吗", age_s=90, mentions=(ACCOUNT,))
+    await stage.quiet()
+    stage.presence.scenes.type(GROUP, "bias", "0", datetime.now(UTC))
+    slip = await _talked_over(stage, {"mentions": (ACCOUNT,)})
+    stage.archive.recall(slip.scene, slip.id, slip.time)
+    stage.presence.recalled(slip.scene, slip.id)
+    await stage.quiet()
+    last = stage.archive.decisions(GROUP, 1)[0]
+    assert (last.outcome, last.why["mentioned"], last.why["burst"]) == ("spoke", False, 1)
+
+
+async def test_an_engine_that_fails_behind_a_bubble_cut_the_answer_short(stage: Stage) -> None:
+    async def fail(number: int) -> None:
+        if number == 1:
+            await until(lambda: len(stage.wire.sent) == 1)
+            raise EngineError("the model is gone")
+
+    stage.engine.lines, stage.engine.before_line = ["一", "二"], fail
+    stage.hear("嗨")
+    await stage.quiet()
+    assert (stage.said, stage.outcomes()) == (["一"], ["cut short"])
+    assert len(stage.told) == 1, "the owner reads why"
