@@ -1,9 +1,9 @@
 """Does a twin that is retrained over what it said itself drift? Ten nights over a trace in which it answers.
 
 The first part of a history is the past. The rest is cut into ten days. On each day the twin is on in the largest scene:
-there its answers stand in place of the person's, who go on speaking elsewhere. Every night a LoRA is trained from the
-base on all there is by then, without a gate, and held-out moments of the past are scored: the loss must not rise, and
-the reply rate there must stay.
+there its answers stand in place of the person's, who go on speaking elsewhere. Every night a LoRA is trained, from the
+base on all there is by then, or on from the night before's; it is current without a gate, and held-out moments of the
+past are scored: the loss must not rise, and the reply rate there must stay.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bench.figures import Figure
 from bot import checksum, config, doctor
@@ -21,13 +21,14 @@ from bot.archive import Archive
 from bot.decision import decide, moment_of
 from bot.engine import Request, Voice
 from bot.message import Message, Origin
-from bot.persona import Calibration, Personas, new_persona
+from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Personas, new_persona
 from bot.prompt import ChatFormat, Renderer, exchanges, render, scene_line
 from bot.serving import LlamaEngine
 from training import evaluate, history, samples
 from training.evaluate import Scored
 from training.likeness import silence
 from training.nightly import Night
+from training.runs import LORA_FOLDER
 
 NIGHTS, STEPS = 10, 24
 PAST, TRACE = 1500, 1000
@@ -48,7 +49,7 @@ class Learned(NamedTuple):
 
 def figures(
     settings: config.Settings, base_path: Path, file: Path, nights: int = NIGHTS, steps: int = STEPS,
-    past: int = PAST, trace: int = TRACE,
+    past: int = PAST, trace: int = TRACE, start: Literal["fresh", "continue"] = "fresh",
 ) -> list[Figure]:  # fmt: skip
     """Loss and reply rate after the last night beside those after the first.
 
@@ -60,15 +61,16 @@ def figures(
         steps: training windows of a night.
         past: messages learned first.
         trace: messages answered by the twin.
+        start: as in bot.toml: each night from the base, or on from the last.
     """
-    work = settings.data / "bench-likeness" / "drift"
+    work = settings.data / "bench-likeness" / f"drift-{start}"
     every, me, name = _read(file, work)
     days = [every[past + trace * i // nights : past + trace * (i + 1) // nights] for i in range(nights)]
     until, digest = every[past - 1].time, checksum.digest(base_path)
     inner = settings.model_copy(
         update={
             "paths": config.Paths(data=work / "nights"),
-            "training": _training(steps),
+            "training": _training(steps, start),
             "gate": config.Gate(newest_h=0),
         }
     )
@@ -87,13 +89,13 @@ def figures(
         archive.append(elsewhere, "bench")
         found.append(_night(inner, base_path, digest, number))
     archive.close()
-    return _figures(found, answered)
+    return _figures(found, answered, start)
 
 
-def _training(steps: int) -> config.Training:
+def _training(steps: int, start: Literal["fresh", "continue"]) -> config.Training:
     return config.Training(
-        num_train_epochs=2, max_steps=steps, learning_rate=5e-4, lora_dropout=0.0, per_device_train_batch_size=1,
-        model_max_length=1024,
+        start=start, num_train_epochs=2, max_steps=steps, learning_rate=5e-4, lora_dropout=0.0,
+        per_device_train_batch_size=1, model_max_length=1024,
     )  # fmt: skip
 
 
@@ -116,7 +118,22 @@ def _night(settings: config.Settings, base_path: Path, digest: str, number: int)
     lora = made.export()
     scored = made._scored(f"night {number}", base_path, lora, made.windows)
     fit = evaluate.fit_calibration(scored) or Calibration(intercept=0.0, weights={"log_odds": 1.0})
+    made.personas.publish("drift", _version(made, fit))
     return Learned(lora, fit, made.format, scored)
+
+
+def _version(made: Night, fit: Calibration) -> Path:
+    """A night's version, for the next to go on from; judged by nothing."""
+    assert made.learned.span is not None
+    files = {str(p.relative_to(made.folder)): checksum.digest(p) for p in (made.folder / LORA_FOLDER).iterdir()}
+    manifest = Manifest(
+        version=made.folder.name, created=datetime.now(UTC).isoformat(), base=made.gguf_base, format=made.format.name,
+        system_prompt=made.persona.spec.system_prompt,
+        files=files | {LORA_FILE: checksum.digest(made.folder / LORA_FILE)},
+        corpus={"until": made.learned.span[1].isoformat()}, calibration=fit,
+    )  # fmt: skip
+    (made.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(), "utf-8")
+    return made.folder
 
 
 def _lived(
@@ -175,7 +192,7 @@ def _lived(
     return spoken / asked if asked else 0.0
 
 
-def _figures(found: Sequence[Learned], answered: Sequence[float]) -> list[Figure]:
+def _figures(found: Sequence[Learned], answered: Sequence[float], start: str) -> list[Figure]:
     first, last = found[0], found[-1]
     of_past = {x.key for x in first.scored if x.label.split is samples.Split.TEST}
     kept = [[x for x in night.scored if x.key in of_past] for night in (first, last)]
@@ -187,14 +204,14 @@ def _figures(found: Sequence[Learned], answered: Sequence[float]) -> list[Figure
     n = len(found) - 1
     moved = rates[1].twin.value - rates[0].twin.value
     rows = [
-        Figure(f"drift: reply rate after {n} nights", rates[1].twin.value, "", "after the first", rates[0].twin.value,
-               n=rates[1].twin.n),
-        Figure("drift: change of the reply rate", moved, "", goal=_RATE_GAP, met=abs(moved) <= _RATE_GAP),
-        Figure("drift: reply rate less the person's", rates[1].gap.value, "", goal=_RATE_GAP,
+        Figure(f"drift, {start}: reply rate after {n} nights", rates[1].twin.value, "", "after the first",
+               rates[0].twin.value, n=rates[1].twin.n),
+        Figure(f"drift, {start}: change of the reply rate", moved, "", goal=_RATE_GAP, met=abs(moved) <= _RATE_GAP),
+        Figure(f"drift, {start}: reply rate less the person's", rates[1].gap.value, "", goal=_RATE_GAP,
                met=abs(rates[1].gap.value) <= _RATE_GAP, n=rates[1].gap.n),
-        Figure("drift: answered where the twin is on, last day", answered[-1], "", "first day", answered[0]),
+        Figure(f"drift, {start}: answered where the twin is on, last day", answered[-1], "", "first day", answered[0]),
     ]  # fmt: skip
     if rise is not None:
-        name = f"drift: held-out loss after {n} nights less after the first [{rise.low:.3f}, {rise.high:.3f}]"
+        name = f"drift, {start}: held-out loss after {n} nights less after the first [{rise.low:.3f}, {rise.high:.3f}]"
         rows.append(Figure(name, rise.value, "nats/token", goal=0.0, met=rise.low <= 0, n=rise.n))
     return rows

@@ -2,7 +2,7 @@
 
 Histories lie beside the checkout (../shared/data): two simulated Chinese ones, and a real person's English chats, of
 which many were never answered. Each trains for at most about half an hour on two cores. `--full` adds ten nights over a
-trace that the twin itself answers (bench/drift.py), about an hour.
+trace that the twin itself answers (bench/drift.py), about an hour for each way to start one.
 """
 
 import gzip
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 from bench import drift
@@ -74,11 +74,12 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         figures += here
         if not as_json:  # hours lie between them
             show(f"likeness, {found.name}", here, as_json=False)
-    if full:
-        ten_nights = drift.figures(settings, base_path, DATA / "qq_sim" / "family.jsonl")
+    starts: tuple[Literal["fresh", "continue"], ...] = ("fresh", "continue") if full else ()
+    for start in starts:
+        ten_nights = drift.figures(settings, base_path, DATA / "qq_sim" / "family.jsonl", start=start)
         figures += ten_nights
         if not as_json:
-            show("likeness, ten nights", ten_nights, as_json=False)
+            show(f"likeness, ten nights, {start}", ten_nights, as_json=False)
     if as_json:
         show("likeness", figures, as_json=True)
 
