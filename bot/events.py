@@ -5,10 +5,10 @@ Pure: nothing of NoneBot is needed, so that importing history and the live daemo
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from bot import cq
 from bot.message import Message, Origin, Scene
@@ -44,29 +44,23 @@ class BanKind(StrEnum):
     GONE = "gone"
 
 
-class Ban(float):
-    """Seconds of a ban: inf until lifted, 0 lifts it; of which kind it is, and since when (aware UTC; given none: now).
-
-    Lifting one kind leaves the others.
-    """
-
-    kind: BanKind
-    since: datetime
-
-    def __new__(cls, seconds: float, kind: BanKind = BanKind.OWN, since: datetime | None = None) -> Self:
-        """Seconds that carry their kind and beginning."""
-        ban = super().__new__(cls, seconds)
-        ban.kind, ban.since = kind, since or datetime.now(UTC)
-        return ban
-
-
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """An account may not speak in a group: for how many seconds."""
+    """An account may not speak in a group, or may again; lifting one kind of ban leaves the others.
+
+    Args:
+        account: whose ban it is.
+        scene: the group.
+        seconds: how long; inf until lifted, 0 lifts it.
+        kind: why.
+        since: when it began, or was lifted (aware UTC).
+    """
 
     account: str
     scene: Scene
-    seconds: Ban
+    seconds: float
+    kind: BanKind = BanKind.OWN
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,26 +200,26 @@ def _mute(event: Mapping[str, Any]) -> Mute | None:
     scene = Scene("group", _number(event, "group_id"))
     kind = BanKind.ALL if str(event.get("user_id")) == "0" else BanKind.OWN
     if event.get("sub_type") == "lift_ban":
-        return Mute(own, scene, Ban(0.0, kind, _since(event)))
+        return Mute(own, scene, 0.0, kind, _since(event))
     try:
         seconds = float(event.get("duration") or 0)
     except (TypeError, ValueError) as e:
         raise MalformedEvent("field 'duration' is not seconds") from e
     endless = seconds < 0 or kind is BanKind.ALL
-    return Mute(own, scene, Ban(math.inf if endless else seconds, kind, _since(event)))
+    return Mute(own, scene, math.inf if endless else seconds, kind, _since(event))
 
 
 def _gone(event: Mapping[str, Any], own: str, seconds: float) -> Mute:
     """The account is in a group no more, or (0 seconds) again."""
-    return Mute(own, Scene("group", _number(event, "group_id")), Ban(seconds, BanKind.GONE, _since(event)))
+    return Mute(own, Scene("group", _number(event, "group_id")), seconds, BanKind.GONE, _since(event))
 
 
-def _since(event: Mapping[str, Any]) -> datetime | None:
-    """When it happened; None where the event does not tell: a ban counts all the same."""
+def _since(event: Mapping[str, Any]) -> datetime:
+    """When it happened; now, where the event does not tell: a ban counts all the same."""
     try:
         return _time(event)
     except MalformedEvent:
-        return None
+        return datetime.now(UTC)
 
 
 def _number(event: Mapping[str, Any], key: str) -> str:

@@ -12,7 +12,7 @@ from loguru import logger
 from bot.archive import Archive
 from bot.budget import Budget
 from bot.errors import ArchiveError
-from bot.events import Ban, BanKind
+from bot.events import BanKind, Mute
 from bot.message import Message, Scene
 
 MUTE_KIND = "muted"
@@ -39,24 +39,24 @@ class Mutes:
         except ArchiveError as e:
             logger.warning("where the accounts were muted before is not known: {}", e)
 
-    def told(self, account: str, scene: Scene, ban: Ban) -> None:
-        """An account was muted in a group, or a ban of that kind lifted; an older one than is known counts for nothing.
+    def told(self, mute: Mute) -> None:
+        """An account was muted in a group, or a ban lifted; an older one of its kind than is known counts for nothing.
 
-        A ban's seconds count from when QQ says it began, or from now where QQ's clock is ahead.
+        Its seconds count from when QQ says it began, or from now where QQ's clock is ahead.
         """
-        known = self._since.get((account, scene, ban.kind))
-        if (known is None and not ban) or (known is not None and ban.since < known):
+        known = self._since.get((mute.account, mute.scene, mute.kind))
+        if (known is None and not mute.seconds) or (known is not None and mute.since < known):
             return
-        until = min(ban.since, datetime.now(UTC)).timestamp() + ban
-        self._hold(account, scene, ban.kind, ban.since, until)
-        self._archive.note(scene, MUTE_KIND, f"{account} {ban.kind} {until}", ban.since)
+        until = min(mute.since, datetime.now(UTC)).timestamp() + mute.seconds
+        self._hold(mute.account, mute.scene, mute.kind, mute.since, until)
+        self._archive.note(mute.scene, MUTE_KIND, f"{mute.account} {mute.kind} {until}", mute.since)
 
     def heard(self, account: str, message: Message, role: str) -> None:
         """Somebody spoke where an account hears it, as what they are in the group (`owner`, `admin`, `member`)."""
         for kind in (BanKind.GONE, *([BanKind.ALL] if role == "member" else [])):
             since = self._since.get((account, message.scene, kind))
             if since is not None and message.time > since:
-                self.told(account, message.scene, Ban(0, kind, message.time))
+                self.told(Mute(account, message.scene, 0, kind, message.time))
 
     def _hold(self, account: str, scene: Scene, kind: BanKind, since: datetime, until: float) -> None:
         left_s = until - datetime.now(UTC).timestamp()

@@ -21,7 +21,6 @@ from bot.archive import Archive, Decision
 from bot.budget import Budget
 from bot.config import Settings
 from bot.errors import ArchiveError, EngineError, PersonaError, SendError, SendFailure
-from bot.events import Ban
 from bot.message import Message, Origin, Scene, as_told
 from bot.mutes import Mutes
 from bot.pacing import Pace, rhythms_s, situations
@@ -306,10 +305,6 @@ class Presence:
         if turn is not None:
             self._stop(turn, "optout")
         self.scenes.forget(scene)
-
-    def muted(self, account: str, scene: Scene, seconds: float) -> None:
-        """An account may not speak in a group for so long: 0 lifts it, inf lasts until lifted."""
-        self.mutes.told(account, scene, seconds if isinstance(seconds, Ban) else Ban(seconds))
 
     def online(self, account: str, online: bool) -> None:
         """QQ has an account logged in, or logged it out: then nothing is sent from it until it is back."""

@@ -112,7 +112,7 @@ class Recorder:
 
     def mute(self, mute: Mute) -> None:
         """Say nothing in a group from the account that is muted there."""
-        self._twin.presence.muted(mute.account, mute.scene, mute.seconds)
+        self._twin.presence.mutes.told(mute)
 
     def online(self, state: Online) -> None:
         """Say nothing from an account that QQ logged out."""

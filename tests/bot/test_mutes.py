@@ -9,7 +9,7 @@ from chats import ACCOUNT, FRIEND, GROUP, PRIVATE
 from stage import Stage
 
 from bot.archive import Archive
-from bot.events import Ban, BanKind
+from bot.events import BanKind, Mute
 from bot.message import Message, Scene
 
 OWN, ALL, GONE = BanKind
@@ -26,31 +26,31 @@ def now(in_s: float = 0.0) -> datetime:
 
 @pytest.mark.parametrize("kind", [ALL, GONE])
 async def test_a_ban_of_the_account_neither_ends_nor_lifts_one_of_another_kind(stage: Stage, kind: BanKind) -> None:
-    stage.presence.muted(ACCOUNT, GROUP, Ban(math.inf, kind))
-    stage.presence.muted(ACCOUNT, GROUP, Ban(100))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, math.inf, kind))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 100))
     assert muted(stage, 101)
-    stage.presence.muted(ACCOUNT, GROUP, Ban(0))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0))
     assert muted(stage)
-    stage.presence.muted(ACCOUNT, GROUP, Ban(0, kind))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0, kind))
     assert not muted(stage)
 
 
 async def test_the_seconds_of_a_ban_count_from_when_it_began(stage: Stage) -> None:
-    stage.presence.muted(ACCOUNT, GROUP, Ban(600, since=now(-500)))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 600, since=now(-500)))
     assert [muted(stage, s) for s in (90, 110)] == [True, False]
 
 
 async def test_a_clock_ahead_of_ours_makes_no_ban_longer(stage: Stage) -> None:
-    stage.presence.muted(ACCOUNT, GROUP, Ban(60, since=now(200)))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 60, since=now(200)))
     assert [muted(stage, s) for s in (50, 70)] == [True, False]
 
 
 async def test_a_restart_forgets_no_ban_and_no_lift(archive: Archive) -> None:
     stage = Stage(archive)
-    stage.presence.muted(ACCOUNT, GROUP, Ban(600, since=now(-100)))
-    stage.presence.muted(ACCOUNT, Scene("group", "20002"), Ban(math.inf, GONE))
-    stage.presence.muted(SECOND, Scene("group", "20003"), Ban(math.inf, ALL))
-    stage.presence.muted(SECOND, Scene("group", "20003"), Ban(0, ALL))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 600, since=now(-100)))
+    stage.presence.mutes.told(Mute(ACCOUNT, Scene("group", "20002"), math.inf, GONE))
+    stage.presence.mutes.told(Mute(SECOND, Scene("group", "20003"), math.inf, ALL))
+    stage.presence.mutes.told(Mute(SECOND, Scene("group", "20003"), 0, ALL))
     stage.restart()
     assert [muted(stage, s) for s in (490, 510)] == [True, False]
     assert muted(stage, 1e6, scene=Scene("group", "20002"))
@@ -59,7 +59,7 @@ async def test_a_restart_forgets_no_ban_and_no_lift(archive: Archive) -> None:
 
 
 async def test_lifting_what_was_not_muted_leaves_nothing_behind(stage: Stage, archive: Archive) -> None:
-    stage.presence.muted(ACCOUNT, GROUP, Ban(0, GONE))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0, GONE))
     assert archive.noted("muted") == []
 
 
@@ -75,7 +75,7 @@ async def test_who_speaks_after_it_shows_that_a_ban_is_over(
     stage: Stage, kind: BanKind, role: str, in_s: float, lifted: bool
 ) -> None:
     began = now()
-    stage.presence.muted(ACCOUNT, GROUP, Ban(math.inf, kind, began))
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, math.inf, kind, began))
     for scene in (PRIVATE, GROUP):
         heard = Message("1", scene, FRIEND, "阿强", began + timedelta(seconds=in_s), "在吗")
         stage.presence.mutes.heard(SECOND, heard, role)

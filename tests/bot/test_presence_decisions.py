@@ -13,6 +13,7 @@ from stage import Stage, until
 
 from bot.archive import Archive
 from bot.errors import EngineError, PersonaError, SendFailure
+from bot.events import Mute
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, ReplyPolicy, Spec
 
@@ -179,7 +180,7 @@ async def test_an_answer_leaves_from_the_account_that_began_it(archive: Archive)
 
 async def test_one_accounts_mute_and_lost_login_do_not_silence_another(archive: Archive) -> None:
     stage = Stage(archive)
-    stage.presence.muted(ACCOUNT, GROUP, 600)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 600))
     for _ in range(3):
         stage.presence.online(ACCOUNT, online=False)
     heard = Message("m", GROUP, OTHER, "小红", datetime.now(UTC), "在吗", Origin.HUMAN)

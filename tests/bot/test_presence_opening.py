@@ -8,6 +8,7 @@ from chats import ACCOUNT, GROUP, PRIVATE
 from stage import Stage
 
 from bot.archive import Archive
+from bot.events import Mute
 from bot.message import Origin
 
 
@@ -45,9 +46,9 @@ async def test_speaking_first_is_forbidden_by_what_forbids_answers(archive: Arch
     stage.presence.scenes.type(GROUP, "quiet", "00:00-00:00", now)
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "quiet"
     stage.presence.scenes.type(GROUP, "quiet", "", now)
-    stage.presence.muted(ACCOUNT, GROUP, 60)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 60))
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "muted"
-    stage.presence.muted(ACCOUNT, GROUP, 0)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0))
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") is None
     assert stage.presence.open(GROUP, ACCOUNT, "", "own") == "busy"
     await stage.quiet()

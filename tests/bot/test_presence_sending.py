@@ -15,6 +15,7 @@ from stage import Stage, until
 from bot.archive import Archive
 from bot.engine import Measure, Voice
 from bot.errors import EngineError, SendFailure
+from bot.events import Mute
 from bot.message import Message, Origin, Scene
 
 
@@ -87,7 +88,7 @@ async def test_a_refused_send_is_not_tried_again_where_that_is_forbidden_by_then
     stage.wire.failures = [SendFailure.REFUSED]
     stage.hear("嗨")
     await until(lambda: stage.wire.tried == 1)
-    stage.presence.muted(ACCOUNT, GROUP, 600)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 600))
     await stage.quiet()
     assert (stage.wire.tried, stage.said, stage.outcomes()) == (1, [], ["failed: refused"])
 
@@ -152,11 +153,11 @@ async def test_a_message_never_confirmed_pauses_every_scene_and_the_owner_is_tol
 
 
 async def test_where_the_account_is_muted_nothing_is_said_until_it_is_lifted(stage: Stage) -> None:
-    stage.presence.muted(ACCOUNT, GROUP, math.inf)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, math.inf))
     stage.hear("嗨")
     await stage.quiet()
     assert (stage.wire.tried, stage.outcomes()) == (0, ["muted"])
-    stage.presence.muted(ACCOUNT, GROUP, 0)
+    stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0))
     stage.hear("在吗")
     await stage.quiet()
     assert stage.said == ["好呀"]

@@ -12,7 +12,7 @@ from stage import Stage
 
 from bot.commands import Call, Commands, Who
 from bot.errors import PersonaError
-from bot.events import Ban, BanKind
+from bot.events import BanKind, Mute
 from bot.message import Message, Origin, Scene
 
 
@@ -68,10 +68,10 @@ def hall(stage: Stage) -> Hall:
 
 
 async def test_where_the_account_is_muted_not_even_the_owner_is_answered(hall: Hall) -> None:
-    hall.stage.presence.muted(ACCOUNT, GROUP, Ban(600))
+    hall.stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 600))
     await hall.hear("/ping", ME)
     assert hall.client.sent == []
-    hall.stage.presence.muted(ACCOUNT, GROUP, Ban(0))
+    hall.stage.presence.mutes.told(Mute(ACCOUNT, GROUP, 0))
     await hall.hear("/ping", ME)
     assert hall.client.sent == ["pong"]
 
@@ -100,7 +100,7 @@ async def test_where_no_persona_loads_the_owner_is_told_why_and_nobody_else(hall
 
 @pytest.mark.parametrize(("role", "lifted"), [("member", True), ("admin", False)])
 async def test_a_plain_member_who_speaks_shows_that_not_all_are_muted(hall: Hall, role: str, lifted: bool) -> None:
-    hall.stage.presence.muted(ACCOUNT, GROUP, Ban(math.inf, BanKind.ALL))
+    hall.stage.presence.mutes.told(Mute(ACCOUNT, GROUP, math.inf, BanKind.ALL))
     await hall.hear("能说话了", FRIEND, role, later_s=2)
     await hall.hear("/ping", ME, "owner")
     assert hall.client.sent == (["pong"] if lifted else [])
