@@ -1,6 +1,6 @@
 """A OneBot message written as text, `message_format: string` → segments.
 
-Only what a client sent is read so; what a model wrote never is. Escapes are the base standard's: `&amp; &#91; &#93;`,
+Only what a client sent is read so; what a model wrote never is, and is said without its codes. Escapes are the base standard's: `&amp; &#91; &#93;`,
 and `&#44;` within a code. A code that is none, as a person may have typed it, stays text.
 """
 
@@ -24,6 +24,13 @@ def segments(text: str) -> list[Segment]:
         at = code.end()
     _say(found, text[at:])
     return found
+
+
+def without(text: str) -> str:
+    """A text without its codes, nor any that comes together where one was taken out."""
+    while (left := _CODE.sub("", text)) != text:
+        text = left
+    return text
 
 
 def _say(found: list[Segment], text: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from bot import cq
 from bot.archive import Decision
 from bot.config import Settings
 from bot.decision import Moment, Verdict, decide, local_hour, loop_shift, moment_of
@@ -350,10 +351,11 @@ def uncounted(bubble: str) -> str:
 def tidy(line: str) -> str:
     """A generated line as it may be sent: no control characters (a byte-fallback token can be an ESC), no long text.
 
-    Nor characters of no width or ones that turn the writing around; nothing, where nothing of it is seen.
+    Nor characters of no width or ones that turn the writing around, nor CQ codes; nothing, where nothing of it is seen.
 
     Emoji that a server streamed in halves are put together; half of one is left out: it can be neither sent nor stored.
     """
     line = line.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-    line = "".join(c for c in _INVISIBLE.sub("", line) if unicodedata.category(c) != "Cc").strip()[:_TEXT_MAX]
+    line = "".join(c for c in _INVISIBLE.sub("", line) if unicodedata.category(c) != "Cc")
+    line = cq.without(line).strip()[:_TEXT_MAX]
     return line if is_seen(line) else ""

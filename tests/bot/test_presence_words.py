@@ -44,6 +44,14 @@ async def test_a_token_of_a_chat_format_is_never_sent_and_ends_the_answer(
     assert stage.said == said
 
 
+async def test_a_cq_code_is_never_said(stage: Stage) -> None:
+    stage.engine.lines = ["[CQ:at,qq=all]来", "[CQ:image,file=file:///etc/hostname]", "[CQ:是什么"]
+    stage.hear("嗨")
+    await stage.quiet()
+    assert stage.wire.segments == [[{"type": "text", "data": {"text": words}}] for words in ("来", "[CQ:是什么")]
+    assert [m.text for m in stage.archive.window(GROUP, 9)] == ["嗨", "来", "[CQ:是什么"]
+
+
 async def test_bubbles_are_compared_as_they_are_sent_and_none_is_sent_that_nobody_sees(stage: Stage) -> None:
     stage.engine.lines = [
         "好",

@@ -33,9 +33,14 @@ from bot.reply import Look, Replier, tidy, uncounted
         ("\u202e倒\u2066过\u2069来\ufeff", "倒过来"),
         ("\u200b", ""),
         ("\u200d\u3000\u200e", ""),
+        ("[CQ:at,qq=all]来", "来"),
+        ("[CQ:image,file=file:///etc/hostname][CQ:shake]", ""),
+        ("[CQ:at,[CQ:face,id=1]qq=all]\u200b[C\u200bQ:shake] 好", "好"),
+        ("怎么发[CQ:at]? 写 [CQ: 和 ]", "怎么发? 写 [CQ: 和 ]"),
+        ("[CQ:image,file=" + "a" * 600 + "]好", "好"),
     ],
 )
-def test_a_bubble_is_sent_without_control_characters_or_endless_text(made: str, sent: str) -> None:
+def test_a_bubble_is_sent_without_codes_control_characters_or_endless_text(made: str, sent: str) -> None:
     assert tidy(made) == sent
 
 

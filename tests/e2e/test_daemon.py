@@ -153,10 +153,10 @@ async def test_two_accounts_in_a_group_store_a_message_once_and_do_not_talk_to_e
     assert stored == [("在吗", Origin.HUMAN), (answer.text, Origin.TWIN)]
 
 
-async def test_cq_code_in_the_models_text_arrives_as_plain_text(client: NapCat) -> None:
+async def test_cq_code_in_the_models_text_is_not_said(client: NapCat) -> None:
     await client.say("叫大家", user=103)
     (answer,) = await client.expect(1)
-    assert answer.segments == [napcat.text("[CQ:at,qq=all]来")]
+    assert answer.segments == [napcat.text("来")]
 
 
 async def test_a_quote_overtaken_by_its_successor_is_put_in_order(daemon: Daemon, client: NapCat) -> None:
