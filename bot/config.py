@@ -281,7 +281,8 @@ class Chat(Section):
     show_typing: bool = True
     """Show in private chats that something is being typed, where the client can."""
     voice_to_text: bool = True
-    """Ask the client for the words of voice messages (QQ's own speech-to-text); without, they read `[语音]`."""
+    """Where the twin is on, ask the client for the words of voice messages (QQ's own speech-to-text); without, they
+    read `[语音]`."""
     max_redecisions: int = Field(2, ge=0)
     """How often newer words may make it decide anew before the first bubble is out."""
     hold_s: float = Field(600, ge=0)

@@ -1,4 +1,7 @@
-"""What a message holds beside words → words: voice by the client's speech-to-text, pictures by a vision model."""
+"""What a message holds beside words → words: voice by the client's speech-to-text, pictures by a vision model.
+
+Speech-to-text is QQ's own, and asked only where the twin is on.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -35,7 +38,7 @@ class Describer:
         if self._twin.presence.stale(message):
             return
         text = message.text
-        if text == VOICE and self._twin.settings.chat.voice_to_text:
+        if text == VOICE and self._twin.settings.chat.voice_to_text and self._twin.presence.scenes.is_on(message.scene):
             words = await self._transcribed(account, message.id)
             text += " ".join((words or "").split())
         elif PICTURE in text and self._captions is not None:

@@ -64,8 +64,8 @@ def recording(vision: Vision, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A daemon without a base: it records, and asks the vision model."""
     folder = tmp_path_factory.mktemp("describing")
     engine = {"caption_model": "eyes", "remote_url": f"{vision.url}/v1"}
-    sections = settings(folder / "none.gguf")
-    with Daemon(folder, {**sections, "engine": sections["engine"] | engine}) as found:
+    scenes = [f"private:{40_000 + n}" for n in (111, 112, 113, 211, 212, 213)]
+    with Daemon(folder, settings(folder / "none.gguf", engine=engine, chat={"scenes": scenes})) as found:
         yield found
         found.end()
 
