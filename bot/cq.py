@@ -1,7 +1,8 @@
 """A OneBot message written as text, `message_format: string` → segments.
 
-Only what a client sent is read so; what a model wrote never is, and is said without its codes. Escapes are the base standard's: `&amp; &#91; &#93;`,
-and `&#44;` within a code. A code that is none, as a person may have typed it, stays text.
+Only what a client sent is read so; what a model wrote never is, and is said without its codes. Escapes are the base
+standard's: `&amp; &#91; &#93;`, and `&#44;` within a code. A code that is none, as a person may have typed it, stays
+text.
 """
 
 import re
