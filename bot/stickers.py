@@ -141,8 +141,9 @@ class Stickers:
         except OSError as e:
             logger.warning("a sticker's file cannot be read: {}", type(e).__name__)
             return None
-        data = {"file": f"base64://{base64.b64encode(content).decode()}", "summary": STICKER, "sub_type": 1}
-        return {"type": "image", "data": data | {"name": f"{found.keys[0].upper()}.{found.suffix}"}}
+        data = {"file": f"base64://{base64.b64encode(content).decode()}", "summary": STICKER}
+        look = {"sub_type": 1, "subType": 1}  # NapCat reads the one, LLBot and Lagrange the other
+        return {"type": "image", "data": data | look | {"name": f"{found.keys[0].upper()}.{found.suffix}"}}
 
     def forget(self, person: str) -> int:
         """Drop what somebody sent, but for what another of the imitated people sent, too; gives how many files went.
