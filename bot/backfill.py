@@ -34,6 +34,8 @@ PAUSE_S = 1.0
 PLACES_KEPT = 3
 """Places named for each reason why something was left out."""
 SOURCE = "backfill"
+EMPTY, REFUSED = "an empty message", "refused by the archive"
+"""Why something was left out, beside what cannot be read and what somebody wished."""
 _NOTED_PAGES = 20
 CATCH_UP_PAGES = 10
 """Pages of a scene that are asked for after an outage; what was missed beyond is left to a backfill."""
@@ -277,8 +279,8 @@ class Backfill:
             ) from e
         self._archive.lost += len(taken.refused)
         filled.added += taken.added
-        left = [(m, "an empty message") for m in page if not m.text]
-        left += [(m, "refused by the archive") for m in taken.refused] + [(m, str(why)) for m, why in taken.withheld]
+        left = [(m, EMPTY) for m in page if not m.text] + [(m, REFUSED) for m in taken.refused]
+        left += [(m, str(why)) for m, why in taken.withheld]
         for one, reason in left:
             filled.skip(reason, f"message {one.id}")
 

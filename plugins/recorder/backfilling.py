@@ -61,7 +61,12 @@ class Backfilling:
     def _progress(self) -> str:
         filled = self._filled
         oldest = filled.oldest.astimezone(self._twin.settings.zone).strftime("%Y-%m-%d") if filled.oldest else "—"
-        return texts.PROGRESS.format(pages=filled.pages, messages=filled.messages, added=filled.added, oldest=oldest)
+        told = texts.PROGRESS.format(pages=filled.pages, messages=filled.messages, added=filled.added, oldest=oldest)
+        left = [
+            texts.LEFT_OUT_OF.format(why=texts.LEFT_OUT_WHY.get(why) or texts.UNREADABLE.format(why=why), count=count)
+            for why, count in filled.skipped.most_common()
+        ]
+        return told + (texts.LEFT_OUT.format(reasons="、".join(left)) if left else "")
 
     async def _fill(self, scene: Scene, account: str) -> None:
         """The worker's edge: however it ends, the owner is told."""
@@ -70,7 +75,7 @@ class Backfilling:
             self._filled = filled
 
         try:
-            await Backfill(caller(account), self._twin.archive, self._pause_s).fill(scene, told)
+            self._filled = await Backfill(caller(account), self._twin.archive, self._pause_s).fill(scene, told)
         except TwinError as e:
             await self._twin.tell_owner(texts.FAILED.format(scene=scene, why=e))
         else:

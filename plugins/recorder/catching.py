@@ -59,9 +59,9 @@ class Catcher:
         pages = added = 0
         wishes: list[Message] = []
         try:
+            backfill = Backfill(self._call_of(account), self._twin.archive, self._pause_s)
             for scene, since in self._scenes(account, until):
                 try:
-                    backfill = Backfill(self._call_of(account), self._twin.archive, self._pause_s)
                     is_command = partial(self._is_command, wishes=wishes, since=since)
                     filled = await backfill.catch_up(scene, since, until, is_command)
                 except ImportFault as e:
@@ -70,7 +70,6 @@ class Catcher:
                 pages, added = pages + filled.pages, added + filled.added
                 if not filled.done:
                     logger.warning("more was missed in a {} scene than is asked for: /corpus backfill", scene.kind)
-                await asyncio.sleep(self._pause_s)
         except ArchiveError as e:
             logger.warning("what was missed is not asked for: {}", e)
         finally:

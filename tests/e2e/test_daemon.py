@@ -574,13 +574,19 @@ async def test_corpus_backfill_reads_what_the_client_still_knows_and_tells_the_o
         event | {"time": 1_700_000_000 + n, "message_id": 5000 + n, "message": [napcat.text(f"旧话{n}")]}
         for n in range(60)
     ]
+    client.history["group:301"] += [
+        event | {"time": 1_700_000_100, "message_id": 5100, "message": []},
+        event | {"time": 1_700_000_101, "message_id": 5101, "message": []},
+        event | {"time": None, "message_id": 5102, "message": [napcat.text("没有时间")]},
+    ]
     assert await client.ask("/corpus backfill status", user=OWNER, group=301) == "现在没有在补。"
     await client.say("/corpus backfill", user=10002, group=301)
     await client.quiet(0.5)
     assert (await client.ask("/corpus backfill", user=OWNER, group=301)).startswith("开始补")
     (report,) = await client.expect(1, within_s=15)
     assert report.scene == f"private:{OWNER}"
-    assert "group:301 的旧记录补完了：翻了 2 页，60 条里新的 60 条，到 2023-11-15" in report.text
+    told = "group:301 的旧记录补完了：翻了 2 页，62 条里新的 60 条，到 2023-11-15"
+    assert f"{told}；没收进来：空消息 2 条、读不懂的（field 'time' is not unix seconds） 1 条。" in report.text
     assert [m.text for m in daemon.stored("group:301") if m.text.startswith("旧话")] == [f"旧话{n}" for n in range(60)]
 
 

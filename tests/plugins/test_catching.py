@@ -1,8 +1,10 @@
 """plugins/recorder/catching.py: what was missed is asked for where the twin is on, recorded, and not answered."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,13 +38,19 @@ class Clients:
     def __init__(self, history: Answers, refuses: tuple[Scene, ...] = ()) -> None:
         self.history, self.refuses = history, refuses
         self.asked: list[tuple[str, str]] = []
+        self.asked_at: list[float] = []
+        """Monotonic seconds of every page that was asked for."""
+        self.others: list[str] = []
+        """Other actions that were called."""
 
     def of(self, account: str) -> Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]:
         async def call(action: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
             if not action.endswith("_msg_history"):
+                self.others.append(action)
                 return {"status": "ok", "retcode": 0, "data": {"app_name": "NapCat.Onebot", "user_id": int(account)}}
             scene = f"group:{params['group_id']}" if "group_id" in params else f"private:{params['user_id']}"
             self.asked.append((account, scene))
+            self.asked_at.append(time.monotonic())
             if Scene.parse(scene) in self.refuses:
                 raise ImportFault("the client did not answer")
             return {"status": "ok", "retcode": 0, "data": {"messages": self.history.get(scene, [])}}
@@ -50,14 +58,14 @@ class Clients:
         return call
 
 
-def catcher_of(stage: Stage, call_of: Any) -> Any:
+def catcher_of(stage: Stage, call_of: Any, pause_s: float = 0.0) -> Any:
     twin = SimpleNamespace(archive=stage.archive, presence=stage.presence, commands=Commands("/", ()))
     twin.commands.add("twin", Who.EVERYONE, lambda _: None)  # type: ignore[arg-type, return-value]
-    return plugged("recorder.catching").Catcher(twin, call_of, 0.0)
+    return plugged("recorder.catching").Catcher(twin, call_of, pause_s)
 
 
-async def connect(stage: Stage, clients: Clients, *accounts: str) -> Any:
-    catcher = catcher_of(stage, clients.of)
+async def connect(stage: Stage, clients: Clients, *accounts: str, pause_s: float = 0.0) -> Any:
+    catcher = catcher_of(stage, clients.of, pause_s)
     for account in accounts:
         catcher.connected(account)
     await asyncio.gather(*catcher._tasks.values())
@@ -183,6 +191,18 @@ async def test_a_scene_the_client_refuses_does_not_keep_the_others_from_being_as
     clients = Clients({str(GROUP): [missed(GROUP, "断线时说的", 300)]}, refuses=(second,))
     await connect(stage, clients, ACCOUNT)
     assert [m.text for m in stage.archive.window(GROUP, 9)] == ["以前说的", "断线时说的"]
+
+
+async def test_the_client_says_once_what_it_is_and_rests_between_pages_of_scenes_it_refuses_too(stage: Stage) -> None:
+    scenes = [Scene("group", str(number)) for number in (20002, 20003, 20004)]
+    for ago_s, scene in enumerate(scenes, 60):
+        stage.presence.switch(scene, True, datetime.now(UTC))
+        known(stage, scene, ago_s)
+    clients = Clients({str(scenes[2]): [missed(scenes[2], "断线时说的", 30)]}, refuses=(scenes[0], scenes[1]))
+    await connect(stage, clients, ACCOUNT, pause_s=0.1)
+    assert [scene for _, scene in clients.asked][:3] == [str(scene) for scene in scenes]
+    assert clients.others == ["get_version_info", "get_login_info"]
+    assert all(after - before >= 0.1 for before, after in pairwise(clients.asked_at))
 
 
 async def test_an_account_is_not_asked_for_what_another_one_hears(stage: Stage) -> None:
