@@ -29,7 +29,7 @@ from loguru import logger
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from bot.errors import ArchiveBusy, ArchiveError
-from bot.message import Message, Origin, Scene
+from bot.message import Message, Origin, Scene, as_told
 from bot.optouts import OptOuts, without_words
 from bot.rows import (
     ORDER,
@@ -41,6 +41,7 @@ from bot.rows import (
     messages_of,
     messages_table,
     milliseconds,
+    named,
     scene_log_table,
     take_back,
     time_of,
@@ -107,6 +108,8 @@ class Archive:
         self._waiting: deque[tuple[Message, str]] = deque()
         self._recalls: list[tuple[Scene, str, datetime]] = []
         self._fresh: OrderedDict[tuple[Scene, str], Message] = OrderedDict()
+        self._renamed: dict[tuple[Scene, str], str] = {}
+        """Of what was written last, the ids that had been met before, and those they are stored under."""
         self._log: deque[tuple[sa.Table, dict[str, Any]]] = deque(maxlen=WAITING_MAX)
         self._latest: dict[tuple[Scene, str], tuple[float, tuple[str, datetime] | None]] = {}
         self._held_up = False
@@ -193,7 +196,7 @@ class Archive:
     def add(self, message: Message) -> bool:
         """Store one live message; False if it is a replay of one that is stored, or waits, already.
 
-        `get` gives it for a while without asking the store.
+        `get` gives it for a while without asking the store, under the id it came with.
 
         Raises:
             ArchiveError: it cannot be written, and waits in memory.
@@ -203,7 +206,8 @@ class Archive:
         self.flush()  # what waited is not counted with it
         new = self.append([message]) > 0 or self.waiting > 0
         if new:
-            self._fresh[message.scene, message.id] = message
+            place = message.scene, message.id
+            self._fresh[place] = replace(message, id=self._renamed.get(place, message.id))
             while len(self._fresh) > _FRESH_MAX:
                 self._fresh.popitem(last=False)
         return new
@@ -215,9 +219,10 @@ class Archive:
         if self._held_up:  # `twin forget` may have been what held the archive
             self.reconsider()
         batch = list(self._waiting)
+        self._renamed.clear()
         try:
             with self._engine.begin() as connection:
-                added = sum(insert(connection, chunk) for chunk in _chunks(batch, 500))
+                added = sum(insert(connection, chunk, self._renamed) for chunk in _chunks(batch, 500))
                 for recall in self._recalls:
                     take_back(connection, *recall)
                 for table, row in self._log:
@@ -242,7 +247,7 @@ class Archive:
         while self._waiting:
             try:
                 with self._engine.begin() as connection:
-                    added += insert(connection, [self._waiting[0]])
+                    added += insert(connection, [self._waiting[0]], self._renamed)
             except OperationalError:
                 return added
             except UNSTORABLE as e:
@@ -280,7 +285,7 @@ class Archive:
         if self.optouts.leaves_nothing(scene, moment=time):
             return False
         scene = self.scene_of_recall(scene, message_id)
-        self._fresh.pop((scene, message_id), None)
+        self._fresh.pop((scene, as_told(message_id)), None)
         self._recalls.append((scene, message_id, time))
         try:
             stored = self.get(scene, message_id) is not None
@@ -304,12 +309,24 @@ class Archive:
             if m.scene.private and m.id == message_id and m.sender_id == scene.id:
                 return m.scene
         c = messages_table.c
-        own = (c.message_id == message_id, c.sender_id == scene.id, c.scene.startswith("private:"))
+        own = (named(message_id), c.sender_id == scene.id, c.scene.startswith("private:"))
         try:
             rows = self._read(sa.select(c.scene).where(*own).order_by(c.time_ms.desc()).limit(1))
         except ArchiveError:
             return scene
         return Scene.parse(rows[0][0]) if rows else scene
+
+    def stored_as(self, scene: Scene, message_id: str) -> str:
+        """The id under which a message is stored that a client names: of several that had its id, the newest one's."""
+        if any((m.scene, m.id) == (scene, message_id) for m, _ in self._waiting):
+            return message_id
+        c = messages_table.c
+        try:  # sorted here: for the first by time SQLite would walk the whole scene
+            rows = self._read(sa.select(c.time_ms, c.message_id).where(c.scene == str(scene), named(message_id)))
+        except ArchiveError as e:
+            logger.warning("whether an id was met before is not known: {}", e)
+            return message_id
+        return str(max(map(tuple, rows))[1]) if rows else message_id
 
     def get(self, scene: Scene, message_id: str) -> Message | None:
         """One message, or None."""
@@ -505,13 +522,21 @@ class Archive:
         return [replace(m, recalled=True, text="", segments=()) if m.id in gone else m for m in found]
 
     def retell(self, scene: Scene, message_id: str, text: str) -> None:
-        """Give a stored message another text, such as the words of a voice message; one taken back stays without."""
-        self._fresh.pop((scene, message_id), None)
+        """Give a stored message another text, such as the words of a voice message; one taken back stays without.
+
+        Args:
+            scene: where.
+            message_id: as the client names it.
+            text: canonical text.
+        """
+        if (fresh := self._fresh.get((scene, message_id))) is not None:
+            self._fresh[scene, message_id] = replace(fresh, text=text)
         for place, (m, source) in enumerate(self._waiting):
             if m.scene == scene and m.id == message_id:
                 self._waiting[place] = (replace(m, text=text), source)
+                return
         c = messages_table.c
-        where = (c.scene == str(scene), c.message_id == message_id, c.recalled.is_(False))
+        where = (c.scene == str(scene), c.message_id == self.stored_as(scene, message_id), c.recalled.is_(False))
         try:
             with self._engine.begin() as connection:
                 connection.execute(sa.update(messages_table).where(*where).values(text=text))

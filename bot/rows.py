@@ -16,7 +16,7 @@ from loguru import logger
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
-from bot.message import Message, Origin, Scene
+from bot.message import Message, Origin, Scene, as_told
 
 _schema = sa.MetaData()
 _pk = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -62,8 +62,18 @@ _ONCE = {
 ORDER = (messages_table.c.time_ms, messages_table.c.seq, messages_table.c.pk)
 
 
-def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> int:
-    """Insert what is new. Ids are 31-bit hashes: the same id at another time is another message, and gets its time."""
+def insert(
+    connection: sa.Connection, batch: Sequence[tuple[Message, str]], renamed: dict[tuple[Scene, str], str]
+) -> int:
+    """Insert what is new; gives how many that were.
+
+    Ids are 31-bit hashes: the same id at another time is another message, and gets its time.
+
+    Args:
+        connection: in a transaction.
+        batch: messages, and the source of each.
+        renamed: is told under which id a message is stored whose own was met before.
+    """
     if len(batch) == 1 and (added := put(connection, [row_of(*batch[0])])):
         return added  # nearly every live message: its id was never met
     c = messages_table.c
@@ -84,9 +94,17 @@ def insert(connection: sa.Connection, batch: Sequence[tuple[Message, str]]) -> i
             continue
         if stored is not None:
             message = replace(message, id=f"{message.id}@{time_ms // 1000}")
+            renamed[message.scene, as_told(message.id)] = message.id
         known.setdefault(place, (time_ms, False))
         values.append(row_of(message, source))
     return put(connection, values) if values else 0
+
+
+def named(message_id: str) -> sa.ColumnElement[bool]:
+    """Rows of the messages that a client names so (see `insert`); the bounds are there for the index alone."""
+    c, met = messages_table.c, f"{message_id}@"
+    bounds = c.message_id.between(message_id, f"{met}9999999999")
+    return sa.and_(bounds, sa.or_(c.message_id == message_id, c.message_id.startswith(met, autoescape=True)))
 
 
 def put(connection: sa.Connection, values: list[dict[str, Any]]) -> int:

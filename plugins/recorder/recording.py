@@ -97,7 +97,8 @@ class Recorder:
                 return False
         if len(self._accounts()) > 1 and self._copies.told(message, account):
             return False
-        message = replace(message, reply_to=self._copies.stands_as(message.scene, message.reply_to))
+        quoted = self._copies.stands_as(message.scene, message.reply_to)
+        message = replace(message, reply_to=quoted and self._twin.archive.stored_as(message.scene, quoted))
         new = self._twin.record(message)
         await self._twin.watch_archive()
         return new
@@ -125,15 +126,16 @@ class Recorder:
         """
         archive, presence = self._twin.archive, self._twin.presence
         scene = archive.scene_of_recall(recall.scene, recall.message_id)
+        message_id = archive.stored_as(scene, recall.message_id)
         with suppress(ArchiveError):
-            own = archive.get(scene, recall.message_id)
+            own = archive.get(scene, message_id)
             owners = {*self._twin.settings.onebot.superusers, *([own.sender_id] if own is not None else [])}
             if own is not None and own.origin is Origin.TWIN:
                 presence.withdrawn(scene)
             if recall.operator_id in owners:
                 corrections.recalled(
-                    archive, scene, recall.message_id, by=recall.operator_id,
+                    archive, scene, message_id, by=recall.operator_id,
                     persona=presence.scenes.persona(scene), now=recall.time,
                 )  # fmt: skip
-        archive.recall(scene, recall.message_id, recall.time)
-        presence.recalled(scene, recall.message_id)
+        archive.recall(scene, message_id, recall.time)
+        presence.recalled(scene, message_id)

@@ -126,6 +126,28 @@ def test_an_id_met_again_much_later_is_another_message(archive: Archive) -> None
     assert archive.get(GROUP, "7") == first
 
 
+def test_what_a_client_names_by_an_id_met_before_is_the_newest_of_them(archive: Archive) -> None:
+    old, new = say(0, FRIEND, "旧", id="7"), say(86400, OTHER, "[语音]", id="7")
+    for other in ("70", "7a", "6", "%"):
+        archive.append([say(90000, FRIEND, other, id=other)])
+    assert archive.stored_as(GROUP, "7") == "7", "nothing is stored under it yet"
+    assert archive.add(old)
+    assert archive.stored_as(GROUP, "7") == "7"
+    assert archive.add(new)
+    stored = archive.stored_as(GROUP, "7")
+    assert stored == f"7@{new.time.timestamp():.0f}"
+    heard = archive.get(GROUP, "7")
+    assert heard is not None
+    assert (heard.id, heard.text) == (stored, "[语音]"), "whoever listens is told what was just said"
+    archive.retell(GROUP, "7", "[语音]到哪了")
+    heard = archive.get(GROUP, "7")
+    assert heard is not None
+    assert heard.text == "[语音]到哪了"
+    archive.recall(GROUP, stored, at(86410))
+    assert texts(archive) == ["旧", "70", "7a", "6", "%"]
+    assert archive.stored_as(GROUP, "%") == "%"
+
+
 def test_the_order_is_time_then_the_chats_number_then_arrival(archive: Archive) -> None:
     said = [
         say(1, FRIEND, "三", id="c", seq=12), say(1, FRIEND, "二", id="b", seq=11),
@@ -504,6 +526,8 @@ def test_the_accounts_own_recall_is_found_in_the_chat_it_was_said_in(archive: Ar
     assert [m.text for m in archive.history(PRIVATE)] == []
     assert [m.text for m in archive.history(other)] == ["嗯"], "an equal id in another chat stands"
     assert archive.scene_of_recall(notice, "8") == notice
+    archive.append([say(5, FRIEND, "早", PRIVATE, id="9"), say(86400, ME, "又错了", PRIVATE, id="9")])
+    assert archive.scene_of_recall(notice, "9") == PRIVATE, "though its id was met before"
 
 
 def test_a_checkpoint_writes_sqlites_log_back_into_the_file(archive: Archive, file: Path) -> None:

@@ -4,11 +4,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from chats import ACCOUNT, FRIEND, OTHER, PRIVATE
+from chats import ACCOUNT, FRIEND, GROUP, OTHER, PRIVATE
 from stage import Stage, until
 
 from bot.archive import Archive
 from bot.errors import SendFailure
+from bot.message import Message
 
 
 def opt_out(stage: Stage, person: str) -> None:
@@ -50,6 +51,29 @@ async def test_what_others_said_meanwhile_is_answered_without_their_words(stage:
     await stage.quiet()
     assert stage.said == ["好呀"]
     assert "我在问" in stage.engine.heard()
+    assert "秘密" not in "".join(p.text for p in stage.engine.asked[-1].pieces)
+
+
+async def test_whose_words_are_left_out_is_known_though_their_id_was_another_ones_before(stage: Stage) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: int) -> None:
+        asked.set()
+        await go.wait()
+
+    stage.engine.before_line = wait
+    now = datetime.now(UTC)
+    stage.archive.add(Message("7", GROUP, OTHER, "小红", now - timedelta(days=1), "以前的"))
+    stage.hear("我在问", sender=OTHER)
+    stage.archive.add(Message("7", GROUP, FRIEND, "阿强", now, "秘密"))
+    heard = stage.archive.get(GROUP, "7")
+    assert heard is not None
+    stage.presence.heard(heard, ACCOUNT)
+    await asyncio.wait_for(asked.wait(), 5)
+    opt_out(stage, FRIEND)
+    go.set()
+    await stage.quiet()
+    assert stage.said == ["好呀"]
     assert "秘密" not in "".join(p.text for p in stage.engine.asked[-1].pieces)
 
 

@@ -10,8 +10,9 @@ import pytest
 from chats import ACCOUNT, FRIEND, GROUP
 from plugged import plugged
 
-from bot import config
-from bot.message import Message
+from bot import config, corrections
+from bot.events import Recall
+from bot.message import Message, Origin
 from bot.onebot import Outbox
 from bot.terminal import NoTransport
 from bot.twin import Twin
@@ -34,6 +35,31 @@ async def test_messages_that_are_not_as_they_should_be_are_stored_and_counted(
     (stored,) = twin.archive.window(GROUP, 9)
     assert stored.text == text
     assert stored.time <= datetime.now(UTC)
+    await twin.close()
+
+
+async def test_a_quote_and_a_recall_of_an_id_met_before_are_about_the_newest_message_of_it(tmp_path: Path) -> None:
+    settings = config.load(tmp_path / "bot.toml", {"TWIN__ENGINE__BASE": '"nowhere.gguf"'})
+    twin = Twin.assemble(settings, tmp_path, NoTransport(), only_record=True)
+    recorder: Any = plugged("recorder.recording").Recorder(twin, Outbox())
+    now = datetime.now(UTC).replace(microsecond=0)
+    earlier = now - timedelta(days=9)
+    twin.archive.append([
+        Message("7", GROUP, FRIEND, "阿强", earlier, "旧话"),
+        Message("6", GROUP, FRIEND, "阿强", now - timedelta(seconds=9), "在吗"),
+        Message("7", GROUP, ACCOUNT, "小满", now - timedelta(seconds=5), "好呀", Origin.TWIN),
+    ])  # fmt: skip
+    await recorder.message(Message("8", GROUP, FRIEND, "阿强", now, "好什么", reply_to="7"), ACCOUNT)
+    quoting = twin.archive.get(GROUP, "8")
+    assert quoting is not None
+    quoted = twin.archive.get(GROUP, quoting.reply_to or "")
+    assert quoted is not None
+    assert quoted.text == "好呀"
+    assert corrections.answered(twin.archive, GROUP, quoting.reply_to) == quoted
+    await recorder.recall(Recall(GROUP, "7", ACCOUNT, now))
+    assert [m.text for m in twin.archive.window(GROUP, 9)] == ["旧话", "在吗", "好什么"]
+    (correction,) = corrections.current(twin.archive, GROUP)
+    assert (correction.said, correction.rejected) == ((quoted.id,), ("好呀",))
     await twin.close()
 
 
