@@ -65,6 +65,23 @@ class Client(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """Who answers.
+
+    Args:
+        client: whose way of paging it is.
+        title: the program and its version.
+        account: its QQ number.
+        name: the account's.
+    """
+
+    client: Client
+    title: str
+    account: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """How far a backfill came.
 
@@ -127,29 +144,35 @@ class Backfill:
         self._archive = archive
         self._pause_s = pause_s
         self._asked = False
-        self._client: tuple[Client, str] | None = None
+        self._login: Login | None = None
 
-    async def client(self) -> tuple[Client, str]:
-        """Whose way of paging it is, and the account; asked once.
+    async def login(self) -> Login:
+        """Which client it is, and the account; asked once.
 
         Raises:
             ImportFault: the client does not answer.
         """
-        if self._client is None:
-            client = Client.named(str((await self._told("get_version_info")).get("app_name", "")))
-            self._client = client, str((await self._told("get_login_info")).get("user_id", ""))
-        return self._client
+        if self._login is None:
+            program, who = await self._told("get_version_info"), await self._told("get_login_info")
+            name = str(program.get("app_name") or "")
+            self._login = Login(
+                Client.named(name), f"{name} {program.get('app_version') or ''}".strip(), str(who.get("user_id") or ""),
+                str(who.get("nickname") or ""),
+            )  # fmt: skip
+        return self._login
 
-    async def scenes(self) -> list[Scene]:
-        """Every group and friend of the account.
+    async def scenes(self) -> dict[Scene, str]:
+        """Every group and friend of the account, with what it is called there.
 
         Raises:
             ImportFault: the client does not answer, or refuses.
         """
         groups, friends = await self._listed("get_group_list"), await self._listed("get_friend_list")
-        return [Scene("group", str(g["group_id"])) for g in groups if g.get("group_id")] + [
-            Scene("private", str(f["user_id"])) for f in friends if f.get("user_id")
-        ]
+        found = {Scene("group", str(g["group_id"])): g.get("group_name") for g in groups if g.get("group_id")}
+        for friend in friends:
+            if friend.get("user_id"):
+                found[Scene("private", str(friend["user_id"]))] = friend.get("remark") or friend.get("nickname")
+        return {scene: str(name or "") for scene, name in found.items()}
 
     async def fill(self, scene: Scene, told: Callable[[Filled], None] = lambda _: None) -> Filled:
         """Read a scene towards the past until nothing older comes; a later call goes on where this one stopped.
@@ -163,7 +186,7 @@ class Backfill:
         """
         if scene.private and self._archive.optouts.why(scene.id) is Why.FORGOTTEN:
             return Filled(done=True)  # not even where its history ends is noted
-        await self.client()
+        await self.login()
         walk = _Walk(self._mark(scene))
         filled, intake = Filled(), Intake(self._archive, SOURCE)
         try:
@@ -212,21 +235,22 @@ class Backfill:
 
     async def _page(self, scene: Scene, walk: "_Walk", filled: Filled) -> list[Message] | None:
         """The next page's messages that are new and older; None at the end."""
-        client, account = await self.client()
+        login = await self.login()
         while True:
-            answer = await self._politely(*_request(scene, client, walk.anchor, walk.reverse))
+            answer = await self._politely(*_request(scene, login.client, walk.anchor, walk.reverse))
             found = _messages(answer)
             if found is None and walk.back():
                 continue  # The client has forgotten where the last backfill stopped: through what is known, then.
             if found is None and not _at_end(answer):
+                kept = f"{filled.added} new messages are stored, and the next backfill goes on from there"
                 raise ImportFault(
                     f"the client refuses the history of {scene}: {_words(answer)!r} (retcode {answer.get('retcode')}); "
-                    f"{filled.added} new messages are stored, and the next backfill goes on from there"
+                    f"{kept if filled.pages else 'try again later'}"
                 )
-            fresh = walk.fresh(self._read(found or (), scene, account, walk, filled))
+            fresh = walk.fresh(self._read(found or (), scene, login.account, walk, filled))
             if fresh:
                 return fresh
-            if client is not Client.NAPCAT or walk.anchor is None or walk.turned:
+            if login.client is not Client.NAPCAT or walk.anchor is None or walk.turned:
                 return None
             walk.reverse, walk.turned = not walk.reverse, True
 

@@ -37,6 +37,7 @@ from training.importers import (
     weq,
 )
 from training.importers.source import DAMAGED, Item, Reading, Source, Told, head
+from training.speakers import many
 
 _T = TypeVar("_T")
 SOURCES: tuple[Source, ...] = (
@@ -399,9 +400,9 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool, personas: Mappi
         verb += f", {shown['known_from_elsewhere']} known from other sources"
     if shown["imported_before"]:
         verb = f"were imported on {shown['imported_before']}; the file is unchanged, nothing was read again"
-    mine = f"{shown['me']} with {_many(shown['my_messages'], 'message')}{_too(shown['me_too'])}"
+    mine = f"{shown['me']} with {many(shown['my_messages'], 'message')}{_too(shown['me_too'])}"
     lines = [
-        f"{name}: {shown['format']}; {_many(shown['messages'], 'message')} {verb}; {_many(shown['recalls'], 'recall')}",
+        f"{name}: {shown['format']}; {many(shown['messages'], 'message')} {verb}; {many(shown['recalls'], 'recall')}",
         *([f"  {_scenes(shown)}; {' – '.join(shown['span'])}"] if shown["scenes"] else []),
         f"  people: {_people(shown['people'])}",
         f"  you are {mine} (else: --me NUMBER)"
@@ -429,16 +430,12 @@ def in_words(shown: dict[str, Any], name: str, *, dry_run: bool, personas: Mappi
 
 def _left_out(why: str, count: int) -> str:
     if why.startswith(DAMAGED):
-        return f"left out an unknown number of messages, in {_many(count, 'place')}: {why}"
+        return f"left out an unknown number of messages, in {many(count, 'place')}: {why}"
     return f"left out {count}: {why}"
 
 
 def _too(namesakes: Mapping[str, int]) -> str:
-    return "".join(f", and {who}, who bears the same name, with {_many(n, 'message')}" for who, n in namesakes.items())
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return "".join(f", and {who}, who bears the same name, with {many(n, 'message')}" for who, n in namesakes.items())
 
 
 def _scenes(shown: Mapping[str, Any]) -> str:
@@ -448,7 +445,7 @@ def _scenes(shown: Mapping[str, Any]) -> str:
         kind, _, who = scene.partition(":")
         told.append(f"{kind} {speakers.in_words([(who, shown['scene_names'].get(scene, ''), count)])}")
     more = len(shown["scenes"]) - len(told)
-    return f"{_many(len(shown['scenes']), 'scene')}: {', '.join(told)}" + (f", and {more} more" if more else "")
+    return f"{many(len(shown['scenes']), 'scene')}: {', '.join(told)}" + (f", and {more} more" if more else "")
 
 
 def _people(people: Mapping[str, Mapping[str, Any]]) -> str:

@@ -45,3 +45,8 @@ def require(histories: Iterable[tuple[Path, Source]], told: Told) -> None:
 def in_words(people: Iterable[tuple[str, str, int]]) -> str:
     """People as (id, name, messages), with the ids that `--people` and `--me` take; a name that is the id once."""
     return ", ".join(f"{' '.join(filter(None, dict.fromkeys((who, name))))} ({n})" for who, name, n in people)
+
+
+def many(count: int, what: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -247,14 +247,16 @@ def _import_sets(
 def _from_client(url: str, archive: "Archive | None", settings: config.Settings, *, as_json: bool) -> None:
     """What a running OneBot client still knows → archive; says it by scene, then raises where one is not whole."""
     from bot.progress import progress_bar
-    from training.importers import onebotlive
+    from training.importers import onebotlive, onebotlook
 
-    if archive is None:
-        raise ImportFault(
-            f"{url!r}: --dry-run reads files only; without it the import can be stopped and goes on later"
-        )
+    token = config.access_token(settings)[0]
     with progress_bar(f"import {url}") as progress:
-        summary, fault = asyncio.run(onebotlive.fill(url, config.access_token(settings)[0], archive, progress))
-    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else onebotlive.in_words(summary))
+        if archive is None:
+            summary, fault = asyncio.run(onebotlook.look(url, token, progress, settings.zone)), None
+            words = onebotlook.in_words(summary, url)
+        else:
+            summary, fault = asyncio.run(onebotlive.fill(url, token, archive, progress))
+            words = onebotlive.in_words(summary)
+    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else words)
     if fault is not None:
         raise fault

@@ -23,7 +23,7 @@ from bot.intake import Intake
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
 from bot.scenes import STATE_KIND
-from training.importers import onebotlive
+from training.importers import onebotlive, onebotlook
 
 GROUP, FRIEND = Scene("group", "20001"), Scene("private", "10001")
 BASE_S = 1_700_000_000
@@ -367,6 +367,35 @@ async def test_what_is_left_out_is_told_by_reason_with_its_first_places_once(arc
         + ", ".join(skipped["field 'time' is not unix seconds"]["places"])
         + ")"
     )
+
+
+# -- a dry run -------------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_asks_for_one_page_of_so_many_chats_politely() -> None:
+    client, port, pause_s = friends(onebotlook.LOOKED_INTO + 3, each=2 * COUNT, token="t"), free_port(), 0.02
+    async with client.serving(port):
+        url = f"onebot://127.0.0.1:{port}"
+        shown = await onebotlook.look(url, "t", lambda _done, _size: None, UTC, pause_s)
+    assert client.pages == len(shown["scenes"]) == onebotlook.LOOKED_INTO
+    assert min(later - earlier for earlier, later in pairwise(client.asked_at)) >= 0.9 * pause_s
+    assert {one["messages"] for one in shown["scenes"].values()} == {COUNT}
+    assert "  and 3 more chats, not looked into" in onebotlook.in_words(shown, url)
+
+
+async def test_a_dry_run_of_a_client_that_goes_is_a_fault() -> None:
+    client, port = friends(3, token="t"), free_port()
+    async with client.serving(port):
+        page = client._page
+
+        def lost(params: dict[str, Any]) -> dict[str, Any]:
+            assert client._socket is not None
+            client._socket.transport.abort()
+            return page(params)
+
+        client._page = lost  # type: ignore[method-assign]
+        with pytest.raises(ImportFault, match="went"):
+            await onebotlook.look(f"onebot://127.0.0.1:{port}/private/100", "t", lambda *_: None, UTC)
 
 
 # -- after an outage ------------------------------------------------------------------------------

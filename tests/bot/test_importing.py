@@ -67,11 +67,11 @@ async def test_a_client_of_which_one_friend_is_refused_is_told_scene_by_scene(bo
         done = await asyncio.to_thread(twin, bot_toml, f"onebot://127.0.0.1:{port}")
         as_json = await asyncio.to_thread(twin, bot_toml, f"onebot://127.0.0.1:{port}", "--json")
     assert done.stdout.splitlines() == [
-        "private:101: 1 messages read, 1 new, back to 2023-11-14T22:13:21+00:00",
+        "private:101: 1 message read, 1 new, back to 2023-11-14T22:13:21+00:00",
         "  left out 1: field 'time' is not unix seconds (message 2)",
         "private:103: 0 messages read, 0 new",
-        "  not read to its end: the client refuses the history of private:103: '频率过快' (retcode 1200); 0 new "
-        "messages are stored, and the next backfill goes on from there",
+        "  not read to its end: the client refuses the history of private:103: '频率过快' (retcode 1200); try again "
+        "later",
     ]
     assert isinstance(done.exception, ImportFault), "which the command line prints and exits with 1"
     assert "1 of 2 scenes were not read to their end" in str(done.exception)
@@ -80,6 +80,43 @@ async def test_a_client_of_which_one_friend_is_refused_is_told_scene_by_scene(bo
         "field 'time' is not unix seconds": {"count": 1, "places": ["message 2"]}
     }
     assert [scene for scene in shown if "fault" in shown[scene]] == ["private:103"]
+
+
+async def test_a_dry_run_of_a_client_tells_what_is_there_by_one_page_a_chat_and_stores_nothing(bot_toml: Path) -> None:
+    def said(number: int, **more: object) -> dict[str, object]:
+        who = {"user_id": 101, "nickname": "小满"}
+        return {
+            "self_id": int(ACCOUNT), "user_id": 101, "time": 1_700_000_000 + number, "message_id": number,
+            "message_type": "group", "group_id": 20001, "group_name": "面包店", "sender": who,
+            "message": [text(f"第{number}句")], **more,
+        }  # fmt: skip
+
+    histories = {"group:20001": [said(n) for n in range(120)] + [said(120, time="明天")], "private:103": []}
+    token, _ = config.access_token(config.load(bot_toml))
+    client = NapCat("", token, app_name="Lagrange.OneBot", history=histories, refused={"private:103": "频率过快"})
+    port = free_port()
+    url = f"onebot://127.0.0.1:{port}"
+    async with client.serving(port):
+        done = await asyncio.to_thread(twin, bot_toml, url, "--dry-run")
+        as_json = await asyncio.to_thread(twin, bot_toml, f"{url}/group/20001", "--dry-run", "--json")
+    assert done.exception is None
+    assert done.stdout.splitlines() == [
+        f"{url}: Lagrange.OneBot 1; you are {ACCOUNT} 本人; 1 group and 1 friend",
+        "  a dry run asks for the newest page of a chat; an import goes on from there to the oldest message that the "
+        "client still knows",
+        "  group 20001 测试群: 49 messages, 2023-11-15T06:14:31+08:00 – 2023-11-15T06:15:19+08:00",
+        "    left out 1: field 'time' is not unix seconds (message 120)",
+        "  private 103 阿泽: 0 messages",
+        "    not read: the client refuses the history of private:103: '频率过快' (retcode 1200); try again later",
+        "  people there: 101 小满 (49)",
+    ]
+    shown = json.loads(as_json.stdout)
+    assert (shown["scenes"]["group:20001"]["name"], shown["groups"], shown["friends"]) == ("面包店", 1, 0)
+    assert (shown["me"], list(shown["scenes"]), shown["people"]) == (
+        ACCOUNT, ["group:20001"], {"101": {"name": "小满", "messages": 49}},
+    )  # fmt: skip
+    assert sum(c["action"].endswith("_msg_history") for c in client.calls) == 3
+    assert not (config.load(bot_toml).data / "archive.db").exists()
 
 
 SHAREGPT = b'[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'

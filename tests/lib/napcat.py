@@ -436,9 +436,11 @@ class NapCat:
             case "get_version_info":
                 return _ok({"app_name": self.app_name, "app_version": "1", "protocol_version": "v11"})
             case "get_group_list":
-                return _ok([{"group_id": int(p[6:])} for p in self.history if p.startswith("group:")])
+                groups = (p for p in self.history if p.startswith("group:"))
+                return _ok([{"group_id": int(p[6:]), "group_name": "测试群"} for p in groups])
             case "get_friend_list":
-                return _ok([{"user_id": int(p[8:])} for p in self.history if p.startswith("private:")])
+                friends = (p for p in self.history if p.startswith("private:"))
+                return _ok([{"user_id": int(p[8:]), "nickname": "阿泽"} for p in friends])
             case "get_login_info":
                 return _ok({"user_id": int(self.account), "nickname": "本人"})
             case _:

@@ -18,6 +18,7 @@ from bot.archive import Archive
 from bot.backfill import COUNT, PAUSE_S, Backfill, Call, Filled
 from bot.errors import ArchiveBusy, ImportFault
 from bot.message import Scene
+from training.speakers import many
 
 ANSWER_S = 30.0
 """Wait for an answer; NapCat gives up a call of its own after 10 s."""
@@ -59,8 +60,8 @@ async def fill(
     read, faults = 0, list[ImportFault]()
     async with calling(host, token) as call:
         backfill = Backfill(call, archive, pause_s)
-        await backfill.client()
-        places = [scene] if scene else await backfill.scenes()
+        await backfill.login()
+        places = [scene] if scene else list(await backfill.scenes())
         for place in places:
             done, fault = await _filled(backfill, place, partial(_further, progress, read))
             read += done.messages
@@ -108,13 +109,16 @@ def in_words(summary: Mapping[str, Any]) -> str:
     lines = []
     for scene, shown in summary.items():
         back = f", back to {shown['oldest']}" if shown["oldest"] else ""
-        lines.append(f"{scene}: {shown['messages']} messages read, {shown['added']} new{back}")
-        lines += [
-            f"  left out {left['count']}: {why} ({', '.join(left['places'])})" for why, left in shown["skipped"].items()
-        ]
+        lines.append(f"{scene}: {many(shown['messages'], 'message')} read, {shown['added']} new{back}")
+        lines += left_out(shown["skipped"], "  ")
         if "fault" in shown:
             lines.append(f"  not read to its end: {shown['fault']}")
     return "\n".join(lines) or "no scene: the account has neither groups nor friends"
+
+
+def left_out(skipped: Mapping[str, Any], indent: str) -> list[str]:
+    """What was left out, a line for each reason."""
+    return [f"{indent}left out {left['count']}: {why} ({', '.join(left['places'])})" for why, left in skipped.items()]
 
 
 def parsed(url: str) -> tuple[str, Scene | None]:
