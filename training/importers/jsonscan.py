@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from training.importers.source import Reading
-from training.importers.text import LINE_CHARS, decoded, lines
+from training.importers.text import decoded, lines, whole_lines
 
 WINDOW_MAX = 16 << 20
 """Characters one value may have."""
@@ -245,20 +245,10 @@ def _resume(window: _Window, levels: list[_Level], opened: Collection[str]) -> b
     return bool(names) and window.find(re.compile(rf'"(?:{names})"\s*:\s*[\[{{]'))
 
 
-def objects(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, one a line; other lines are counted, but for empty ones and `#` comments.
-
-    Raises:
-        ImportFault: the file cannot be read.
-    """
-    long = False
-    for line in lines(path, reading):
-        if long or len(line) >= LINE_CHARS:  # a piece of a line, as are those up to the next shorter one
-            if not long:
-                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
-            long = len(line) >= LINE_CHARS
-            continue
-        if not line.strip() or line.startswith("#"):
+def values(texts: Iterable[str], reading: Reading) -> Iterator[Any]:
+    """The values of lines that are JSON; other lines are counted, but for empty ones."""
+    for line in texts:
+        if not line.strip():
             continue
         try:
             value = json.loads(line, strict=False)
@@ -267,10 +257,21 @@ def objects(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
         except ValueError:
             reading.skip("not JSON")
         else:
-            if isinstance(value, dict):
-                yield value
-            else:
-                reading.skip("not an object")
+            yield value
+
+
+def objects(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, one a line; other lines are counted, but for empty ones and `#` comments.
+
+    Raises:
+        ImportFault: the file cannot be read.
+    """
+    texts = whole_lines(lines(path, reading), reading)
+    for value in values((line for line in texts if not line.startswith("#")), reading):
+        if isinstance(value, dict):
+            yield value
+        else:
+            reading.skip("not an object")
 
 
 @lru_cache(maxsize=4)

@@ -10,10 +10,10 @@ from typing import Any
 
 from bot.events import MalformedEvent, Mute, Online, Recall, read
 from bot.message import Message
-from training.importers.jsonscan import members, shapes
+from training.importers.jsonscan import members, shapes, values
 from training.importers.record import moment
 from training.importers.source import Item, Reading, Skipped, Source, head
-from training.importers.text import LINE_CHARS, chunks, lines
+from training.importers.text import chunks, lines, whole_lines
 
 _OPENED = ("", "messages", "data", "data.messages")
 _ROUTES = ("*", "messages.*", "data.messages.*")
@@ -62,7 +62,8 @@ def items(path: Path, reading: Reading) -> Iterator[Item]:
     Raises:
         ImportFault: the file cannot be read.
     """
-    for event in _dumped(path, reading) if _is_dump(head(path)) else _lines(path, reading):
+    texts = whole_lines(lines(path, reading), reading)
+    for event in _dumped(path, reading) if _is_dump(head(path)) else values(texts, reading):
         try:
             item = _item(event, reading)
         except Skipped as why:
@@ -78,22 +79,6 @@ def _dumped(path: Path, reading: Reading) -> Iterator[Any]:
             number += 1
             reading.place = f"{path.name} message {number}"
             yield value
-
-
-def _lines(path: Path, reading: Reading) -> Iterator[Any]:
-    long = False
-    for line in lines(path, reading):
-        if long or len(line) >= LINE_CHARS:  # a piece of a line, as are those up to the next shorter one
-            if not long:
-                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
-            long = len(line) >= LINE_CHARS
-        elif line.strip():
-            try:
-                yield json.loads(line, strict=False)
-            except ValueError:
-                reading.skip("not JSON")
-            except RecursionError:
-                reading.skip("nested too deeply")
 
 
 def _item(event: Any, reading: Reading) -> Item:

@@ -4,15 +4,14 @@ What is held is one record, whatever the size of the file. Reading goes on behin
 broken element of a list.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from training.importers.jsonscan import CLOSED, DEEP, OPENED, members
+from training.importers.jsonscan import CLOSED, DEEP, OPENED, members, values
 from training.importers.source import Reading, head
-from training.importers.text import LINE_CHARS, chunks, decoded, lines
+from training.importers.text import chunks, decoded, lines, whole_lines
 
 DEPTH_MAX = 32
 """Levels of nesting in a record; four are usual."""
@@ -51,21 +50,7 @@ def _within(pieces: Iterable[str], limit: int | None) -> Iterator[str]:
 
 
 def _lines(path: Path, reading: Reading, limit: int | None) -> Iterator[Any]:
-    long = False
-    for line in _within(lines(path, reading), limit):
-        if long or len(line) >= LINE_CHARS:  # a piece of a line, as are those up to the next shorter one
-            if not long:
-                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
-            long = len(line) >= LINE_CHARS
-        elif line.strip():
-            try:
-                record = json.loads(line, strict=False)
-            except ValueError:
-                reading.skip("not JSON")
-            except RecursionError:
-                reading.skip(DEEP)
-            else:
-                yield record
+    return values(whole_lines(_within(lines(path, reading), limit), reading), reading)
 
 
 def _streamed(path: Path, reading: Reading, limit: int | None) -> Iterator[Any]:

@@ -84,6 +84,18 @@ def lines(path: Path, reading: Reading) -> Iterator[str]:
         raise unreadable(path, e) from e
 
 
+def whole_lines(pieces: Iterable[str], reading: Reading) -> Iterator[str]:
+    """Of what `lines` gives the whole lines; one of `LINE_CHARS` or more is counted, and never held whole."""
+    long = False
+    for piece in pieces:
+        if long or len(piece) >= LINE_CHARS:
+            if not long:
+                reading.skip(f"a line of more than {LINE_CHARS >> 20} MiB")
+            long = len(piece) >= LINE_CHARS
+        else:
+            yield piece
+
+
 def _encoding(path: Path) -> str:
     """By what stands at the beginning; further in where that is all ASCII."""
     with path.open("rb") as f:
