@@ -26,7 +26,7 @@ def digest(path: Path, source: str, told: Told) -> str:
         path: a file, with its write-ahead log if it has one, and the databases with names beside QQ's; a folder, of
             which its history counts and not what else lies there; or a manifest, with the chunks it names.
         source: the format's name.
-        told: of the key of a database only whether one was given, which may open those with names.
+        told: with the key of a database: another one may open those with names, which the first one did not.
 
     Raises:
         ImportFault: it cannot be read.
@@ -35,7 +35,7 @@ def digest(path: Path, source: str, told: Told) -> str:
     if told.scene is not None:
         found.update(f" {told.scene}".encode())
     if source == ntqq.SOURCE.name and told.key is not None:
-        found.update(b" with a key")
+        found.update(f" {told.key.get_secret_value()}".encode())
     try:
         for file in _files(path, source):
             found.update(f"\n{file.relative_to(path) if path.is_dir() else ''} {file.stat().st_size}\n".encode())

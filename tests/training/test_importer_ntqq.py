@@ -718,6 +718,16 @@ def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     assert "another key" not in str(caught.value)
 
 
+@CIPHER
+def test_names_that_a_wrong_key_did_not_open_are_read_with_the_right_one(tmp_path: Path, archive: Archive) -> None:
+    path = qq.write(tmp_path / "nt_msg.db", [ntqq.say(1, "早", c40090="", c40093="")])
+    ntqq.profile_info(tmp_path / "plain.db", {PEOPLE[0]["40033"]: "甲"})
+    ntqq.encrypted(tmp_path / "plain.db", tmp_path / "profile_info.db", KEY, **QQ)
+    wrong, right, again = (history.load(path, archive, told=Told(key=SecretStr(k))) for k in ("wrong", KEY, KEY))
+    assert ([r.before is None for r in (wrong, right, again)], list(right.reading.skipped)) == ([True, True, False], [])
+    assert "'profile_info.db' does not open with this key" in next(iter(wrong.reading.skipped))
+
+
 def test_an_encrypted_database_without_a_key_says_how_to_give_it(tmp_path: Path) -> None:
     path = tmp_path / "nt_msg.db"
     path.write_bytes(ntqq.NT_HEADER.ljust(1024, b"\0") + os.urandom(8192))
