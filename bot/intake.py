@@ -10,6 +10,7 @@ batch on another core (docs/decisions.md).
 
 import hashlib
 import json
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from bot.events import Recall
 from bot.message import Message, Origin, Scene
 from bot.optouts import Why
 from bot.rows import COLUMNS, SAME_ID_MS, UNSTORABLE, messages_table, milliseconds, put, row_of, take_back, values_of
-from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored
+from bot.sameness import SENT_EARLY_S, SENT_LATE_S, Others, Stored, vaguely
 
 _schema = sa.MetaData()
 _pk = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -160,7 +161,7 @@ class Intake:
             return taken
 
     def _sorted_out(self, connection: sa.Connection, batch: Sequence[Message]) -> Taken:
-        taken, new = Taken(), []
+        taken = Taken()
         known = _Known(connection, batch)
         others = self._others(connection, known.unknown(batch))
         claimed = set(known.claims(batch))
@@ -168,21 +169,24 @@ class Intake:
             if place in others:
                 others[place].claim(message_id)
         self._claimed_before = claimed
-        same: list[dict[str, Any]] = []
-        for message in batch:
-            fresh = known.fresh(message)
-            if fresh is None:
-                continue
-            place = str(message.scene)
-            found = others[place].take(fresh) if place in others else None
-            if found is None:
-                new.append(replace(fresh, reply_to=known.stands_as(place, fresh.reply_to)))
-                continue
-            known.same(place, fresh.id, found.id)
-            same.append(
-                {"scene": place, "message_id": fresh.id, "stored_as": found.id, "time_ms": found.time_ms,
-                 "source": self._source}
-            )  # fmt: skip
+        fresh = [message for message in map(known.fresh, batch) if message is not None]
+        found: dict[int, Stored] = {}
+        for reads in (operator.eq, vaguely) if others else ():
+            for at, message in enumerate(fresh):
+                there = others.get(str(message.scene))
+                if at not in found and there is not None and (stored := there.take(message, reads)) is not None:
+                    found[at] = stored
+                    known.same(str(message.scene), message.id, stored.id)
+        new = [
+            replace(message, reply_to=known.stands_as(str(message.scene), message.reply_to))
+            for at, message in enumerate(fresh)
+            if at not in found
+        ]
+        same = [
+            {"scene": str(fresh[at].scene), "message_id": fresh[at].id, "stored_as": stored.id,
+             "time_ms": stored.time_ms, "source": self._source}
+            for at, stored in found.items()
+        ]  # fmt: skip
         taken.added = self._insert(connection, new)
         taken.same = len(same)
         if same:

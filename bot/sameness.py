@@ -2,13 +2,15 @@
 
 Clients give one message different ids (NapCat a 31-bit hash, QQ's database 19 digits). Where both sides know the
 chat's own running number, it and the second decide. Else sender, second and words do, each stored message counted
-once: somebody's second 哈哈 in one second stays a second one.
+once: somebody's second 哈哈 in one second stays a second one. QQ's own TXT and tables made from it have no names of
+faces: `[表情]` is any face, and `[图片]` an image sticker, too.
 
 What the twin sent is known otherwise: its row has the moment and number of what it answered. A message of its account
 is the twin's when it says the same within `SENT_LATE_S` of it (or has the row's number, where that is its own); so a
 later import of the account's history never makes the person's words of the twin's.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ SENT_EARLY_S, SENT_LATE_S = 60, 600
 """How much earlier (clocks differ) or later (an answer's bubbles all bear its first one's time) QQ's second of a
 message can be than that of the row the twin or a command's answer was stored with."""
 _BLANKS = re.compile(r"[\s↵]+")
+_PLACEHOLDER = re.compile(r"(\[(?:文件|卡片|动画表情|图片):[^\[\]]*\]|\[[^\[\]\s]{1,12}\])")
+_NO_FACE = re.compile(r"\[(?:图片|语音|视频|文件|聊天记录|卡片|戳一戳|位置|未知)[:\]]")
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Others:
             if one.sent_by_us:
                 found._ours.setdefault(one.sender_id, []).append(one)
                 continue
-            words = "" if one.recalled else folded(one.text)
+            words = "" if one.recalled else _nameless(folded(one.text))
             found._by_words.setdefault((one.sender_id, second, words), []).append(one)
         return found
 
@@ -86,24 +90,30 @@ class Others:
         if (one := self._by_id.get(message_id)) is not None:
             one.taken = True
 
-    def take(self, message: Message) -> Stored | None:
-        """The stored message that this one is, marked as taken; None if it is new."""
+    def take(self, message: Message, reads: Callable[[str, str], bool] = operator.eq) -> Stored | None:
+        """The stored message that this one is, marked as taken; None if it is new.
+
+        Args:
+            message: to be stored.
+            reads: whether two texts are the same: `vaguely`, once every message that has its equal has taken it.
+        """
         time_ms = round(message.time.timestamp() * 1000)
-        found = self._sent(message, time_ms) or self._heard(message, time_ms // 1000)
+        found = self._sent(message, time_ms) or self._heard(message, time_ms // 1000, reads)
         if found is not None:
             found.taken = True
         return found
 
-    def _heard(self, message: Message, second: int) -> Stored | None:
+    def _heard(self, message: Message, second: int, reads: Callable[[str, str], bool]) -> Stored | None:
         if message.seq is not None:
             for sender in (message.sender_id, ""):
                 same = self._by_seq.get((message.seq, second, sender))
                 if same is not None and not same.taken:
                     return same
-        for words in (folded(message.text), ""):
+        said = folded(message.text)
+        for words in (_nameless(said), ""):
             for same in self._by_words.get((message.sender_id, second, words), ()):
-                blank = words or same.recalled or not message.text
-                if not same.taken and blank and (message.seq is None or same.seq is None):
+                numbered = message.seq is not None and same.seq is not None
+                if not same.taken and not numbered and (same.recalled or reads(folded(same.text), said)):
                     return same
         return None
 
@@ -121,6 +131,23 @@ class Others:
 def folded(text: str) -> str:
     """A text for comparing: clients differ in blanks."""
     return _BLANKS.sub("", text)
+
+
+def vaguely(one: str, other: str) -> bool:
+    """Whether two folded texts are equal but for placeholders of which one tells less than the other."""
+    ones, others = _PLACEHOLDER.split(one), _PLACEHOLDER.split(other)
+    pairs = list(zip(ones[1::2], others[1::2], strict=False))
+    less = all(_tells_less(a, b) for a, b in pairs) or all(_tells_less(b, a) for a, b in pairs)
+    return ones[::2] == others[::2] and less
+
+
+def _tells_less(told: str, named: str) -> bool:
+    face = told == "[表情]" and not _NO_FACE.match(named)
+    return told == named or face or (told == "[图片]" and named.startswith("[动画表情"))
+
+
+def _nameless(text: str) -> str:
+    return _PLACEHOLDER.sub("[]", text) if "[" in text else text
 
 
 def _reads_as(sent: Stored) -> Callable[[str], object]:

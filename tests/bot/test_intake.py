@@ -124,6 +124,47 @@ def test_without_numbers_sender_second_and_words_decide_and_each_counts_once(arc
     assert len(texts(archive)) == 6
 
 
+SAME = [
+    ("哈哈[表情]", "哈哈[微笑]"), ("[表情][图片]", "[贴贴][动画表情:猫]"), ("[图片]", "[动画表情]"),
+    ("[表情]", "[动画表情]"),
+]  # fmt: skip
+OTHERS = [
+    ("[表情]", "[图片]"), ("[表情]", "[语音]"), ("[表情]", "[文件:a.txt]"), ("[图片]", "[微笑]"), ("[微笑]", "[呲牙]"),
+    ("[表情]", "[]"), ("[][表情]", "[表情][]"), ("[表情][呲牙]", "[微笑][表情]"), ("哈[表情]", "[微笑]"),
+    ("[表情]", "[微笑][微笑]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("export", "named", "same"), [(*pair, 1) for pair in SAME] + [(*pair, 0) for pair in OTHERS])
+@pytest.mark.parametrize("order", [1, -1], ids=["export first", "named first"])
+def test_faces_without_names_are_those_with_names(
+    archive: Archive, export: str, named: str, same: int, order: int
+) -> None:
+    said = [say(0, FRIEND, export, id="x1", seq=None), say(0, FRIEND, named, id="9001", seq=7)][::order]
+    assert [Intake(archive, source).take([m]).same for source, m in zip("ab", said, strict=True)] == [0, same]
+    elsewhere = [say(1, FRIEND, named, id="1"), say(0, OTHER, named, id="2")]
+    assert Intake(archive, "c").take(elsewhere).added == 2
+
+
+def test_every_face_of_a_second_counts_once_and_equal_words_come_first(archive: Archive) -> None:
+    named = [say(0, FRIEND, text, id=f"n{i}", seq=i + 1) for i, text in enumerate(("[动画表情]", "[微笑]", "[图片]"))]
+    export = [say(0, FRIEND, text, id=f"x{i}", seq=None) for i, text in enumerate(("[图片]", "[表情]", "[表情]"))]
+    assert Intake(archive, "export").take(export[:1]).added == 1
+    taken = Intake(archive, "named").take(named)
+    assert (taken.added, taken.same) == (2, 1)
+    assert [t for t, _ in texts(archive)] == ["[图片]", "[动画表情]", "[微笑]"], "the picture was the picture"
+    taken = Intake(archive, "export").take(export)
+    assert (taken.added, taken.same) == (0, 2)
+    more = [replace(m, id=f"y{i}") for i, m in enumerate([*export, export[1]])]
+    taken = Intake(archive, "another").take(more)
+    assert (taken.added, taken.same) == (1, 3), "a third face in the second is another message"
+
+
+def test_numbers_of_a_chat_tell_faces_apart(archive: Archive) -> None:
+    said = [say(0, FRIEND, "[表情]", id="1", seq=1), say(0, FRIEND, "[微笑]", id="2", seq=2)]
+    assert [Intake(archive, source).take([m]).added for source, m in zip("ab", said, strict=True)] == [1, 1]
+
+
 def test_quotes_and_recalls_of_a_second_source_find_the_stored_message(archive: Archive) -> None:
     first = say(0, FRIEND, "早", id="a1", seq=1)
     Intake(archive, "a").take([first])

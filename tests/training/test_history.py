@@ -109,6 +109,38 @@ def test_a_chat_that_bears_a_files_name_is_the_scene_it_is_said_to_be(tmp_path: 
     assert history.load(log, archive, told=Told(scene=GROUP)).added == 50, "another scene is another history"
 
 
+FACES = {
+    "早": ["早", "早"], "嗯[微笑]": ["嗯[表情]", "嗯/微笑"], "[贴贴]": ["[表情]", "[表情]"],
+    "[动画表情]": ["[图片]", "[图片]"], "[图片]": ["[图片]", "[图片]"], "[语音]": ["[语音]", "[语音]"],
+}  # fmt: skip
+"""What is said in one second, and as the five-column CSV and QQ's TXT have it."""
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["database first", "export first"])
+@pytest.mark.parametrize("form", ["txt", "csv"])
+def test_a_group_that_an_export_without_names_of_faces_tells_too_is_stored_once(
+    tmp_path: Path, archive: Archive, form: str, order: int
+) -> None:
+    elements = [
+        [qq.text("早")], [qq.text("嗯"), qq.face(14, "微笑")], [qq.market_face("[贴贴]")],
+        [qq.picture("[动画表情]", sticker=True)], [qq.picture()], [qq.OTHERS["[语音]"]],
+    ]  # fmt: skip
+    named = [ntqq.say(n, "", c40050=qq.START_S, body=qq.body(*e)) for n, e in enumerate(elements, 1)]
+    path, export = database(tmp_path / "nt_msg.db", named), tmp_path / f"group.{form}"
+    if form == "csv":
+        when = datetime.fromtimestamp(qq.START_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        lines = [f"{qq.FIRST_GROUP},{when},甲,{qq.FIRST_FRIEND},\"['{csv}']\"" for csv, _ in FACES.values()]
+    else:
+        when = datetime.fromtimestamp(qq.START_S, Told().zone).strftime("%Y-%m-%d %H:%M:%S")
+        lines = [f"{when} 甲({qq.FIRST_FRIEND})\n{txt}\n" for _, txt in FACES.values()]
+    export.write_text("\n".join(lines) + "\n", "utf-8")
+    found = [history.load(file, archive, told=Told(scene=GROUP)) for file in [path, export][::order]]
+    assert {result.source.name for result in found} == {"ntqq", "five-csv" if form == "csv" else "qq-txt"}
+    assert [(result.added, result.same) for result in found] == [(6, 0), (0, 6)]
+    if order == 1:
+        assert [m.text for m in archive.history(GROUP)] == list(FACES)
+
+
 def test_of_a_file_of_several_chats_only_the_first_is_the_scene_it_is_said_to_be(tmp_path: Path) -> None:
     path = napcat(tmp_path / "events.jsonl", rows(range(1, 11)))
     mine = Scene("private", "7")
