@@ -199,22 +199,31 @@ class Batcher:
                 return
             wait = False
             if isinstance(job, _Forget):
-                waited_for = job.done.set_running_or_notify_cancel()  # else it was cancelled, and is done all the same
-                self._seats.forget(job.wanted)
-                for waiting in self._waiting:
-                    waiting.unwanted = waiting.unwanted or job.wanted(waiting.request.seat)
-                if waited_for:
-                    job.done.set_result(None)
+                self._forget(job)
             elif job is not None:
                 self._waiting.append(job)
+
+    def _forget(self, asked: _Forget) -> None:
+        waited_for = asked.done.set_running_or_notify_cancel()  # else it was cancelled, and is done all the same
+        try:
+            self._seats.forget(asked.wanted)
+            for waiting in self._waiting:
+                waiting.unwanted = waiting.unwanted or asked.wanted(waiting.request.seat)
+        except Exception as e:  # noqa: BLE001 - the worker's edge: who asked is told, the others are served on
+            if waited_for:
+                asked.done.set_exception(_failure(e))
+        else:
+            if waited_for:
+                asked.done.set_result(None)
 
     def _admit(self) -> None:
         """Let go of jobs that are no longer wanted or take too long, and begin those there is room for."""
         for job in [j for j in (*self._waiting, *self._active) if j.stop.is_set()]:
             self._end(job, 1.0)
         overdue = self._clock() - self._deadline_s
+        late = f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}; raise it, or lower n_parallel"
         for job in [j for j in (*self._waiting, *self._active) if j.asked < overdue]:
-            self._end(job, EngineError(f"an answer took longer than [engine] deadline_s = {self._deadline_s:g}"))
+            self._end(job, EngineError(late))
         for job in list(self._waiting):
             reserved = sum(map(self._cells, self._active))
             if len(self._active) >= self._n_parallel or (
@@ -371,11 +380,15 @@ class Batcher:
         if job.sampler is not None:
             job.sampler.close()
             job.sampler = None
-        if job.seat is not None:
-            if drop:
-                self._seats.clear(job.seat)
-            self._seats.leave(job.seat)
-        job.done(result)
+        try:
+            if job.seat is not None:
+                try:
+                    if drop:
+                        self._seats.clear(job.seat)
+                finally:
+                    self._seats.leave(job.seat)
+        finally:
+            job.done(result)
 
 
 class Lines:
@@ -404,7 +417,7 @@ def _failure(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
     logger.opt(exception=error).error("a step of the engine failed")
-    return EngineError(f"the engine failed: {type(error).__name__}")
+    return EngineError(f"the engine failed ({type(error).__name__}); the log says where")
 
 
 def looping(tokens: Sequence[Hashable]) -> bool:

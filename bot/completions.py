@@ -120,7 +120,8 @@ class Completions:
         answer = self._parsed(raw, response)
         if (choice := self._choice(answer, response)) is None:
             raise self._not_understood(response)
-        counted = (answer.get("usage") or {}).get("prompt_tokens")
+        usage = answer.get("usage")
+        counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         return choice, counted if isinstance(counted, int) else None
 
     async def chat(self, body: dict[str, Any]) -> Told:
@@ -272,7 +273,7 @@ class Completions:
     def _parsed(self, raw: bytes, response: httpx.Response) -> dict[str, Any]:
         try:
             answer = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._not_understood(response) from None
         if not isinstance(answer, dict):
             raise self._not_understood(response)

@@ -528,9 +528,11 @@ class Context:
         if rc == 2:
             return False
         if rc == 1:
-            raise CacheFull(f"the KV cache of {self.n_tokens} tokens is full")
+            raise CacheFull(
+                f"the KV cache of {self.n_tokens} tokens is full; raise [engine] kv_tokens, or lower n_parallel"
+            )
         if rc != 0:
-            raise EngineError(f"llama_decode failed with {rc} ({_why()})")
+            raise EngineError(f"llama_decode failed with {rc} ({_why()}); try again, or start the twin anew")
         return True
 
     def logits(self, rows: int = 1) -> npt.NDArray[np.float32]:

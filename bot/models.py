@@ -64,7 +64,7 @@ class Served:
         self.loras = Loras(self.model, self.context, base_sha256, settings.lora_mb * 1_000_000)
         self.batcher = Batcher(
             self.model, self.context, self.seats, self.loras,
-            n_ctx=self.n_ctx, n_parallel=settings.n_parallel, deadline_s=settings.deadline_s,
+            n_ctx=self.n_ctx, n_parallel=min(settings.n_parallel, settings.n_seq_max), deadline_s=settings.deadline_s,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bot import config
@@ -19,6 +20,15 @@ from bot.errors import EngineError
 from bot.llama import Model
 from bot.models import Models, Served
 from bot.prompt import ChatFormat, Piece, encode
+
+
+@dataclass(eq=False)
+class _Coming:
+    """A request whose model is being loaded."""
+
+    seat: str
+    unwanted: bool = False
+    """Whether its scene was forgotten meanwhile."""
 
 
 class LlamaEngine:
@@ -39,6 +49,7 @@ class LlamaEngine:
     ) -> None:
         self.base_sha256 = base_sha256 or sha256(base)
         self.models = Models(base, settings, self.base_sha256, spill)
+        self._coming: set[_Coming] = set()
 
     @property
     def base(self) -> Served:
@@ -80,8 +91,8 @@ class LlamaEngine:
             if not ended.done():
                 ended.set_result(result)
 
-        async with self.models.using(request.voice) as served:
-            job = self._submit(served, request, None, done)
+        async with self._reaching(request) as (served, unwanted):
+            job = self._submit(served, request, None, done, unwanted=unwanted)
             try:
                 return _value(await ended)
             finally:
@@ -90,8 +101,8 @@ class LlamaEngine:
     async def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """Bubbles of the answer as their lines complete; raises EngineError."""
         lines: asyncio.Queue[str | float | EngineError] = asyncio.Queue()
-        async with self.models.using(request.voice) as served:
-            job = self._submit(served, request, lines.put_nowait, lines.put_nowait)
+        async with self._reaching(request) as (served, unwanted):
+            job = self._submit(served, request, lines.put_nowait, lines.put_nowait, unwanted=unwanted)
             try:
                 while isinstance(line := await lines.get(), str):
                     yield line
@@ -100,16 +111,30 @@ class LlamaEngine:
                 job.stop.set()
 
     async def forget(self, wanted: Callable[[str], bool]) -> None:
-        """Drop the sequences of some seats, and what was spilled of them, in every loaded model."""
+        """Drop the sequences of some seats, and what was spilled of them, in every model; of one being loaded later."""
+        for coming in self._coming:
+            coming.unwanted = coming.unwanted or wanted(coming.seat)
         await asyncio.gather(*(asyncio.wrap_future(s.batcher.forget(wanted)) for s in self.models.loaded))
 
     async def close(self) -> None:
         """Stop what runs and free everything."""
         await self.models.close()
 
+    @contextlib.asynccontextmanager
+    async def _reaching(self, request: Request) -> AsyncIterator[tuple[Served, bool]]:
+        """The model of a request, and whether its scene was forgotten before that was loaded."""
+        coming = _Coming(request.seat)
+        self._coming.add(coming)
+        try:
+            async with self.models.using(request.voice) as served:
+                self._coming.discard(coming)
+                yield served, coming.unwanted
+        finally:
+            self._coming.discard(coming)
+
     def _submit(
         self, served: Served, request: Request, put: Callable[[str], None] | None,
-        done: Callable[[float | EngineError], None],
+        done: Callable[[float | EngineError], None], *, unwanted: bool,
     ) -> Job:  # fmt: skip
         """Hand a request to its model's thread; what it tells arrives on this event loop."""
         loop = asyncio.get_running_loop()
@@ -120,7 +145,7 @@ class LlamaEngine:
 
         told = None if put is None else lambda line: later(lambda: put(line))
         ids, _ = encode(request.pieces, served.model)
-        job = Job(request, ids, told, lambda result: later(lambda: done(result)))
+        job = Job(request, ids, told, lambda result: later(lambda: done(result)), unwanted=unwanted)
         served.batcher.submit(job)
         return job
 

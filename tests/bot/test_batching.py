@@ -125,7 +125,9 @@ def test_a_scene_that_finds_no_memory_to_come_back_is_told_and_read_again_later(
     batcher.close()
     context.close()
     model.close()
-    assert [str(o) for o in outcomes if not isinstance(o, float)] == ["the engine failed: MemoryError"] * 2
+    assert [str(o) for o in outcomes if not isinstance(o, float)] == [
+        "the engine failed (MemoryError); the log says where"
+    ] * 2
     assert [isinstance(o, float) for o in outcomes] == [True, True, True, False, True, False, True]
 
 
@@ -328,6 +330,32 @@ def test_what_waited_when_its_scene_was_forgotten_leaves_nothing(model: Model) -
         batcher.submit(later.job)
         later.result()
         assert "gone" in batcher._seats, "what is asked later may stay"
+
+
+def test_what_fails_while_a_job_is_ended_or_a_scene_forgotten_is_told_and_keeps_nobody_waiting(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Faulty(model, 1024, 4, 64, 1)
+    with batching(context) as batcher:
+
+        def poor(_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as failing:
+            failing.setattr(batcher._seats, "clear", poor)
+            context.change = lambda rows: [(10**6, *rest) for _, *rest in rows]  # type: ignore[method-assign]
+            asked = Asked("a", 20)
+            batcher.submit(asked.job)
+            assert "llama_decode failed" in str(asked.result())
+        del context.change
+        again = Asked("a", 30)
+        batcher.submit(again.job)
+        assert 0 < float(again.result()) < 1, "its sequence is nobody's any more"  # type: ignore[arg-type]
+        beside = Asked("b", 200)
+        batcher.submit(beside.job)
+        with pytest.raises(EngineError, match="ZeroDivisionError"):
+            batcher.forget(lambda _: bool(1 / 0)).result(PATIENCE_S)
+        assert 0 < float(beside.result()) < 1  # type: ignore[arg-type]
 
 
 def test_a_cache_that_is_full_with_nobody_idle_ends_the_longest_alone(model: Model) -> None:
@@ -563,10 +591,13 @@ def test_bubbles_are_told_as_their_lines_end_and_characters_whole() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_an_answer_has_as_many_tokens_as_it_may(served: Served, most: int) -> None:
-    asked = Asked("a", 20, answers=True, max_tokens=most)
+    asked, told = Asked("a", 20, answers=True, max_tokens=most), list[str]()
+    asked.job.put = told.append
     served.batcher.submit(asked.job)
     assert asked.result() == 0.0
     assert len(asked.job.made) == most
+    text = b"".join(map(served.model.piece, asked.job.made)).decode("utf-8", "ignore")
+    assert told == [line.strip() for line in text.split("\n") if line.strip()], "its last words, too"
 
 
 def test_an_answer_ends_at_an_end_of_turn_which_is_not_said(served: Served) -> None:

@@ -239,13 +239,16 @@ def test_continuations_are_scored_as_if_each_was_read_alone(
     scorer.close()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("temperature", "cut"), [(0.0, {}), (1.0, {}), (2.0, {"top_p": 0.8, "top_k": 9}), (2.0, {"min_p": 0.2, "top_k": 9})]
+)
 @pytest.mark.parametrize("dry", [0.0, 2.0])
 def test_looking_at_the_likeliest_words_first_changes_no_draw(
-    models: dict[str, Model], temperature: float, dry: float
+    models: dict[str, Model], temperature: float, cut: dict[str, float], dry: float
 ) -> None:
     model, rng = models["gemma3"], np.random.default_rng(7)
-    sampling = Sampling(temperature=temperature, top_k=3, repeat_penalty=3.0, dry_multiplier=dry, min_p=0, top_p=1)
+    plain = {"top_k": 3, "min_p": 0.0, "top_p": 1.0, "temperature": temperature, "dry_multiplier": dry}
+    sampling = Sampling.model_validate({**plain, "repeat_penalty": 3.0, **cut})
     without_penalties = sampling.model_copy(update={"repeat_penalty": 1.0, "dry_multiplier": 0.0})
     changed = 0
     for seed in range(40):
@@ -325,8 +328,9 @@ def _whole_chain(model: Model, sampling: Sampling, seed: int) -> Any:
     if sampling.temperature == 0:
         links.append(lc.llama_sampler_init_greedy())
     else:
-        links += [lc.llama_sampler_init_top_k(sampling.top_k), lc.llama_sampler_init_temp(sampling.temperature)]
-        links.append(lc.llama_sampler_init_dist(seed))
+        links.append(lc.llama_sampler_init_top_k(sampling.top_k))
+        links += [lc.llama_sampler_init_top_p(sampling.top_p, 1), lc.llama_sampler_init_min_p(sampling.min_p, 1)]
+        links += [lc.llama_sampler_init_temp(sampling.temperature), lc.llama_sampler_init_dist(seed)]
     for link in links:
         lc.llama_sampler_chain_add(chain, link)
     return chain

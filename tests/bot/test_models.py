@@ -162,6 +162,39 @@ async def test_the_others_go_on_while_a_model_is_loaded(
     assert in_time == [True], "on the event loop nobody is answered before the load ends"
 
 
+async def test_a_scene_is_forgotten_in_models_of_their_own_and_in_one_that_is_being_loaded(
+    tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"n_seq_max": 2, "n_parallel": 2, "spill_mb": 0, "spill_disk_mb": 64}
+    engine = LlamaEngine(tinies["gemma3"].gguf, SETTINGS.model_copy(update=changed), spill=tmp_path)
+    one, two = voice(merged["one"]), voice(merged["two"])
+    for seat in ("spilled", "stays", "warm"):
+        await engine.p_silent(request(seat, f"{seat}说的话", one))
+    begun, go, load = threading.Event(), threading.Event(), engine.models._open
+
+    def held(spoken: Voice, path: Path) -> Served:
+        begun.set()
+        assert go.wait(20)
+        return load(spoken, path)
+
+    monkeypatch.setattr(engine.models, "_open", held)
+    waiting = [asyncio.create_task(engine.p_silent(request(seat, "在吗", two))) for seat in ("coming", "stays")]
+    answer = asyncio.create_task(said(engine, request("said", "在吗", two)))
+    await until(begun.is_set)
+    await engine.forget(lambda seat: seat != "stays")
+    assert len(os.listdir(tmp_path)) == 0
+    go.set()
+    await asyncio.gather(*waiting, answer)
+    for speaker in (one, two):
+        async with engine.models.using(speaker) as served:
+            seats = ("spilled", "stays", "warm", "coming", "said")
+            assert [seat in served.seats for seat in seats] == [False, True, False, False, False]
+    await engine.p_silent(request("coming", "在吗", two))
+    async with engine.models.using(two) as served:
+        assert "coming" in served.seats, "what is asked later may stay"
+    await engine.close()
+
+
 # -- the budget -----------------------------------------------------------------------------------
 
 
