@@ -489,7 +489,7 @@ def literal(value: Any) -> str:
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
-def dump_of_one_insert(path: Path, count: int) -> Path:
+def dump_of_one_insert(path: Path, count: int, *, one_line: bool) -> Path:
     """A dump with every row in one INSERT, some of whose texts look like the end of a row."""
     rows = [ntqq.say(n, f"第{n}句" * 40, c40090=("甲),\n(it's", "乙(", "丙")[n % 3]) for n in range(1, count + 1)]
     names = ",".join(f'"{c}"' for c in rows[0])
@@ -497,20 +497,22 @@ def dump_of_one_insert(path: Path, count: int) -> Path:
     values = (f"({','.join(map(literal, r.values()))})".replace("'丙',", "lower('丙'),\n") for r in rows)
     columns = ",".join(f'"{c}"' + " INTEGER PRIMARY KEY" * (c == "40001") for c in rows[0])
     sql = f'CREATE TABLE "group_msg_table"({columns});\nINSERT INTO "group_msg_table" ({names}) VALUES {{}};\nCOMMIT;\n'
-    path.write_text(sql.format(",\n".join(values)), "utf-8")
+    rest = ",\n".join(values)
+    path.write_text(sql.format(rest.replace("\n", "") if one_line else rest), "utf-8")
     return path
 
 
-def test_an_insert_of_thousands_of_rows_is_run_in_pieces_and_none_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_line", [False, True])
+def test_an_insert_of_thousands_of_rows_is_run_in_pieces_and_none_is_lost(tmp_path: Path, one_line: bool) -> None:
     pieces = []
     for count in (4000, 8000):
-        path = dump_of_one_insert(tmp_path / f"{count}.sql", count)
+        path = dump_of_one_insert(tmp_path / f"{count}.sql", count, one_line=one_line)
         found, reading = read(path)
         assert ([m.id for m in found], dict(reading.skipped)) == ([str(row_id(n)) for n in range(1, count + 1)], {})
-        assert {m.sender_name for m in found} == {"甲),\n(it's", "乙(", "丙"}
+        assert {m.sender_name for m in found} == {"甲),(it's" if one_line else "甲),\n(it's", "乙(", "丙"}
         inserts = [s for _, s in ntqq_text._statements(path, Reading()) if s.startswith("INSERT")]
         assert sum(map(len, inserts)) < path.stat().st_size * 1.01
-        assert max(map(len, inserts)) < 1.1 * ntqq_text._CHUNK_BYTES
+        assert max(map(len, inserts)) < 1.1 * ntqq_text._CHUNK_CHARS
         pieces.append(len(inserts))
     assert pieces[0] > 2
     assert abs(pieces[1] - 2 * pieces[0]) <= 1
@@ -592,9 +594,19 @@ def test_broken_objects_of_an_export_are_counted_and_the_others_read(tmp_path: P
     assert history.recognised(tmp_path / "x.json") is importer.SOURCE
     found, reading = read(tmp_path / "x.json")
     assert len(found) == len(PEOPLE) - 4
-    assert reading.skipped["not JSON"] == 2
+    assert (reading.skipped["broken JSON"], reading.skipped["the file ends in the middle"]) == (1, 1)
     assert reading.skipped["nested too deeply"] == 1
-    assert reading.places["not JSON"][0] == "x.json object 4"
+    assert reading.places["broken JSON"][0] == "x.json object 4"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_an_export_is_read_in_the_encoding_of_its_mark(tmp_path: Path, encoding: str) -> None:
+    path = ntqq.exported(tmp_path / "x.json", PEOPLE)
+    plain, _ = read(path)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path.write_bytes((mark + path.read_text("utf-8")).encode(encoding))
+    assert history.recognised(path) is importer.SOURCE
+    assert read(path)[0] == plain
 
 
 def test_an_export_without_ids_gets_ids_that_stay(tmp_path: Path, archive: Archive) -> None:

@@ -1,16 +1,15 @@
 """nt_msg.db as text → the same rows: an SQL dump, and the JSON that DB Browser for SQLite exports.
 
 A dump is played into a database in a temporary folder that takes nothing but CREATE TABLE and INSERT of the tables we
-read. JSON is read object by object; what is broken is counted and the next object looked for.
+read. JSON is read object by object.
 """
 
 import base64
 import binascii
-import codecs
-import json
 import re
 import sqlite3
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from training.importers import ntqq_database
+from training.importers.jsonscan import members
 from training.importers.ntqq_database import room, unwritable
 from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
 from training.importers.source import Reading, unreadable
-from training.importers.text import decoded, encoding_of
+from training.importers.text import chunks, decoded, encoding_of
 
 _WANTED = (*TABLES, "nt_uid_mapping_table")
 _STATEMENT = re.compile(
@@ -31,18 +31,16 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _HEAD = re.compile(r"\s*INSERT\b[^;']{1,4096}?\bVALUES\b", re.IGNORECASE)
-_QUOTED = re.compile(r"'[^']*'")
+_QUOTED, _BETWEEN_ROWS, _TRIED = re.compile(r"'[^']*'"), re.compile(r"\)\s*,\s*(?=\(|\Z)"), 8
 _ALLOWED = {
     sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ,
     sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_CREATE_INDEX,
     sqlite3.SQLITE_REINDEX,
 }  # fmt: skip
 _STATEMENT_CHARS = 64 << 20
-_CHUNK_BYTES = 1 << 20
+_CHUNK_CHARS = 1 << 20
 _LOOKED_CHARS = 256 << 20
 _BLOBS = {"40800", "40900"}
-_NEXT_OBJECT = re.compile(r"[\[,\n]\s*\{")
-_SPACE = re.compile(r"[\s,\[]*")
 
 
 def is_dump(path: Path, head: bytes) -> bool:
@@ -51,11 +49,11 @@ def is_dump(path: Path, head: bytes) -> bool:
         return False
     looked = 0
     try:
-        for line in _lines(path):
-            found = _STATEMENT.match(line)
+        for piece, begins in _pieces(path):
+            found = _STATEMENT.match(piece) if begins else None
             if found and found[1].lower() in TABLES:
                 return True
-            looked += len(line)
+            looked += len(piece)
             if looked > _LOOKED_CHARS:
                 return False
     except OSError as e:
@@ -65,8 +63,8 @@ def is_dump(path: Path, head: bytes) -> bool:
 
 def is_json(head: bytes) -> bool:
     """Whether a file begins as a JSON list of rows with a message body or a time in numbered columns."""
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    return start.startswith(b"[") and (b'"40800"' in start or (b'"40050"' in start and b'"40033"' in start))
+    start = decoded(head).lstrip()
+    return start.startswith("[") and ('"40800"' in start or ('"40050"' in start and '"40033"' in start))
 
 
 @contextmanager
@@ -111,29 +109,30 @@ def _played(path: Path, made: Path, reading: Reading) -> None:
 def _statements(path: Path, reading: Reading) -> Iterator[tuple[str, str]]:
     """(place, statement) of the tables we read; one begins where a line does and ends with `;` where one does.
 
-    An INSERT of many rows is cut behind a row into several.
+    An INSERT of many rows is cut between two of them into several.
     """
-    held = _Held()
+    held, number = _Held(), 0
     try:
-        for number, line in enumerate(_lines(path), 1):
-            if not held.lines and not _STATEMENT.match(line):
+        for piece, begins in _pieces(path):
+            number += begins
+            if not held.pieces and not (begins and _STATEMENT.match(piece)):
                 continue
-            if not held.lines:
+            if not held.pieces:
                 began = number
-            held.add(line)
-            place, end = f"{path.name}:{began}", line.rstrip()[-2:]
+            held.add(piece)
+            place = f"{path.name}:{began}"
             if held.size > _STATEMENT_CHARS:
                 reading.skip("an SQL statement of more than 64 MiB", place)
                 held = _Held()
-            elif end.endswith(";") and (statement := held.whole()):
+            elif piece.rstrip().endswith(";") and (statement := held.whole()):
                 yield place, statement
                 held = _Held()
-            elif end == ")," and held.size >= held.cut_at and (cut := held.cut()):
-                statement, head = cut
+            elif held.size >= held.cut_at and (cut := held.cut()):
+                statement, rest = cut
                 yield place, statement
-                held, began = _Held(), number + 1
-                held.add(head)
-        if held.lines:
+                held, began = _Held(), number
+                held.add(rest)
+        if held.pieces:
             reading.skip("SQL that breaks off", f"{path.name}:{began}")
     except OSError as e:
         raise unreadable(path, e) from e
@@ -141,49 +140,54 @@ def _statements(path: Path, reading: Reading) -> Iterator[tuple[str, str]]:
 
 @dataclass(slots=True)
 class _Held:
-    """Lines of a statement that has not ended.
+    """Pieces of a statement that has not ended.
 
     Args:
-        lines: of it.
+        pieces: of it.
         size: their characters.
         cut_at: from which size it may be cut.
     """
 
-    lines: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     size: int = 0
-    cut_at: int = _CHUNK_BYTES
+    cut_at: int = _CHUNK_CHARS
 
-    def add(self, line: str) -> None:
+    def add(self, piece: str) -> None:
         """Hold one more."""
-        self.lines.append(line)
-        self.size += len(line)
+        self.pieces.append(piece)
+        self.size += len(piece)
 
     def whole(self) -> str:
         """The statement, if it ends here."""
-        text = "".join(self.lines).replace("\0", "")
+        text = "".join(self.pieces).replace("\0", "")
         return text if sqlite3.complete_statement(text) else ""
 
     def cut(self) -> tuple[str, str] | None:
-        """The statement up to the row that ends here, and how the next one begins; None where no row ends."""
-        text = "".join(self.lines).replace("\0", "").rstrip()
-        self.cut_at = self.size + _CHUNK_BYTES
-        head = _HEAD.match(text)
-        statement = f"{text[:-1]};"
-        # Within a text no statement is complete, within a row a bracket is open.
-        outside = _QUOTED.sub("", text)
-        if head is None or outside.count("(") != outside.count(")") or not sqlite3.complete_statement(statement):
+        """The statement up to its last whole row, and what follows as a statement of its own; None where none is."""
+        text = "".join(self.pieces).replace("\0", "")
+        self.cut_at = 2 * self.size
+        if (head := _HEAD.match(text)) is None:
             return None
-        return statement, f"{head[0]}\n"
+        for between in reversed(deque(_BETWEEN_ROWS.finditer(text), _TRIED)):
+            statement = f"{text[: between.start() + 1]};"
+            # Within a text no statement is complete, within a row a bracket is open.
+            outside = _QUOTED.sub("", statement)
+            if outside.count("(") == outside.count(")") and sqlite3.complete_statement(statement):
+                return statement, f"{head[0]}\n{text[between.end() :]}"
+        return None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """A dump's lines: UTF-8, which SQLite writes, or what its byte order mark says."""
+def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
+    """A dump's lines, long ones in pieces, and whether a line begins with it: UTF-8, or what its mark says."""
     with path.open("rb") as raw:
         marked = encoding_of([raw.read(4)])
         raw.seek(0)
         encoding = marked if marked.startswith("utf-16") else "utf-8-sig"
         with TextIOWrapper(raw, encoding, "replace", newline="\n") as f:
-            yield from f
+            begins = True
+            while piece := f.readline(_CHUNK_CHARS):
+                yield piece, begins
+                begins = piece.endswith("\n")
 
 
 @contextmanager
@@ -214,44 +218,22 @@ def _json_rows(path: Path, reading: Reading) -> Iterator[Row]:
 
 def _objects(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list, one after another, in memory one at a time."""
-    decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")("replace")
-    held, at, index = "", 0, 0
-    try:
-        reading.size = path.stat().st_size
-        with path.open("rb") as f:
-            ended = False
-            while not ended:
-                chunk = f.read(_CHUNK_BYTES)
-                ended = not chunk
-                reading.done += len(chunk)
-                held, at = held[at:] + utf8.decode(chunk, final=ended), 0
-                while True:
-                    at = at if (space := _SPACE.match(held, at)) is None else space.end()
-                    if at >= len(held) or held[at] == "]":
-                        break
-                    reading.place = f"{path.name} object {index + 1}"
-                    try:
-                        value, at = decoder.raw_decode(held, at)
-                    except (ValueError, RecursionError) as e:
-                        if not ended and len(held) - at < _STATEMENT_CHARS and not _surely_broken(e, held):
-                            break
-                        following = _NEXT_OBJECT.search(held, at + 1)
-                        reading.skip("nested too deeply" if isinstance(e, RecursionError) else "not JSON")
-                        at = following.end() - 1 if following else len(held)
-                        index += 1
-                        continue
-                    index += 1
-                    if isinstance(value, dict):
-                        yield value
-                    else:
-                        reading.skip("not a row")
-    except OSError as e:
-        raise unreadable(path, e) from e
+    number = 0
 
+    def counted() -> None:
+        nonlocal number
+        number += 1
+        reading.place = f"{path.name} object {number}"
 
-def _surely_broken(error: Exception, held: str) -> bool:
-    """Whether more of the file would not mend it: the fault lies well before the end of what is there."""
-    if isinstance(error, RecursionError):
-        return True
-    at = getattr(error, "pos", len(held))
-    return "Unterminated string" not in str(error) and at < len(held) - 16
+    def broken(why: str) -> None:
+        counted()
+        reading.skip(why)
+
+    for route, value in members(chunks(path, reading), ("",), broken):
+        if route != "*":
+            continue
+        counted()
+        if isinstance(value, dict):
+            yield value
+        else:
+            reading.skip("not a row")
