@@ -94,6 +94,16 @@ def test_of_what_ids_are_made_of_little_is_remembered() -> None:
     assert (len(made), len(ids._seen)) == (3 * SECONDS_REMEMBERED, SECONDS_REMEMBERED)
 
 
+def test_a_second_that_is_written_to_again_and_again_is_still_remembered() -> None:
+    ids, scene = Ids(), Scene("group", "1")
+    first = []
+    for n in range(2 * SECONDS_REMEMBERED):
+        ids.of(scene, datetime.fromtimestamp(1 + n, UTC), "2", "好")
+        if n % 100 == 0:
+            first.append(ids.of(scene, datetime.fromtimestamp(0, UTC), "2", "好"))
+    assert len(set(first)) == len(first) == 2 * SECONDS_REMEMBERED / 100
+
+
 def test_wechat_old_layout(tmp_path: Path) -> None:
     found, reading = read(tmp_path / "h.csv", exports.WECHAT_OLD_CSV)
     assert [(m.scene, m.text) for m in found] == [
