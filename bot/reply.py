@@ -261,6 +261,8 @@ class Replier:
             async for line in lines:
                 end = _TEMPLATE.search(line)
                 bubble = tidy(line[: end.start()] if end else line)
+                if within := _TEMPLATE.search(bubble):  # what was taken out had stood in the middle of it
+                    end, bubble = within, tidy(bubble[: within.start()])
                 if end and not bubble:
                     break
                 shown = _shown(sent_as(bubble)) if sent_as and bubble else bubble

@@ -26,6 +26,8 @@ _TOKEN = re.compile(r"\[(?:文件|卡片|动画表情|图片):[^\[\]]*\]|\[[^\[\
 _NOTHING_TO_SEND = re.compile(
     r"\[(?:图片|语音|视频|聊天记录|卡片|位置|未知|表情|动画表情|(?:文件|卡片|动画表情|图片):.*)\]"
 )
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and signs that are drawn as nothing: fillers of Hangul, and Braille without a dot."""
 Sticker = Callable[[str], dict[str, Any] | None]
 """Canonical text of a market face or sticker (`[贴贴]`, `[动画表情:name]`) → what sends it, or None."""
 
@@ -216,10 +218,8 @@ def to_segments(text: str, speakers: Mapping[str, set[str]], sticker: Sticker = 
 
 
 def is_seen(text: str) -> bool:
-    """Whether anything of a text is seen: it holds more than spaces, control and format characters (Z*, Cc, Cf)."""
-    return any(
-        unicodedata.category(c) not in ("Cc", "Cf") and not unicodedata.category(c).startswith("Z") for c in text
-    )
+    """Whether anything of a text is seen: it holds more than blanks, marks, control and format characters."""
+    return any(c not in _BLANK and not re.match("Z|M|Cc|Cf", unicodedata.category(c)) for c in text)
 
 
 def _next_special(

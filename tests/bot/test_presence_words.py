@@ -31,6 +31,8 @@ async def test_bubbles_that_only_count_on_end_the_answer(stage: Stage) -> None:
         (["好<|im_end|>", "<|im_start|>user", "在吗"], ["好"]),
         (["好", "<end_of_turn>", "阿强：在吗"], ["好"]),
         (["好<|eot_id|>呀", "阿强：在吗"], ["好"]),
+        (["好<|im_\u200bend|>", "阿强：在吗"], ["好"]),
+        (["<|im_[CQ:shake]end|>", "阿强：在吗"], []),
         (["<think>", "他在问我", "</think>", "好"], []),
         (["a<b", "[INSTANT]", "1<2>1", "<3"], ["a<b", "[INSTANT]", "1<2>1", "<3"]),
     ],

@@ -33,6 +33,8 @@ from bot.reply import Look, Replier, tidy, uncounted
         ("\u202e倒\u2066过\u2069来\ufeff", "倒过来"),
         ("\u200b", ""),
         ("\u200d\u3000\u200e", ""),
+        ("\u3164\u2800\ufe0f\u115f\uffa0", ""),
+        ("1\ufe0f\u20e3\u3164", "1\ufe0f\u20e3\u3164"),
         ("[CQ:at,qq=all]来", "来"),
         ("[CQ:image,file=file:///etc/hostname][CQ:shake]", ""),
         ("[CQ:at,[CQ:face,id=1]qq=all]\u200b[C\u200bQ:shake] 好", "好"),
