@@ -3,8 +3,8 @@
 nonebot-adapter-onebot 2.4.6 is finished upstream; what it leaves open is mended here by subclassing, each mend with a
 test that fails without it: no HTTP routes (anyone could post a forged event), constant-time token check, a second
 answer to one call, calls in flight when the socket goes, a peer that half-closed and comes back, frames that are
-not JSON, quoting messages that wait for `get_msg` and are overtaken, clients whose heartbeat stops, models for
-`message_sent` and new notices.
+not JSON, frames of more than 1 MiB where we connect, quoting messages that wait for `get_msg` and are overtaken,
+clients whose heartbeat stops, models for `message_sent` and new notices.
 """
 
 import asyncio
@@ -28,16 +28,20 @@ from nonebot.adapters.onebot.v11.message import Message as OneBotMessage
 from nonebot.adapters.onebot.v11.message import MessageSegment
 from nonebot.adapters.onebot.v11.utils import handle_api_result
 from nonebot.drivers import URL, Request, Response, WebSocket, WebSocketServerSetup
+from nonebot.drivers.websockets import WebSocket as ClientWebSocket
 from nonebot.exception import WebSocketClosed
 from nonebot.message import handle_event
 from nonebot.utils import DataclassEncoder
+from websockets.asyncio.client import connect
 
 from bot.errors import SendError, SendFailure
 from bot.events import POKE_ID
 from bot.message import Message, Origin, Scene, Segment
 from bot.segments import to_text
 
-_RECONNECT_S = 3.0
+_OPEN_S, _RECONNECT_S = 30.0, 3.0
+_FRAME_BYTES = 16 * 1024 * 1024
+"""Of a frame at most, as uvicorn takes where a client connects: at a larger one the connection ends."""
 _HEARTBEATS_MISSED = 3
 _SHOWN_WITHIN_S, _HEARD_WITHIN_S, _NO_SUCH_ACTION = 5.0, 10.0, 1404
 _LOST_S = 120.0
@@ -260,11 +264,13 @@ class TwinAdapter(Adapter):
     async def _forward_ws(self, url: URL) -> None:
         token = self.onebot_config.onebot_access_token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        request = Request("GET", url, headers=headers, timeout=30.0)
+        request = Request("GET", url, headers=headers)
         while True:
             try:
-                async with self.websocket(request) as websocket:
-                    await self._listen(websocket)
+                async with connect(
+                    str(url), additional_headers=headers, open_timeout=_OPEN_S, max_size=_FRAME_BYTES
+                ) as socket:
+                    await self._listen(ClientWebSocket(request=request, websocket=socket))
             except Exception as e:  # noqa: BLE001 - a worker's edge: it goes on trying
                 logger.warning("no connection to the OneBot server at {}: {}", url.host, type(e).__name__)
             await asyncio.sleep(_RECONNECT_S)

@@ -57,6 +57,9 @@ async def test_several_accounts_are_served_at_once_in_either_direction(tmp_path:
             async with asyncio.timeout(60):
                 while not (first.connected and second.connected):  # noqa: ASYNC110 - a connection has no event
                     await asyncio.sleep(0.05)
+            await first.say("字" * 400_000, user=101, group=999)  # more than websockets takes unless it is told
+            await asyncio.to_thread(daemon.wait, lambda: len(daemon.stored("group:999")) == 1, 60.0)
+            assert first.connected == 1
             for number, client in enumerate((first, second, third)):
                 await client.say("/about", user=101 + number)
                 while (said := (await client.expect(1, within_s=60))[0]).scene != f"private:{101 + number}":
