@@ -9,6 +9,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from bot.archive import SAID
 from bot.config import Scheduled
+from bot.errors import SendFailure
 from bot.message import Scene
 from bot.presence import Presence
 
@@ -20,6 +21,8 @@ _TRIES = 3
 _LONG_AGO = timedelta(days=1)
 _FINAL = ("off", "stopped", "optout")
 """Not tried again: the owner switched the scene off or stops the program, or whose chat it is opted out."""
+_NEVER_LEFT = f"failed: {SendFailure.OFFLINE.value}"
+"""The one failed send that is tried again; its line to the owner does not say what came of that."""
 
 
 async def say(
@@ -64,10 +67,10 @@ def due(planned: Scheduled, now: datetime, zone: tzinfo) -> datetime | None:
 
 def missed(outcome: str) -> bool:
     """Whether the owner has to be told: it was not said, and nobody has told them why."""
-    told = outcome.startswith("failed: ") and outcome != "failed: fault"
+    told = outcome.startswith("failed: ") and outcome not in ("failed: fault", _NEVER_LEFT)
     return outcome not in (*SAID, "stopped") and not told
 
 
 def _settled(outcome: str) -> bool:
     """Whether there is no use in trying again: it was said, perhaps said, or is not to be."""
-    return outcome in (*SAID, *_FINAL) or (outcome.startswith("failed: ") and outcome != "failed: offline")
+    return outcome in (*SAID, *_FINAL) or (outcome.startswith("failed: ") and outcome != _NEVER_LEFT)

@@ -54,7 +54,7 @@ PLANNED_WHY = {
     "held": "本人刚在那里说过话", "cancelled": "别人先开口了，就先回了别人", "empty": "没生成出内容",
     "quiet": "一直是安静时段", "budget": "那阵子说得够多了", "muted": "在那里被禁言了", "paused": "疑似被风控，正停着",
     "offline": "账号掉线了", "busy": "一直在回别人的话", "failed: fault": "程序出错了，看日志",
-    "optout": "对方退出了（/optout）",
+    "optout": "对方退出了（/optout）", "failed: offline": "客户端没连上", "recalled": "有人撤回了消息，就没接着说",
 }  # fmt: skip
 OPENINGS = {"own": "（自己先开口的）", "schedule": "（按计划先开口的）"}
 OUTCOME_FAILED = "想说，没发出去（{how}）"

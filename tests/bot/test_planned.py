@@ -96,6 +96,14 @@ async def test_what_surely_never_left_is_tried_again() -> None:
     assert planned.missed("failed: fault")
 
 
+async def test_what_three_times_did_not_leave_is_told_as_missed(stage: Stage) -> None:
+    stage.wire.failures = [SendFailure.OFFLINE] * 9
+    ended = await told(stage)
+    await stage.quiet()
+    assert (ended, stage.wire.tried, stage.said) == ("failed: offline", 3, [])
+    assert planned.missed(ended), "what the owner read was of a try"
+
+
 async def test_without_an_account_there_it_waits_for_one() -> None:
     assert await said(Doors(), late_s=0.1, account=None) == planned.NOBODY
     assert planned.missed(planned.NOBODY)

@@ -184,13 +184,23 @@ async def test_a_planned_message_that_comes_to_nothing_is_told_the_owner_in_word
     stage.archive.close()
 
 
-async def test_a_planned_message_whose_chat_opted_out_is_told_as_that(tmp_path: Path, opener: Any) -> None:
+@pytest.mark.parametrize(
+    ("hindrance", "why"),
+    [
+        ("optout", "对方退出了（/optout）"),
+        ("failed: offline", "客户端没连上"),
+        ("recalled", "有人撤回了消息，就没接着说"),
+    ],
+)
+async def test_a_planned_message_that_is_not_said_is_told_with_why(
+    tmp_path: Path, opener: Any, hindrance: str, why: str
+) -> None:
     planned = Scheduled(cron="* * * * *", scene="private:10001", prompt="叫大家起床")
-    stage = Stage(tmp_path, opener, schedule=(planned,))
-    stage.presence.hindrance = "optout"
+    stage = Stage(tmp_path, opener, schedule=(planned,), late_s=0)
+    stage.presence.hindrance = hindrance
     await stage.opener.planned(planned)
     (told,) = stage.told
-    assert told.endswith("在 private:10001 说的话没说成：对方退出了（/optout）。")
+    assert told.endswith(f"在 private:10001 说的话没说成：{why}。")
     stage.archive.close()
 
 
