@@ -164,6 +164,8 @@ class Model:
         self.bos: int | None = bos if bos >= 0 and lc.llama_vocab_get_add_bos(self._vocab) else None
         self.n_ctx_train: int = lc.llama_model_n_ctx_train(self._model)
         """Tokens of the longest context it was trained with."""
+        self.n_params: int = lc.llama_model_n_params(self._model)
+        """Its weights, also where they are not read."""
         self.architecture = self.metadata("general.architecture")
         found = format_for(self.architecture, self.is_control)
         if found is None:

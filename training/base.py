@@ -4,6 +4,7 @@ Reading a GGUF takes transformers a minute each time, nearly all of it for the v
 seconds. bf16: what is trained on is within rounding of what llama.cpp serves, at half of float32's memory.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from loguru import logger
@@ -24,12 +26,15 @@ from transformers.utils import logging as transformers_logging
 
 from bot.checksum import sha256
 from bot.config import Training
-from bot.errors import TrainingError
+from bot.errors import EngineError, TrainingError
+from bot.llama import Model
 from training import hub
 from training.precision import Precision
 
 _ORIGIN_FILE = "qqtwin_base.json"
 _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
+_BESIDES_BYTES = 128 * 2**20
+"""What a checkpoint takes beside its weights (Gemma's tokenizer.json: 33 MB), and what is left free."""
 _READING_ERRORS = (
     ValueError, KeyError, IndexError, TypeError, NotImplementedError, OSError, RuntimeError, ImportError,
     AssertionError, EOFError, struct.error, SafetensorError,
@@ -46,7 +51,7 @@ def checkpoint(base: Path, models: Path, tell: Callable[[str], None] = logger.in
         tell: told what takes a minute, where it does.
 
     Raises:
-        TrainingError: it does not exist, or transformers cannot read it.
+        TrainingError: it does not exist, transformers cannot read it, or there is no room for it.
     """
     if base.is_dir():
         if not (base / "config.json").is_file():
@@ -58,16 +63,27 @@ def checkpoint(base: Path, models: Path, tell: Callable[[str], None] = logger.in
     final = models / f"{base.stem}-{digest[:12]}"
     if (final / _ORIGIN_FILE).is_file():
         return final
+    _require_room(base, models)
+    for left in models.glob(f".{glob.escape(final.name)}.*.tmp"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):  # what was killed
+            shutil.rmtree(left)
     tell(f"dequantizing base {base.name} into {final.name}; a minute, and only once")
     beside = models / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
+    model, tokenizer = _dequantized(base)
     try:
-        _dequantize(base, beside)
+        beside.mkdir(parents=True)
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         (beside / _ORIGIN_FILE).write_text(
             json.dumps({"file": base.name, "sha256": digest, "transformers": version("transformers")}), "utf-8"
         )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(beside, final)
+    except Exception as e:  # tokenizers raises nothing narrower
+        raise TrainingError(
+            f"base {base.name!r} cannot be unpacked into {str(models)!r} ({_short(e)}); is there room?"
+        ) from e
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return final
@@ -113,7 +129,24 @@ def fingerprint(folder: Path) -> str:
     return found.hexdigest()
 
 
-def _dequantize(base: Path, folder: Path) -> None:
+def _require_room(base: Path, models: Path) -> None:
+    """Refuse to begin where the checkpoint, two bytes a weight, will not fit."""
+    try:
+        model = Model(base, 0, vocab_only=True)
+    except EngineError:
+        return  # reading it says what is wrong
+    needed = 2 * model.n_params + _BESIDES_BYTES
+    model.close()
+    free = shutil.disk_usage(next(p for p in (models, *models.parents) if p.exists())).free
+    if free < needed:
+        raise TrainingError(
+            f"base {base.name!r} is unpacked into {str(models)!r}: that takes {needed / 1e6:,.0f} MB, and "
+            f"{free / 1e6:,.0f} MB are free; make room, or give [paths] data another place"
+        )
+
+
+def _dequantized(base: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Newer transformers keep GGUF weights packed where a kernel is at hand; those cannot be trained or saved plainly.
     config = getattr(transformers, "GgufConfig", None)
@@ -129,9 +162,7 @@ def _dequantize(base: Path, folder: Path) -> None:
             "complete? Else give the Hugging Face checkpoint it was made from as a folder"
         ) from e
     _forget_quantization(model)
-    folder.mkdir(parents=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return model, tokenizer
 
 
 def _forget_quantization(model: Any) -> None:

@@ -1,8 +1,13 @@
 """A GGUF becomes a checkpoint once; ids are llama.cpp's; what cannot be trained is refused by name."""
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tinymodel
@@ -108,6 +113,46 @@ def test_bases_that_cannot_be_read_are_refused_by_name_and_leave_nothing(tiny: t
         with pytest.raises(TrainingError, match=words):
             checkpoint(base, models)
     assert not models.exists() or not list(models.iterdir())
+
+
+def test_room_for_a_checkpoint_is_asked_for_before_the_base_is_read(
+    tiny: tinymodel.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = checkpoint(tiny.gguf, tmp_path / "roomy") / "model.safetensors"
+    told: list[str] = []
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=weights.stat().st_size))
+    takes = (weights.stat().st_size + 128 * 2**20) / 1e6
+    with pytest.raises(TrainingError, match=rf"'{tmp_path}/full': that takes {takes:.0f} MB, and . MB are free; make"):
+        checkpoint(tiny.gguf, tmp_path / "full", told.append)
+    assert told == []
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_half_written_stays(
+    tiny: tinymodel.Tiny, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"cannot be unpacked into .*File too large.*; is there room\?"):
+            checkpoint(tiny.gguf, tmp_path / "models")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
+    tiny: tinymodel.Tiny, tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        pass
+    name = f"model-{sha256(tiny.gguf)[:12]}"
+    dead, alive = (tmp_path / f".{name}.{pid}.tmp" for pid in (killed.pid, os.getppid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "config.json").touch()
+    assert checkpoint(tiny.gguf, tmp_path).name == name
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, alive.name])
 
 
 def test_a_base_without_known_markers_is_refused(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
