@@ -46,9 +46,9 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
     chosen = version or personas.current(folder.name)
     if chosen is None:
         raise PersonaError(f"persona {name!r} has no version yet; train one with `twin night`")
-    verified = personas.verify(folder.name, chosen)
     if out.exists() and not force:
         raise PersonaError(f"{str(out)!r} exists already and is kept; --force replaces it")
+    verified = personas.verify(folder.name, chosen)
     beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     needed = sum((verified.folder / file).stat().st_size for file in verified.manifest.files)
     try:

@@ -51,7 +51,6 @@ def export(
     """
     require(kind, imatrix=imatrix is not None)
     name, chosen = kind.upper(), kind_of(kind)
-    place.keep_existing(out, force=force)
     weights = checkpoint_tensors(trained.checkpoint)
     numbers = sum(w.n_numbers for w in weights.values())
     copied = sum(p.stat().st_size for p in trained.checkpoint.iterdir() if p.is_file())

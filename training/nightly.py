@@ -29,7 +29,7 @@ from bot.errors import TrainingError, TwinError
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, Piece
 from bot.scorer import Scorer
-from export import lora, merged, parity, proof, reference
+from export import lora, merged, parity, place, proof, reference
 from training import (
     aligning,
     answers,
@@ -304,15 +304,23 @@ class Night(Groundwork):
             )
         return folder
 
-    def export(self) -> Path:
-        """PEFT LoRA → GGUF; gives the file."""
-        out, kept, peft = self.folder / LORA_FILE, self.folder / "export.json", self.folder / runs.LORA_FOLDER
+    def export(self, *, force: bool = True) -> Path:
+        """PEFT LoRA → GGUF; gives the file, and makes it once.
+
+        Args:
+            force: replace another LoRA that lies there.
+        """
+        out, peft = self.folder / LORA_FILE, self.folder / runs.LORA_FOLDER
+        record = self.folder / "export.json"
+        kept = read_state(record) or {}
+        ours = out.is_file() and kept.get("sha256") == sha256(out)
+        place.keep_existing(out, force=force or ours)
         made_of = _digest([self.base_sha256, base.fingerprint(self.checkpoint), *_hashes(peft)])
-        if out.is_file() and read_state(kept) == {"made_of": made_of, "sha256": sha256(out)}:
+        if ours and kept.get("made_of") == made_of:
             return out
         self.progress("export", 0, 0, "")
-        lora.export(peft, self.checkpoint, self.gguf_base, out)
-        write_state(kept, {"made_of": made_of, "sha256": sha256(out)})
+        lora.export(peft, self.checkpoint, self.gguf_base, out, force=force)
+        write_state(record, {"made_of": made_of, "sha256": sha256(out)})
         return out
 
     def prove(self) -> parity.Parity:

@@ -37,25 +37,26 @@ def export_lora(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """PEFT LoRA → GGUF LoRA, with the proof that llama.cpp computes the same."""
-    from export import lora
+    from export import lora, place
 
     precision = lora.precision_of(kind)
+    if file := out or (run_folder / f"lora-{precision}.gguf" if precision != "f16" else None):
+        place.keep_existing(file, force=force)
     from export import proof
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    if out is None and precision == "f16":
+    if file is None:
+        file = night.export(force=force)
         found = night.prove()
         _show_proof(found.model_dump(mode="json"), night.texts)
         if not found.passed:
-            night.export().unlink()
+            file.unlink()
         proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
-        typer.echo(f"LoRA: {night.export()}", err=True)
-        return
-    file = out or run_folder / f"lora-{precision}.gguf"
-    made = proof.prove_lora(
-        night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
-    )
-    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    else:
+        made = proof.prove_lora(
+            night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
+        )
+        _show_proof(made.parity.model_dump(mode="json"), made.texts)
     typer.echo(f"LoRA: {file}", err=True)
 
 
@@ -68,10 +69,13 @@ def export_merge(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """The LoRA merged into the base's weights, proven equal: a Hugging Face checkpoint with tokenizer and template."""
+    from export import place
+
+    target = out or run_folder / "merged"
+    place.keep_existing(target, force=force)
     from export import merged
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    target = out or run_folder / "merged"
     made = merged.checkpoint(night.trained, target, night.held_out, night.progress, force=force)
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
     typer.echo(f"checkpoint: {target}", err=True)
@@ -92,13 +96,14 @@ def export_gguf(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """The LoRA merged into its base as one GGUF, proven equal, in a folder that `twin persona publish` takes."""
-    from export import quantize
+    from export import place, quantize
 
     quantize.require(kind, imatrix=imatrix)
+    target = out or run_folder / f"merged-{kind.lower()}"
+    place.keep_existing(target, force=force)
     from export import merged
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    target = out or run_folder / f"merged-{kind.lower()}"
     about = merged.about(
         night.trained, night.base_path, night.base_sha256, night.persona.spec.display_name,
         f"{run_folder.resolve().name}-{kind.lower()}", night.learned.counts,
@@ -124,12 +129,14 @@ def export_modelfile(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → an Ollama Modelfile with the prompt it was trained with."""
-    from export import modelfile
+    from export import modelfile, place
 
+    target = out or folder / "Modelfile"
+    place.keep_existing(target, force=force)
     settings = config.load(config_path)
     spec = personas_of(settings).find(whose(folder, persona, settings)).spec
     found = modelfile.source(folder, *base_of(settings, config_path))
-    file = modelfile.ollama(found, spec.sampling, out or folder / "Modelfile", force=force)
+    file = modelfile.ollama(found, spec.sampling, target, force=force)
     typer.echo(f"{file}; then: ollama create NAME -f {file}")
 
 
@@ -142,12 +149,14 @@ def export_vllm(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → a LoRA folder for vLLM, with the start command in its README."""
-    from export import modelfile
+    from export import modelfile, place
 
+    target = out or folder / "vllm"
+    place.keep_existing(target, force=force)
     settings = config.load(config_path)
     name = personas_of(settings).find(whose(folder, persona, settings)).name
     found = modelfile.source(folder, *base_of(settings, config_path))
-    typer.echo(f"{modelfile.vllm(found, name, out or folder / 'vllm', force=force)}: read its README.md")
+    typer.echo(f"{modelfile.vllm(found, name, target, force=force)}: read its README.md")
 
 
 def _show_proof(figures: dict[str, Any], texts: Any) -> None:

@@ -113,6 +113,8 @@ def test_an_existing_bundle_is_kept_unless_forced(mine: Personas, packed: Path) 
     before = packed.read_bytes()
     with pytest.raises(PersonaError, match="exists already and is kept; --force"):
         pack(mine, "xiaoman", None, packed)
+    with pytest.raises(PersonaError, match="exists already and is kept; --force"):
+        pack(mine, "xiaoman", "v9", packed)  # told before a version's files are read
     pack(mine, "xiaoman", "v1", packed, force=True)
     assert len(packed.read_bytes()) == len(before)
 

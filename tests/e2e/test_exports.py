@@ -106,6 +106,36 @@ def test_a_run_becomes_a_lora_with_its_proof_and_what_lies_there_is_kept(twin: D
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+def test_another_lora_at_the_default_place_is_kept_unless_forced(twin: Daemon, trained: Path) -> None:
+    done(twin, "export", "lora", str(trained))
+    out = trained / "lora.gguf"
+    made = out.read_bytes()
+    done(twin, "export", "lora", str(trained))  # its own, proven again
+    out.write_bytes(b"another run's")
+    refused(twin, "export", "lora", str(trained), said="exists already and is kept; --force replaces it")
+    assert out.read_bytes() == b"another run's"
+    done(twin, "export", "lora", str(trained), "--force")
+    assert out.read_bytes() == made
+    record = trained / "export.json"
+    made_of = json.loads(record.read_text("utf-8"))
+    record.write_text(json.dumps(made_of | {"made_of": "of the LoRA before"}), "utf-8")
+    refused(twin, "export", "lora", str(trained), said="exists already and is kept; --force replaces it")
+    assert out.read_bytes() == made
+    done(twin, "export", "lora", str(trained), "--force")
+    assert json.loads(record.read_text("utf-8")) == made_of
+
+
+@pytest.mark.parametrize("what", ["lora", "gguf", "merge", "modelfile", "vllm"])
+def test_what_lies_there_is_told_before_any_work(twin: Daemon, trained: Path, tmp_path: Path, what: str) -> None:
+    out, nothing = tmp_path / "mine", tmp_path / "no run"
+    out.write_bytes(b"mine")
+    for folder in (trained, nothing):
+        ended = run(twin, ("export", what, str(folder), "--out", str(out)))
+        assert "exists already and is kept; --force replaces it" in str(ended.exception)
+        assert ended.output == ""
+    assert out.read_bytes() == b"mine"
+
+
 def test_training_can_leave_a_merge_with_its_proof(twin: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWIN__TRAINING__MERGE_AND_SAVE", "true")
     run = Path(done(twin, "train").stdout.splitlines()[-1].removeprefix("run: "))
