@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from bot.errors import ExportError
 from bot.message import Scene
 from bot.persona import LORA_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, Sampling
 from bot.prompt import FORMATS, ChatFormat, scene_line
-from export import place
+from export import place, stops
 from export.metadata import fields
 from export.template import go, jinja
 
@@ -26,6 +27,12 @@ _GEMMA = "Gemma is provided under and subject to the Gemma Terms of Use found at
 _NOT_OLLAMAS = ("logit_bias", "dry_multiplier")
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)
 """What vLLM's --max-lora-rank takes."""
+_SAMPLING_KEY = "general.sampling."
+_SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+"""What llama.cpp's converter notes in a GGUF of a base's generation_config.json, as that calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +133,15 @@ def ollama(found: Source, sampling: Sampling, out: Path, *, force: bool = False)
     return out
 
 
-def vllm(found: Source, name: str, out: Path, *, force: bool = False) -> Path:
+def vllm(found: Source, name: str, out: Path, checkpoint: Path | None = None, *, force: bool = False) -> Path:
     """Make a folder that vLLM loads as a LoRA: PEFT's files, chat template, ends of an answer, and how to start it.
+
+    Args:
+        found: the version.
+        name: the persona's.
+        out: the folder to make.
+        checkpoint: the base's, where it is at hand: its sampling defaults come along.
+        force: replace what lies at `out`.
 
     Raises:
         ExportError: the version has no PEFT folder, or `out` exists.
@@ -145,13 +159,34 @@ def vllm(found: Source, name: str, out: Path, *, force: bool = False) -> Path:
         for file in files:
             shutil.copyfile(file, beside / file.name)
         (beside / "chat_template.jinja").write_text(jinja(found.format, _bos_text(found.base)), "utf-8")
-        ends = {"eos_token_id": _ends(found.base, found.format)}
-        (beside / "generation_config.json").write_text(json.dumps(ends), "utf-8")
-        (beside / "README.md").write_text(_readme(found, name, out, rank), "utf-8")
+        own = (stops.generation(checkpoint) if checkpoint else {}) or _noted(found.base)
+        ends = _ends(found.base, found.format) | (stops.named(checkpoint) if checkpoint else frozenset())
+        stops.write(beside, own, ends)
+        (beside / "README.md").write_text(_readme(found, name, out, rank, _said_of(own, checkpoint)), "utf-8")
     return out
 
 
-def _readme(found: Source, name: str, out: Path, rank: int) -> str:
+def _noted(gguf: Path) -> dict[str, Any]:
+    """How a base's makers want it sampled, as its GGUF has noted it."""
+    told = {key.removeprefix(_SAMPLING_KEY): field.value for key, field in fields(gguf, _SAMPLING_KEY).items()}
+    # A float32 of 0.6 is 0.6000000238.
+    return {name: round(told[key], 6) for key, name in _SAMPLING.items() if key in told}
+
+
+def _said_of(own: dict[str, Any], checkpoint: Path | None) -> str:
+    """What the README says of sampling."""
+    told = ", ".join(f"{key} {own[key]}" for key in _SAMPLING.values() if key in own)
+    if told:
+        return f"What the base's own file sets of sampling is in the one here: {told}."
+    if checkpoint:
+        return "The base's own file sets nothing of sampling."
+    return (
+        "BASE's own generation_config.json, in whose place it stands, was not at hand: what that sets of sampling "
+        "(temperature, top_p, top_k, …) belongs into the one here."
+    )
+
+
+def _readme(found: Source, name: str, out: Path, rank: int, sampling: str) -> str:
     room = next((r for r in _VLLM_RANKS if r >= rank), rank)
     return f"""# {name}, version {found.manifest.version}
 
@@ -163,7 +198,7 @@ vllm serve BASE --enable-lora --max-lora-rank {room} --lora-modules {name}={out.
 ```
 
 The last option ends answers at `{found.format.end}`, which a bare base's own files do not name; without it every
-request must say `"stop": ["{found.format.end}"]`. Ask for the model `{name}`, with this system prompt:
+request must say `"stop": ["{found.format.end}"]`. {sampling} Ask for the model `{name}`, with this system prompt:
 
 ```
 {found.system}
@@ -171,12 +206,12 @@ request must say `"stop": ["{found.format.end}"]`. Ask for the model `{name}`, w
 """
 
 
-def _ends(gguf: Path, fmt: ChatFormat) -> list[int]:
+def _ends(gguf: Path, fmt: ChatFormat) -> set[int]:
     """Ids at which an answer ends: the base's own, and the end of turn it was trained with."""
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
     told = fields(gguf, *keys)
     ends = {int(told[key].value) for key in keys[1:] if key in told}
-    return sorted(ends | {number for number, token in enumerate(told[keys[0]].value) if token == fmt.end})
+    return ends | {number for number, token in enumerate(told[keys[0]].value) if token == fmt.end}
 
 
 def _bos_text(gguf: Path) -> str:

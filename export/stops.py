@@ -1,6 +1,7 @@
 """A checkpoint → the tokens at which its answers end, and the end of turn among them."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ def served(folder: Path) -> frozenset[int]:
 
 def put(folder: Path, end: int) -> None:
     """Let who serves a folder end answers at `end`, too: a bare base's files may name its end of text alone."""
-    stops = sorted(named(folder) | {end})
-    file = folder / _GENERATION_FILE
-    file.write_text(json.dumps(_read(file) | {"eos_token_id": stops}, ensure_ascii=False, indent=1), "utf-8")
+    write(folder, generation(folder), named(folder) | {end})
+
+
+def generation(checkpoint: Path) -> dict[str, Any]:
+    """What generation_config.json sets; empty where there is none that can be read."""
+    return _read(checkpoint / _GENERATION_FILE)
+
+
+def write(folder: Path, generation: dict[str, Any], stops: Collection[int]) -> None:
+    """A generation_config.json that ends answers at `stops` and leaves the rest."""
+    text = json.dumps({**generation, "eos_token_id": sorted(stops)}, ensure_ascii=False, indent=1)
+    (folder / _GENERATION_FILE).write_text(text, "utf-8")
 
 
 def _eos(file: Path) -> frozenset[int]:

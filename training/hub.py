@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -52,6 +53,25 @@ def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
             task, completed=done, total=size)).fetch()  # fmt: skip
 
 
+def at_hand(model: str, source: Hub, models: Path) -> Path | None:
+    """The folder of a checkpoint, or of what `fetch` brought of it before; None: it is not here."""
+    if Path(model).is_dir():
+        return Path(model)
+    if source == "modelscope":
+        return found if (found := _kept(model, models)).is_dir() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # a folder that is gone is no id
+        file = try_to_load_from_cache(model, "config.json")
+        return Path(file).parent if isinstance(file, str) else None
+    return None
+
+
+def _kept(model: str, models: Path) -> Path:
+    """Where a checkpoint from ModelScope is kept."""
+    return models / model.replace("/", "--")
+
+
 def _from_huggingface(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -77,7 +97,7 @@ class _ModelScope:
     """A model on ModelScope, or on a server that answers as it does."""
 
     def __init__(self, endpoint: str, model: str, models: Path, progress: Callable[[int, int], None]) -> None:
-        self.model, self.folder = model, models / model.replace("/", "--")
+        self.model, self.folder = model, _kept(model, models)
         self._url = f"{endpoint}/api/v1/models/{model}/repo"
         self._progress, self._lock = progress, Lock()
         self._sizes: dict[str, int] = {}

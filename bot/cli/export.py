@@ -156,7 +156,12 @@ def export_vllm(
     settings = config.load(config_path)
     name = personas_of(settings).find(whose(folder, persona, settings)).name
     found = modelfile.source(folder, *base_of(settings, config_path))
-    typer.echo(f"{modelfile.vllm(found, name, target, force=force)}: read its README.md")
+    checkpoint = None
+    if (model := settings.training.base) is not None:
+        from training import hub
+
+        checkpoint = hub.at_hand(model, settings.training.hub, settings.data / "models")
+    typer.echo(f"{modelfile.vllm(found, name, target, checkpoint, force=force)}: read its README.md")
 
 
 def _show_proof(figures: dict[str, Any], texts: Any) -> None:

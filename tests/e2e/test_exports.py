@@ -209,7 +209,7 @@ def test_a_run_that_did_not_finish_or_of_another_base_is_refused(twin: Daemon, t
 
 
 def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
-    twin: Daemon, judged: Path, tmp_path: Path
+    twin: Daemon, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged = judged / "merged-q8_0"
     done(twin, "export", "gguf", str(judged))
@@ -229,7 +229,11 @@ def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
     done(twin, "export", "modelfile", str(judged), "--out", str(tmp_path / "Modelfile"))
     assert f"ADAPTER {judged / 'lora.gguf'}" in (tmp_path / "Modelfile").read_text("utf-8")
 
+    (tmp_path / "generation_config.json").write_text('{"top_k": 64}', "utf-8")
+    monkeypatch.setenv("TWIN__TRAINING__BASE", str(tmp_path))
     done(twin, "export", "vllm", str(judged))
+    monkeypatch.delenv("TWIN__TRAINING__BASE")
+    assert json.loads((judged / "vllm" / "generation_config.json").read_text("utf-8"))["top_k"] == 64
     adapter = "adapter_model.safetensors"
     assert sha256(judged / "vllm" / adapter) == sha256(judged / "peft" / adapter)
 

@@ -160,9 +160,12 @@ def test_vllm_gets_the_peft_files_as_they_are(tiny, tmp_path):
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 12
 
 
-def base_with(file: Path, licence: str = "", *, add_bos: bool | None = True) -> Path:
+def base_with(file: Path, licence: str = "", *, add_bos: bool | None = True, noted: bool = False) -> Path:
     """A GGUF's header: of a base, all that is read here."""
     writer = gguf.GGUFWriter(file, "gemma3")
+    if noted:
+        writer.add_sampling_temp(0.6)
+        writer.add_sampling_top_k(20)
     if licence:
         writer.add_license(licence)
     writer.add_token_list(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"])
@@ -212,3 +215,34 @@ def test_vllms_template_opens_as_the_base_does_and_what_lies_there_is_kept(tiny,
     assert text == front + rendered(FORMATS["gemma"], PROBES[0])
     assert json.loads((out / "generation_config.json").read_text("utf-8")) == {"eos_token_id": [1, 4]}
     assert f"--generation-config {out.resolve()}\n" in (out / "README.md").read_text("utf-8")
+
+
+def put_own(folder: Path, **values) -> Path:
+    folder.mkdir()
+    (folder / "generation_config.json").write_text(json.dumps(values), "utf-8")
+    return folder
+
+
+OWN = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "max_new_tokens": 99, "do_sample": True}
+
+
+@pytest.mark.parametrize(
+    ("own", "noted", "kept", "said"),
+    [
+        (OWN | {"eos_token_id": [1, 7]}, True, OWN | {"eos_token_id": [1, 4, 7]},
+         "in the one here: temperature 0.7, top_k 20, top_p 0.8."),
+        ({"eos_token_id": 1}, True, {"eos_token_id": [1, 4]}, "sets nothing of sampling"),
+        (None, True, {"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 4]},
+         "in the one here: temperature 0.6, top_k 20."),
+        (None, False, {"eos_token_id": [1, 4]}, "was not at hand: what that sets of sampling"),
+    ],
+    ids=["checkpoint", "checkpoint without", "noted in the GGUF", "nowhere"],
+)  # fmt: skip
+def test_vllm_samples_as_the_base_is_meant_to_be(tiny, tmp_path, own, noted, kept, said):
+    folder = version(tiny, tmp_path / "v1")
+    (folder / "peft").mkdir()
+    (folder / "peft" / "adapter_config.json").write_text('{"r": 8}')
+    found = source(folder, base_with(tmp_path / "base.gguf", noted=noted), sha256(tiny.gguf))
+    out = vllm(found, "xiaoman", tmp_path / "out", None if own is None else put_own(tmp_path / "hf", **own))
+    assert json.loads((out / "generation_config.json").read_text("utf-8")) == kept
+    assert said in (out / "README.md").read_text("utf-8")

@@ -135,3 +135,23 @@ def test_no_such_model_and_no_such_server_are_told(tmp_path: Path, monkeypatch: 
     with pytest.raises(TrainingError, match=r"\(ConnectError\).*MODELSCOPE_ENDPOINT"):
         hub.fetch(MODEL, "modelscope", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_fetched_before_is_at_hand_without_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "cache" / "models--owner--tiny" / "snapshots" / "abc"
+    mirrored = tmp_path / "models" / "owner--tiny"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def at_hand() -> list[Path | None]:
+        models = tmp_path / "models"
+        return [hub.at_hand(MODEL, "huggingface", models), hub.at_hand(MODEL, "modelscope", models)]
+
+    assert at_hand() == [None, None]
+    for folder in (snapshot, mirrored):
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    assert at_hand() == [snapshot, mirrored]
+    assert hub.at_hand(str(snapshot), "modelscope", tmp_path) == snapshot
+    assert hub.at_hand(str(tmp_path / "gone"), "huggingface", tmp_path) is None
