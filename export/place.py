@@ -3,17 +3,17 @@
 import glob
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
+
 from bot.errors import ExportError
 
 _SPARE_BYTES = 64 * 2**20
 """Left free beyond what an export needs: logs and the archive are written meanwhile."""
-_DAY_S = 86_400
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def written(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
     require_room(out.parent, needed_bytes, out.name)
     _sweep(out)
     # A name of its own: an export by hand may run beside a night's to the same place.
-    beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
     try:
         yield beside
         _sync(beside)
@@ -46,10 +46,12 @@ def written(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what exports to this place left that were killed, a day ago or longer."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        if time.time() - left.stat().st_mtime > _DAY_S:
-            remove(left)
+    """Remove what exports to this place left whose process was killed; one export may write through another."""
+    for dots in (".", ".."):
+        for left in out.parent.glob(f"{dots}{glob.escape(out.name)}.*.tmp"):
+            pid = left.name.split(".")[-3]
+            if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+                remove(left)
 
 
 def keep_existing(out: Path, *, force: bool) -> None:

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from bot.persona import Base
 from bot.scorer import Scorer
 from export import deltas
 from export.lora import _check_written, _halves, export, precision_of
-from export.place import remove, written
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -231,34 +229,6 @@ def test_a_place_that_cannot_be_written_leaves_nothing_behind(tinies, loras, tmp
     place = tmp_path / "file" / "lora.gguf"
     with pytest.raises(ExportError, match="cannot be written"):
         export(loras["gemma3"], tinies["gemma3"].hf, base_of(tinies["gemma3"], "gemma3"), place)
-
-
-def test_what_cannot_be_put_in_its_place_leaves_the_file_before_it(tmp_path):
-    for make in (lambda p: p.write_bytes(b"mine"), lambda p: (p.mkdir(), (p / "mine").touch())):
-        out = tmp_path / "out"
-        make(out)
-        with pytest.raises(ExportError, match="cannot be written"), written(out, 0, force=True):
-            pass  # nothing is written
-        assert out.exists()
-        remove(out)
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_of_two_exports_to_one_place_none_takes_the_others_half(tmp_path):
-    out, (day_old, new) = tmp_path / "out", (tmp_path / f".out.{name}.tmp" for name in ("killed", "running"))
-    day_old.mkdir()
-    new.touch()
-    os.utime(day_old, (1, 1))
-    first, second = written(out, 0, force=True), written(out, 0, force=True)
-    a, b = first.__enter__(), second.__enter__()
-    a.write_bytes(b"the first")
-    b.write_bytes(b"half of the second")
-    first.__exit__(None, None, None)
-    assert out.read_bytes() == b"the first"
-    b.write_bytes(b"the second")
-    second.__exit__(None, None, None)
-    assert out.read_bytes() == b"the second"
-    assert sorted(tmp_path.iterdir()) == sorted([new, out]), "what a killed one left is gone, another's is not"
 
 
 def test_an_existing_file_is_kept_unless_told_otherwise(tinies, loras, tmp_path):
