@@ -129,6 +129,8 @@ def quantize(
         params.imatrix = ctypes.cast(held[0], ctypes.POINTER(lc.llama_model_imatrix_data))
     with _Log(progress) as log:
         failed = lc.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    if log.stopped:
+        raise KeyboardInterrupt
     if failed:
         raise ExportError(f"llama.cpp cannot quantize {source.name!r} to {name} ({log.reason})")
 
@@ -150,6 +152,8 @@ class _Log:
 
     def __init__(self, progress: Callable[[int, int], None]) -> None:
         self._progress, self._errors = progress, [""]
+        self.stopped = False
+        """Whether somebody stopped it: nothing can be raised through llama.cpp, and it goes on to its end."""
         self._mine = lc.llama_log_callback(self._told)
         self._before, self._data = lc.llama_log_callback(), ctypes.c_void_p()
 
@@ -166,8 +170,11 @@ class _Log:
         lc.llama_log_set(self._before, self._data)
 
     def _told(self, level: int, text: bytes, _: Any) -> None:
-        words = text.decode("utf-8", "replace").strip()
-        if found := _PROGRESS.match(words):
-            self._progress(int(found[1]), int(found[2]))
-        elif level >= 4:
-            self._errors.append(words)
+        try:
+            words = text.decode("utf-8", "replace").strip()
+            if found := _PROGRESS.match(words):
+                self._progress(int(found[1]), int(found[2]))
+            elif level >= 4:
+                self._errors.append(words)
+        except KeyboardInterrupt:
+            self.stopped = True

@@ -78,3 +78,11 @@ def test_what_llama_cpp_refuses_is_told_with_its_reason(whole: Path, tmp_path: P
         quantize(cut, tmp_path / "out.gguf", "Q8_0", lambda *_: None)
     with pytest.raises(ExportError, match="no quantization type 'Q9'; known are F32, F16, BF16, Q8_0"):
         quantize(whole, tmp_path / "out.gguf", "Q9", lambda *_: None)
+
+
+def test_who_stops_it_is_obeyed(whole: Path, tmp_path: Path) -> None:
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt  # as Ctrl-C does wherever Python runs at that moment
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(whole, tmp_path / "out.gguf", "Q8_0", stop)
