@@ -56,6 +56,7 @@ def export(
     copied = sum(p.stat().st_size for p in trained.checkpoint.iterdir() if p.is_file())
     # At most two of the three lie there at once: the merged checkpoint goes before the quantized file comes.
     full_bytes = numbers * (4 if name == "F32" else 2)
+    found = None
     needed = full_bytes + max(copied, int(numbers * chosen.bits / 8))
     with place.written(out, needed, force=force) as beside:
         beside.mkdir()
@@ -77,6 +78,7 @@ def export(
             place.remove(full)
         progress("parity", 0, 0, "")
         proven = proof.prove(trained, made, None, held_out)
+        proven = replace(proven, parity=proven.parity.model_copy(update={"imatrix": found is not None}))
         proof.require_passed(proven.parity, f"{name} of run {about.version!r}")
         figures = _put_proof(beside, proven)
         if manifest is not None:

@@ -113,6 +113,8 @@ class Parity(BaseModel):
     """Type of the served weights, such as Q4_K_M."""
     merged: bool
     """Whether the LoRA is in the weights; else it is applied to the base that was trained on."""
+    imatrix: bool = False
+    """Whether they were quantized with an importance matrix of held-out chats."""
     pieces: int
     """Texts whose ids were compared."""
     pieces_differing: int

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import lessons
 import pytest
 import tinymodel
@@ -153,6 +154,25 @@ def test_training_alone_makes_nothing_that_can_be_published(twin: Daemon, traine
         refused(twin, "persona", "publish", "xiaoman", str(folder), said="holds no readable manifest.json")
         refused(twin, "export", "modelfile", str(folder), said="has no manifest.json; give a version's folder")
     assert Personas(twin.data / "personas").versions("xiaoman") == []
+
+
+def test_an_importance_matrix_of_held_out_chats_makes_another_file_and_the_proof_says_so(
+    twin: Daemon, trained: Path, tmp_path: Path
+) -> None:
+    figures, tensors = [], []
+    for flags in ((), ("--imatrix",)):
+        out = tmp_path / f"made{len(flags)}"
+        ended = done(twin, "export", "gguf", str(trained), "--type", "Q4_0", "--out", str(out), *flags)
+        assert ("imatrix" in ended.stderr.splitlines()) is bool(flags)
+        figures.append(json.loads(ended.stdout))
+        assert json.loads((out / "parity.json").read_text("utf-8"))["parity"].items() <= figures[-1].items()
+        tensors.append({t.name: t.data.tobytes() for t in gguf.GGUFReader(out / "model.gguf").tensors})
+    assert [(f["passed"], f["kind"], f["imatrix"]) for f in figures] == [(True, "Q4_0", False), (True, "Q4_0", True)]
+    assert figures[0]["loss_trained"] == figures[1]["loss_trained"]
+    assert figures[0]["loss_served"] != figures[1]["loss_served"]
+    changed = {name for name, values in tensors[0].items() if tensors[1][name] != values}
+    assert len(changed) == 14
+    assert all(name.startswith("blk.") for name in changed)
 
 
 def test_a_lora_that_fails_its_proof_is_not_kept(twin: Daemon, trained: Path) -> None:
