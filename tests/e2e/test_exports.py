@@ -35,17 +35,20 @@ TRAINING = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+def installed(folder: Path, architecture: tinymodel.Architecture, rounds: int) -> Daemon:
     """An installation with 小满's history; its daemon is never started."""
-    folder = tmp_path_factory.mktemp("exports")
     words = [*tinymodel.TEXTS, *lessons.words()]
-    base = tinymodel.build(folder / "base", texts=words, vocabulary=600).gguf
+    base = tinymodel.build(folder / "base", architecture, words, vocabulary=600).gguf
     found = Daemon(folder, settings(base, training=TRAINING))
     persona(found.data / "personas" / "xiaoman", lessons.NAME, [ACCOUNT])
-    lessons.write(folder / "history.jsonl", rounds=12, held_out=True)
+    lessons.write(folder / "history.jsonl", rounds=rounds, held_out=True)
     done(found, "import", str(folder / "history.jsonl"))
     return found
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    return installed(tmp_path_factory.mktemp("exports"), "gemma3", rounds=12)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,6 +138,18 @@ def test_what_lies_there_is_told_before_any_work(twin: Daemon, trained: Path, tm
         assert "exists already and is kept; --force replaces it" in str(ended.exception)
         assert ended.output == ""
     assert out.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # gemma3 is every other test's
+def test_a_run_on_any_base_goes_out_as_lora_and_as_one_gguf(
+    tmp_path: Path, architecture: tinymodel.Architecture
+) -> None:
+    twin = installed(tmp_path, architecture, rounds=2)
+    trained = done(twin, "train").stdout.splitlines()[-1].removeprefix("run: ")
+    for words, kind in ((("lora",), "F16"), (("gguf", "--type", "Q8_0"), "Q8_0")):
+        proof = json.loads(done(twin, "export", *words, trained).stdout)
+        assert (proof["passed"], proof["kind"], proof["merged"]) == (True, kind, words[0] == "gguf")
+        assert min(proof["n_tokens"], proof["n_decisions"], proof["greedy"]) > 0
 
 
 def test_training_can_leave_a_merge_with_its_proof(twin: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
