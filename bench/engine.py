@@ -44,10 +44,11 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     lora = persona.version.lora if persona.version else None
     chosen = settings.engine.model_copy(update={"n_ctx": 4096, "kv_tokens": 16384, "deadline_s": 600.0})
     stage = Stage(path, chosen, digest, lora)
+    silence = stage.silence(600)  # while no other scenes fill the cache: attention passes over all that is in it
     figures = [
         *stage.rates(),
         *stage.returning(600, 2000),
-        stage.silence(600),
+        silence,
         *stage.replies(),
         *stage.server(),
         daemon.without_model(settings),
@@ -238,7 +239,7 @@ class Stage:
         return (time.perf_counter() - began) * 1e3
 
     def silence(self, history_tokens: int) -> Figure:
-        """P(silent) of bursts of 20 tokens that come after one another to one warm scene, none of them answered."""
+        """P(silent) of bursts of 20 tokens that come to one warm scene, each in place of the one before."""
         turns = self.history(history_tokens, 55)
         self.wait(self.engine.p_silent(self.request("quiet", turns)))
         ids = self._ids(turns)
@@ -246,9 +247,9 @@ class Stage:
         new = len(self._ids([*turns, "", BURST])) - len(ids)
 
         def ours() -> float:
-            turns.extend(["", f"{next(self._numbers) % 10}{BURST[1:]}"])
+            asked = self.request("quiet", [*turns, "", f"{next(self._numbers) % 10}{BURST[1:]}"])
             began = time.perf_counter()
-            self.wait(self.engine.p_silent(self.request("quiet", turns)))
+            self.wait(self.engine.p_silent(asked))
             return (time.perf_counter() - began) * 1e3
 
         value, peer, spread = in_turn(4 * _RUNS, ours, lambda: self._alone(ids, new))
