@@ -240,19 +240,20 @@ class Stage:
 
     def silence(self, history_tokens: int) -> Figure:
         """P(silent) of bursts of 20 tokens that come to one warm scene, each in place of the one before."""
-        turns = self.history(history_tokens, 55)
-        self.wait(self.engine.p_silent(self.request("quiet", turns)))
-        ids = self._ids(turns)
-        self._hold(ids)
-        new = len(self._ids([*turns, "", BURST])) - len(ids)
+        turns = [*self.history(history_tokens, 55), ""]
+        one, other = (self._ids([*turns, f"{number}{BURST[1:]}"]) for number in (0, 1))
+        held = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+        self.wait(self.engine.p_silent(self.request("quiet", [*turns, f"9{BURST[1:]}"])))
+        self._hold(one[:held])
+        new = len(one) - held
 
         def ours() -> float:
-            asked = self.request("quiet", [*turns, "", f"{next(self._numbers) % 10}{BURST[1:]}"])
+            asked = self.request("quiet", [*turns, f"{next(self._numbers) % 10}{BURST[1:]}"])
             began = time.perf_counter()
             self.wait(self.engine.p_silent(asked))
             return (time.perf_counter() - began) * 1e3
 
-        value, peer, spread = in_turn(4 * _RUNS, ours, lambda: self._alone(ids, new))
+        value, peer, spread = in_turn(4 * _RUNS, ours, lambda: self._alone(one[:held], new))
         name = f"P(silent) of a burst in a warm scene, {history_tokens} tokens of history"
         return at_most(name, "ms", value, f"evaluating its {new} tokens alone", peer, 1.05, n=4 * _RUNS, spread=spread)
 
