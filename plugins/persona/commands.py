@@ -63,7 +63,7 @@ def _info(twin: Twin, persona: Persona) -> str:
     return texts.INFO.format(
         display=persona.spec.display_name, name=persona.name, version=_version(persona),
         count=len(twin.personas.versions(persona.name)), people="、".join(persona.spec.people) or "—",
-        loss="—" if loss is None else f"{loss:.3f}",
+        loss="—" if loss is None else f"{loss['value']:.3f}",
     )  # fmt: skip
 
 

@@ -13,13 +13,15 @@ from chats import ACCOUNT, FRIEND, GROUP, ME, OTHER
 from plugged import plugged
 from stage import Stage
 
+from bot import base
 from bot.archive import Archive, Decision
 from bot.commands import Commands
 from bot.config import PerScene
 from bot.errors import SendFailure
 from bot.memory import Memory
 from bot.message import Message, Scene
-from bot.persona import Persona, ReplyPolicy, Spec
+from bot.persona import Persona, Personas, ReplyPolicy, Spec
+from bot.twin import SHIPPED
 
 NIGHT = datetime(2026, 11, 21, 20, 0, tzinfo=UTC)
 
@@ -34,7 +36,7 @@ class Chat:
         twin = SimpleNamespace(
             settings=stage.settings, archive=stage.archive, presence=stage.presence, commands=self.commands,
             memory=Memory(stage.archive, stage.settings), started=datetime.now(UTC) - timedelta(hours=2.5),
-            odd=Counter(malformed=2, future=1),
+            odd=Counter(malformed=2, future=1), personas=Personas(SHIPPED, base.EMBEDDED_SHA256),
             next_night=lambda: NIGHT, persona_of=lambda _: stage.persona, switch_persona=self._switch,
         )  # fmt: skip
         plugged("chat.commands").register(twin)
@@ -78,6 +80,15 @@ async def test_status_tells_the_budget_of_the_account_that_is_asked(archive: Arc
     await chat.stage.quiet()
     told = [await chat.type("/twin", account=account) for account in (ACCOUNT, "40002")]
     assert ["还能发 3 条" in str(told[0]), "还能发 4 条" in str(told[1])] == [True, True]
+
+
+async def test_persona_info_tells_the_held_out_loss_of_what_a_night_trained(chat: Chat) -> None:
+    version = Personas(SHIPPED, base.EMBEDDED_SHA256).load("xiaoman").version
+    assert version is not None
+    told = await chat.type("/persona info xiaoman")
+    assert told is not None
+    assert f"版本：{version.name}（共 1 个）" in told
+    assert f"留出损失：{version.manifest.metrics['loss']['value']:.3f}" in told
 
 
 async def test_why_says_all_that_is_asked_of_it(chat: Chat, archive: Archive) -> None:
