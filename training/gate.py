@@ -25,7 +25,7 @@ class Fault(StrEnum):
     """Why a version is refused."""
 
     NOT_A_NUMBER = "a figure of the new version is not a number"
-    NOTHING_HELD_OUT = "no held-out label to judge it by"
+    NOTHING_HELD_OUT = "too few held-out labels to judge it by"
     NOT_COMPARABLE = "the models were not scored on the same labels"
     WORSE_THAN_SERVING = "held-out loss is worse than the serving version's"
     NOT_BETTER_THAN_BASE = "held-out loss is not better than the bare base's"
@@ -34,13 +34,22 @@ class Fault(StrEnum):
     WORSE_ON_NEWEST = "loss on the newest day is worse than the serving version's"
     WORSE_SILENCE = "P(speak) is worse than the serving version's"
     WORSE_STYLE = "the style is further from the person's than the serving version's"
+    WORSE_SILENCE_THAN_BASE = "P(speak) is worse than that of the bare base's rule"
     MUTE = "it would answer far less often than the person"
+    TALKATIVE = "it would answer far more often than the person"
     LEAKS = "answers tell what was learned word for word"
     SILENCE_COLLAPSED = "P(silent) is higher where the person answers"
     NO_ANSWERS = "no sample answer to look at"
     EMPTY_ANSWERS = "sample answers are empty"
     CONTROL_TOKENS = "sample answers hold template tokens"
     BAD_ANSWERS = "too many sample answers loop or copy"
+
+
+_ENOUGH = 8
+"""Labels, and decision points, that a judgement takes at least: of equal versions one label finds half surely better,
+five find a tenth."""
+_TOO_OFTEN = ((1.5, 0.1), (1.0, 0.25))
+"""More than so many times the person's reply rate and so much is too often, the first of one who seldom answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class Row:
         new: the new version.
         serving: the serving version.
         base: the base with the persona's prompt.
-        difference: new less serving, paired, where they are compared.
+        difference: new less serving (of P(speak), where nothing serves, less base), paired, where they are compared.
         passed: whether a limit on it is kept; None: it is shown, not judged.
     """
 
@@ -142,7 +151,7 @@ def verdict(
     test = _test(new.scored)
     if not all(math.isfinite(x.nll) and math.isfinite(x.p_silent) for x in new.scored):
         reasons.append(Reason(Fault.NOT_A_NUMBER))
-    elif not any(x.tokens for x in test):
+    elif sum(x.tokens > 0 for x in test) < _ENOUGH:
         reasons.append(Reason(Fault.NOTHING_HELD_OUT))
     against_base = _compared(test, base, reasons)
     against_serving = _compared(test, serving, reasons) if serving else None
@@ -150,11 +159,13 @@ def verdict(
         reasons.append(Reason(Fault.NOT_BETTER_THAN_BASE, against_base))
     if against_serving is not None and worse(against_serving, rules.words_worse_max):
         reasons.append(Reason(Fault.WORSE_THAN_SERVING, against_serving))
-    differences = {"loss": against_serving, **_more_differences(new, serving, likeness)}
+    differences = {"loss": against_serving, **_more_differences(new, serving, base, likeness)}
     newest, quiet, style = (differences[name] for name in ("newest", "brier", "style"))
     if newest is not None and newest.low > 0:
         reasons.append(Reason(Fault.WORSE_ON_NEWEST, newest))
-    if quiet is not None and worse(quiet, rules.silence_worse_max):
+    if quiet is not None and serving is None and quiet.low > 0:
+        reasons.append(Reason(Fault.WORSE_SILENCE_THAN_BASE, quiet))
+    if quiet is not None and serving is not None and worse(quiet, rules.silence_worse_max):
         reasons.append(Reason(Fault.WORSE_SILENCE, quiet))
     if style is not None and worse(style, rules.style_worse_max):
         reasons.append(Reason(Fault.WORSE_STYLE, style))
@@ -166,6 +177,8 @@ def verdict(
     decided = points(new.scored, new.calibration)
     if (quieter := _mute(decided, rules.reply_rate_min)) is not None:
         reasons.append(Reason(Fault.MUTE, quieter))
+    if (louder := _talkative(decided)) is not None:
+        reasons.append(Reason(Fault.TALKATIVE, louder))
     if likeness is not None and likeness.leaks.judged > rules.leaks_max:
         reasons.append(Reason(Fault.LEAKS, count=likeness.leaks.judged))
     reasons += _answer_faults(answers, rules.bad_answers_max)
@@ -178,25 +191,45 @@ def worse(difference: Figure, most: float) -> bool:
     return difference.low > 0 or (difference.value > 0 and difference.high > most)
 
 
-def _more_differences(new: Candidate, serving: Candidate | None, likeness: Likeness | None) -> dict[str, Figure | None]:
-    """New less serving in what is not the test split's loss: the newest day, P(speak), style."""
+def _more_differences(
+    new: Candidate, serving: Candidate | None, base: Candidate, likeness: Likeness | None
+) -> dict[str, Figure | None]:
+    """New less serving in what is not the test split's loss: the newest day, P(speak), style.
+
+    P(speak) of a first version is compared with the rule by which the base answers until then.
+    """
     found: dict[str, Figure | None] = dict.fromkeys(("newest", "brier", "style"))
+    decided, before = (points(c.scored, c.calibration) for c in (new, serving or base))
+    if len(decided) == len(before) >= _ENOUGH:
+        found["brier"] = silence.brier_difference(decided, before)
     if serving is None:
         return found
-    found["newest"] = paired_difference(_newest(new.scored), _newest(serving.scored))
-    decided, before = (points(c.scored, c.calibration) for c in (new, serving))
-    if len(decided) == len(before):
-        found["brier"] = silence.brier_difference(decided, before)
+    latest = _newest(new.scored)
+    if sum(x.tokens > 0 for x in latest) >= _ENOUGH:
+        found["newest"] = paired_difference(latest, _newest(serving.scored))
     found["style"] = likeness.against_serving.get("style") if likeness else None
     return found
 
 
 def _mute(decided: Sequence[silence.Point], least: float) -> Figure | None:
     """The reply rate less the least that is asked of it, where it is surely below."""
+    found = _reply_rate_less(decided, least, 0.0)
+    return found if found is not None and found.high < 0 else None
+
+
+def _talkative(decided: Sequence[silence.Point]) -> Figure | None:
+    """The reply rate less the most that is let through, where it is surely above."""
+    found = (_reply_rate_less(decided, times, more) for times, more in _TOO_OFTEN)
+    return next((x for x in found if x is not None and x.low > 0), None)
+
+
+def _reply_rate_less(decided: Sequence[silence.Point], times: float, more: float) -> Figure | None:
+    """The reply rate less so many times the person's and so much; None of too few moments."""
+    if len(decided) < _ENOUGH:
+        return None
     truth = np.array([float(x.speaks) for x in decided])
     p = np.array([x.p_speak for x in decided])
-    found = ratio_figure(p - least * truth, np.ones(len(decided)), [x.cluster for x in decided])
-    return found if found is not None and found.high < 0 else None
+    return ratio_figure(p - times * truth - more, np.ones(len(decided)), [x.cluster for x in decided])
 
 
 def _test(scored: Iterable[Scored]) -> list[Scored]:
@@ -246,8 +279,8 @@ _JUDGED = {
     "loss": (Fault.WORSE_THAN_SERVING, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE, Fault.NOT_A_NUMBER),
     "newest": (Fault.WORSE_ON_NEWEST,),
     "auc_text": (Fault.SILENCE_COLLAPSED,),
-    "brier": (Fault.WORSE_SILENCE,),
-    "reply_rate": (Fault.MUTE,),
+    "brier": (Fault.WORSE_SILENCE, Fault.WORSE_SILENCE_THAN_BASE),
+    "reply_rate": (Fault.MUTE, Fault.TALKATIVE),
     "style": (Fault.WORSE_STYLE,),
     "useful": (Fault.EMPTY_ANSWERS, Fault.CONTROL_TOKENS, Fault.BAD_ANSWERS),
     "parity": (Fault.PARITY,),

@@ -58,7 +58,9 @@ _WHY = {
     Fault.WORSE_ON_NEWEST: "最近一天的损失比现在的版本差",
     Fault.WORSE_SILENCE: "什么时候开口，比现在的版本更不像本人",
     Fault.WORSE_STYLE: "文风比现在的版本更不像本人",
+    Fault.WORSE_SILENCE_THAN_BASE: "什么时候开口，比没训练的底座用的规则更不像本人",
     Fault.MUTE: "会比本人少回很多（回复率减去本人的一半）",
+    Fault.TALKATIVE: "会比本人多回很多（回复率减去最多能放行的）",
     Fault.LEAKS: "回答里原样带出了训练里的话或号码",
     Fault.SILENCE_COLLAPSED: "该说话时反而更想沉默（沉默 AUC 低于 0.5）",
     Fault.NO_ANSWERS: "没有可以检查的示例回答",
@@ -66,6 +68,7 @@ _WHY = {
     Fault.CONTROL_TOKENS: "有示例回答带着模板标记",
     Fault.BAD_ANSWERS: "太多示例回答在循环或照抄对方",
 }
+_MORE_SILENCE = "用 `twin corpus stats` 看看沉默够不够多；不用急，下一晚会再试。"
 _NEXT = {
     Fault.NOT_A_NUMBER: "把 bot.toml [training] learning_rate 调低再训练。",
     Fault.NOTHING_HELD_OUT: "用 `twin import` 导入更多聊天记录，或者等记录多一些。",
@@ -75,9 +78,11 @@ _NEXT = {
     Fault.PARITY: "运行 `twin doctor`，确认底座文件没有换过、没有损坏，再训练。",
     Fault.WENT_BACK: "不用做什么，下一晚会不一样；想要它，发 /persona rollback 加版本号（见 `twin persona show`）。",
     Fault.WORSE_ON_NEWEST: "不用做什么，下一晚这一天的话也会学进去，再试一次。",
-    Fault.WORSE_SILENCE: "用 `twin corpus stats` 看看沉默够不够多；不用急，下一晚会再试。",
+    Fault.WORSE_SILENCE: _MORE_SILENCE,
     Fault.WORSE_STYLE: "不用做什么，下一晚再试；连续几晚都这样，就把 num_train_epochs 调低。",
     Fault.MUTE: "用 `twin corpus stats` 看看沉默是不是标错了；或者把 bot.toml [training] silence_keep 调低。",
+    Fault.WORSE_SILENCE_THAN_BASE: _MORE_SILENCE,
+    Fault.TALKATIVE: _MORE_SILENCE,
     Fault.LEAKS: "把 bot.toml [training] num_train_epochs 调低（背下来了），或者打开 [corpus] redact，再训练。",
     Fault.SILENCE_COLLAPSED: "用 `twin corpus stats` 看看沉默是不是标错了（persona.toml 里的 people 是否写全）。",
 }
@@ -128,7 +133,7 @@ def markdown(
         _learned(manifest, serving),
         "![损失曲线](loss.png)",
         "## 成绩",
-        _figures(verdict),
+        _figures(verdict, serving),
         _notes(manifest, verdict),
         _beside(verdict),
         "## 结论",
@@ -309,10 +314,11 @@ def _learned(manifest: Manifest, serving: Manifest | None) -> str:
     return "\n".join(lines) or "没有记录。"
 
 
-def _figures(verdict: Verdict) -> str:
+def _figures(verdict: Verdict, serving: Manifest | None) -> str:
     if not any(row.new or row.base for row in verdict.rows):
         return "留出的对话太少，没有可以显示的成绩。"
-    lines = ["| 指标 | 新版本 | 原版本 | 底座（带人设） | 新减原 | 过关 |", "|---|---|---|---|---|---|"]
+    less = "新减原" if serving else "新减底座"
+    lines = [f"| 指标 | 新版本 | 原版本 | 底座（带人设） | {less} | 过关 |", "|---|---|---|---|---|---|"]
     for row in verdict.rows:
         passed = {True: "✓", False: "✗", None: "—"}[row.passed]
         cells = " | ".join(_cell(figure) for figure in (row.new, row.serving, row.base, row.difference))

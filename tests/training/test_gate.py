@@ -134,8 +134,72 @@ def test_a_mute_version_is_refused_and_a_quieter_one_is_not() -> None:
         scored = [replace(x, p_silent=p_silent if x.label.silence else min(p_silent, 0.999)) for x in new.scored]
         return Candidate(scored, new.metrics, Calibration(intercept=0.0, weights={"log_odds": 1.0}))
 
-    assert faults(judged(served(0.95))) == {Fault.MUTE}
+    assert faults(judged(served(0.95), served(0.95))) == {Fault.MUTE}
     assert judged(served(0.5)).passed, "three quarters of the person's replies"
+
+
+ON_ITS_OWN = Calibration(intercept=0.0, weights={"log_odds": 1.0})
+"""P(speak) as the model has it."""
+
+
+def speaking(at_answers: float, at_silences: float, n: int = 200) -> Candidate:
+    """A version that speaks with these probabilities where the person did, and where they were silent."""
+    new = candidate(4.0, n=n)
+    scored = [replace(x, p_silent=1 - (at_silences if x.label.silence else at_answers)) for x in new.scored]
+    return Candidate(scored, new.metrics, ON_ITS_OWN)
+
+
+def seldom(p_speak: float) -> Candidate:
+    """One that speaks everywhere with the same probability, of a person who answers one time in six."""
+    new = speaking(p_speak, p_speak)
+    quiet = [replace(x, label=replace(x.label, silence=i % 6 > 0)) for i, x in enumerate(new.scored)]
+    return replace(new, scored=quiet)
+
+
+def test_a_version_that_answers_everything_is_refused_also_where_nothing_serves() -> None:
+    everything = speaking(0.999, 0.999)
+    first, later = judged(everything), judged(everything, everything)
+    assert faults(first) == {Fault.TALKATIVE, Fault.WORSE_SILENCE_THAN_BASE}
+    assert faults(later) == {Fault.TALKATIVE}
+    assert [marks(found)["reply_rate"] for found in (first, later)] == [False, False]
+    assert marks(first)["brier"] is False
+    assert next(r for r in first.reasons if r.fault is Fault.TALKATIVE).figure is not None
+
+
+@pytest.mark.parametrize(("p_speak", "passes"), [(0.30, True), (0.42, False)])
+def test_of_one_who_seldom_answers_half_as_often_again_and_a_little_is_too_often(p_speak: float, passes: bool) -> None:
+    found = judged(seldom(p_speak), seldom(p_speak))
+    assert faults(found) == (set() if passes else {Fault.TALKATIVE})
+
+
+def test_a_first_version_that_decides_worse_than_the_rule_of_today_is_refused() -> None:
+    found = judged(speaking(0.55, 0.7))
+    assert faults(found) == {Fault.WORSE_SILENCE_THAN_BASE}
+    row = next(r for r in found.rows if r.name == "brier")
+    assert row.difference is not None
+    assert row.difference.low > 0
+    assert marks(found)["reply_rate"] is True
+    assert marks(judged(speaking(0.8, 0.2)))["brier"] is True
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7])
+def test_a_handful_of_labels_is_too_little_to_judge_by(n: int) -> None:
+    assert faults(verdict(candidate(4.0, n=n), None, candidate(6.0, n=n), True, GOOD)) == {Fault.NOTHING_HELD_OUT}
+    assert verdict(candidate(4.0, n=8), None, candidate(6.0, n=8), True, GOOD).passed
+
+
+def test_a_handful_of_decisions_or_of_new_words_refuses_nothing() -> None:
+    """Moments are few where most was learned from training sets, and where nearly nobody spoke on the newest day."""
+    new, serving = (candidate(4.0, **how) for how in ({"noise": 0.3, "seed": 1}, {}))
+
+    def few(model: Candidate, p_silent: float) -> Candidate:
+        labels = [replace(x.label, decision=i < 5) for i, x in enumerate(model.scored)]
+        scored = [replace(x, p_silent=p_silent, label=label) for x, label in zip(model.scored, labels, strict=True)]
+        return Candidate([*scored, *newest(2 + p_silent * 2, 5)], model.metrics, ON_ITS_OWN)
+
+    quick = few(new, 0.01)
+    assert judged(few(new, 0.99), few(serving, 0.2)).passed, "neither mute nor worse"
+    assert verdict(quick, None, few(BASE_MODEL, 0.2), True, GOOD).passed, "nor talkative"
 
 
 def test_a_version_that_decides_worse_than_the_serving_one_is_refused_beyond_noise() -> None:
@@ -159,7 +223,7 @@ def test_what_was_not_compared_is_not_said_to_be_kept() -> None:
     model = candidate(4.0)
     alone = verdict(model, None, BASE_MODEL, True, GOOD, alike(REAL))
     assert alone.passed
-    assert [marks(alone)[name] for name in ("brier", "style")] == [None, None], "there is none to compare with"
+    assert marks(alone)["style"] is None, "there is none to compare with"
     beside = marks(verdict(model, model, BASE_MODEL, True, GOOD, alike(REAL, REAL)))
     assert [beside[name] for name in ("brier", "style", "parity", "leaks")] == [True] * 4
     mute = replace(model, metrics=model.metrics.model_copy(update={"auc_text": None}))
