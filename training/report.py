@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from bot.config import Retrain
-from bot.persona import Manifest, Spec
+from bot.persona import Manifest, Spec, deciding
 from training.gate import Fault, Reason, Verdict
+from training.likeness import assessment
 from training.likeness.figure import Figure
 
 SUMMARY_LINES = 10
@@ -125,9 +126,10 @@ def markdown(
         arrived: messages since that version, by scene.
     """
     parts = [
-        f"# 版本 {manifest.version}：{'已发布' if verdict.passed else '没有发布'}",
+        f"# 版本 {manifest.version}：{'已发布' if verdict.passed else '没有通过'}",
         f"底座 {manifest.base.file}（{manifest.base.architecture}），训练于 {manifest.created}，"
         + (f"原版本 {serving.version}。" if serving else "之前没有版本。"),
+        *_plainly(verdict),
         "## 学了什么",
         _arrivals(arrived),
         _learned(manifest, serving),
@@ -139,7 +141,7 @@ def markdown(
         "## 结论",
         _conclusion(verdict, serving),
         "## 接下来",
-        _next(verdict),
+        _next(verdict, serving),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -158,7 +160,8 @@ def summary(
     counts = _counts(manifest)
     lines = [
         f"版本 {manifest.version} {'训练好了，已经换上' if verdict.passed else f'没有换上，{_stays(serving)}'}",
-        f"学了本人 {_number(counts.get('turns'))} 轮发言、{_number(counts.get('silences'))} 次沉默"
+        *_plainly(verdict),
+        f"读了本人 {_number(counts.get('turns'))} 轮发言、{_number(counts.get('silences'))} 次沉默（留出来打分的也算）"
         + (f"，训练集里的 {_number(counts['set_answers'])} 轮回答" if counts.get("set_answers") else ""),
     ]
     lines += _came_in(manifest, arrived)
@@ -167,8 +170,10 @@ def summary(
         before = f"，原版本 {_plain(loss.serving)}" if loss.serving else ""
         lines.append(f"留出集损失 {_plain(loss.new)}（底座 {_plain(loss.base)}{before}）")
     auc = {row.name: row.new for row in verdict.rows}
-    if auc.get("auc_text"):
-        lines.append(f"沉默 AUC {_plain(auc['auc_text'])}（只看特征 {_plain(auc.get('auc_features'))}）")
+    if served := auc.get("auc_both") or auc.get("auc_text"):
+        gain = auc.get("auc_gain")
+        more = "，文字没有明显帮上忙" if gain and gain.low <= 0 else ""
+        lines.append(f"沉默 AUC {_plain(served)}（只看特征 {_plain(auc.get('auc_features'))}{more}）")
     lines += _alike(verdict)
     shown = verdict.reasons[: SUMMARY_LINES - len(lines) - 2]
     lines += [f"· {_sentence(reason)}" for reason in shown]
@@ -177,8 +182,23 @@ def summary(
     if not verdict.passed:
         lines.append(f"接下来：{_remedies(verdict)[0]}")
     else:
-        lines.append("不满意就发 /persona rollback 换回去；示例回答在 data/runs 里这一版的 samples.md")
+        lines.append(f"不满意就发 {_undo(serving)}；示例回答在 data/runs 里这一版的 samples.md")
     return "\n".join(lines)
+
+
+def _plainly(verdict: Verdict) -> list[str]:
+    """How often it passes for the person, for whoever reads no figures."""
+    voices = verdict.likeness.voices if verdict.likeness else {}
+    new, person = (voices.get(who, {}).get("authorship") for who in (assessment.NEW, assessment.PERSON))
+    if new is None or person is None:
+        return []
+    ours, theirs = (round(x.value * x.n) for x in (new, person))
+    return [f"{new.n} 个时刻里，分身的话有 {ours} 句被当成本人，本人自己的话是 {theirs} 句。"]
+
+
+def _undo(serving: Manifest | None) -> str:
+    """A first version has none before it to go back to."""
+    return "/persona rollback 换回上一版" if serving else "/twin off 停下"
 
 
 def _came_in(manifest: Manifest, arrived: Mapping[str, int]) -> list[str]:
@@ -341,19 +361,23 @@ def _notes(manifest: Manifest, verdict: Verdict) -> str:
         added = float(parity["loss_nf4"]) - float(parity["loss_trained"])
         lines.append(f"- 用 NF4 量化训练，损失另差 {added:+.4f} nats/token。")
     if manifest.calibration is None:
-        lines.append("- 调校集里的发言或沉默太少，没有拟合何时开口；用的是内置的规则。")
+        silences = _counts(manifest).get("silences") or 0
+        rule = "用的是内置的规则" if deciding(None, silences, 1.0) is None else "直接用模型自己的沉默概率"
+        lines.append(f"- 调校集里的发言或沉默太少，没有拟合何时开口；{rule}。")
     return "\n".join(lines)
 
 
 def _conclusion(verdict: Verdict, serving: Manifest | None) -> str:
     if verdict.passed:
         return "通过，已经换上。"
-    return f"没有通过，{_stays(serving)}：\n\n" + "\n".join(f"- {_sentence(r)}。" for r in verdict.reasons)
+    return f"没有通过；除非用 `--force` 发布，{_stays(serving)}：\n\n" + "\n".join(
+        f"- {_sentence(r)}。" for r in verdict.reasons
+    )
 
 
-def _next(verdict: Verdict) -> str:
+def _next(verdict: Verdict, serving: Manifest | None) -> str:
     if verdict.passed:
-        return "不用做什么。不满意的话，用 `/persona rollback` 换回上一版。"
+        return f"不用做什么。不满意就发 {_undo(serving)}。"
     return "\n".join(f"- {remedy}" for remedy in _remedies(verdict))
 
 

@@ -71,10 +71,11 @@ def test_every_row_of_the_gate_has_a_name() -> None:
 def test_a_refused_report_gives_reasons_and_a_next_step() -> None:
     text = markdown(manifest(), REFUSED, manifest("20261121-0400"))
     for part in (
-        "没有发布",
+        "：没有通过",
+        "除非用 `--force` 发布，继续用",
         "比现在的版本差：4.250",
         "示例回答是空的（3 条）",
-        "继续用 20261121-0400",
+        "20261121-0400：",
         "下一晚",
         "temperature",
     ):
@@ -140,7 +141,43 @@ def test_the_card_tells_what_came_in_what_was_left_out_and_how_the_baselines_did
 
 
 def test_the_message_says_how_to_undo_what_was_published() -> None:
-    assert "/persona rollback" in summary(manifest(), PASSED, None).split("\n")[-1]
+    before = manifest("20261121-0400")
+    for text in (summary(manifest(), PASSED, before), markdown(manifest(), PASSED, before)):
+        assert "/persona rollback" in text
+        assert "/twin off" not in text
+    for text in (summary(manifest(), PASSED, None), markdown(manifest(), PASSED, None)):
+        assert "/twin off" in text
+        assert "rollback" not in text, "there is none to go back to"
+
+
+def test_what_decides_without_a_fit_is_named() -> None:
+    of_silences, of_none = (
+        markdown(manifest(calibration=None, corpus={"counts": {**COUNTS, "silences": n}}), PASSED, None)
+        for n in (87, 0)
+    )
+    assert "没有拟合何时开口；直接用模型自己的沉默概率" in of_silences
+    assert "没有拟合何时开口；用的是内置的规则" in of_none
+
+
+def test_how_often_it_passes_for_the_person_is_said_in_a_plain_line() -> None:
+    share = AUC.model_copy(update={"n": 60})
+    voices = {who: {"authorship": share.model_copy(update={"value": v})} for who, v in (("new", 0.55), ("person", 0.9))}
+    verdict = Verdict(True, (), ROWS, likeness=Likeness(places=60, voices=voices))
+    plain = "60 个时刻里，分身的话有 33 句被当成本人，本人自己的话是 54 句。"
+    assert summary(manifest(), verdict, None).split("\n")[1] == plain
+    assert plain in markdown(manifest(), verdict, None).split("## 学了什么")[0]
+    assert "被当成本人" not in summary(manifest(), PASSED, None)
+
+
+@pytest.mark.parametrize(("gain", "said"), [(-0.01, True), (0.02, False)])
+def test_the_message_tells_the_silence_as_served_and_whether_the_text_adds_to_it(gain: float, said: bool) -> None:
+    more = (
+        Row("auc_both", AUC.model_copy(update={"value": 0.91}), None, None),
+        Row("auc_gain", AUC.model_copy(update={"value": 0.05, "low": gain}), None, None),
+    )
+    (line,) = [x for x in summary(manifest(), Verdict(True, (), (*ROWS, *more)), None).split("\n") if "AUC" in x]
+    assert "沉默 AUC 0.91（只看特征 0.79" in line
+    assert ("文字没有明显帮上忙" in line) is said
 
 
 def test_samples_stand_side_by_side() -> None:
