@@ -126,7 +126,10 @@ class Groundwork:
 
     def _newest_since(self, now: datetime) -> datetime | None:
         hours = self.settings.gate.newest_h
-        return now - timedelta(hours=hours) if hours and self.persona.version is not None else None
+        if not hours or self.persona.version is None:
+            return None
+        since = now - timedelta(hours=hours)
+        return max(since, self._learned_until or since)
 
     @property
     def _newest(self) -> datetime | None:

@@ -257,6 +257,17 @@ def test_the_newest_day_waits_for_the_next_night_once_something_serves(settings:
     assert now - timedelta(hours=25) < datetime.fromisoformat(made.snapshot["newest"]) < now - timedelta(hours=23)
 
 
+def test_what_the_serving_version_learned_is_no_newest_day(settings: Settings) -> None:
+    """It was the first, and learned all there was a few hours ago: on that it could only be judged too well."""
+    learned = datetime.now(UTC) - timedelta(hours=5)
+    published(settings, "20260303-000000", {"until": learned.isoformat(), "own_messages": 3})
+    say(settings, 4, learned + timedelta(hours=1), "since")
+    made = night(settings)
+    assert datetime.fromisoformat(made.snapshot["newest"]) == learned
+    assert made.snapshot["own_messages"] == 3
+    assert "说了 0 条" in night(settings).run().summary
+
+
 def test_a_day_that_waited_is_new_to_the_night_after_which_goes_on(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
     training = Training(start="continue", replay=0, model_max_length=64)
@@ -531,7 +542,7 @@ class Untrained(Night):
 
 def test_a_refused_night_leaves_its_card_and_is_published_by_force_alone(settings: Settings, tmp_path: Path) -> None:
     archive = Archive(settings.archive_url)
-    for i in range(50):
+    for i in range(120):
         first = SNAPSHOT + timedelta(hours=5 * i)
         heard = Message(f"heard{i}", SCENE, "20001", "阿泽", first, f"在吗{i}")
         archive.append([heard, Message(f"said{i}", SCENE, ME, "小满", first + timedelta(seconds=5), "在")])
@@ -581,7 +592,7 @@ class BetterThanBase(Untrained):
 
 def test_a_night_whose_export_is_not_what_was_trained_is_refused(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
-    chat(settings, range(50))
+    chat(settings, range(120))
     small = settings.model_copy(
         update={
             "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
