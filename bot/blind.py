@@ -55,6 +55,7 @@ class BlindTest:
         version: whose answers stand beside the person's.
         created: ISO 8601.
         trials: the pairs.
+        equal: moments that make no pair, for the twin said there just what the person had.
     """
 
     id: str
@@ -62,6 +63,7 @@ class BlindTest:
     version: str
     created: str
     trials: tuple[Trial, ...]
+    equal: int = 0
 
     @property
     def next(self) -> int | None:
@@ -76,12 +78,12 @@ class BlindTest:
 
     @property
     def score(self) -> dict[str, Any]:
-        """`right` of `n`, their `share`, and the 95 % interval of it, `low` to `high` (Wilson)."""
+        """`right` of `n`, their `share`, the 95 % interval of it, `low` to `high` (Wilson), and `equal` beside them."""
         asked = [t for t in self.trials if t.picked is not None]
         right = sum(t.picked == t.real for t in asked)
         low, high = wilson(right, len(asked))
         share = right / len(asked) if asked else None
-        return {"right": right, "n": len(asked), "share": share, "low": low, "high": high}
+        return {"right": right, "n": len(asked), "share": share, "low": low, "high": high, "equal": self.equal}
 
 
 def save(data: Path, test: BlindTest) -> Path:
@@ -111,7 +113,7 @@ def load(data: Path, test_id: str) -> BlindTest:
             Trial(tuple(t["context"]), (t["options"][0], t["options"][1]), int(t["real"]), t["picked"])
             for t in raw["trials"]
         )
-        return BlindTest(raw["id"], raw["persona"], raw["version"], raw["created"], trials)
+        return BlindTest(raw["id"], raw["persona"], raw["version"], raw["created"], trials, raw.get("equal", 0))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
         raise PersonaError(f"blind test {test_id!r} is damaged; remove the file and make another") from e
 

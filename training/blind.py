@@ -2,6 +2,7 @@
 
 import random
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,24 +60,43 @@ def prepare(settings: Settings, persona: Persona, base: Path, base_sha256: str, 
     said = answers.answer(
         version.model or base, base_sha256, version.lora, fmt, fit, persona.spec.sampling, settings.engine, drawn
     )
-    rng = random.Random(drawn)
-    trials = [
-        _trial(question, answer.text, rng.randrange(2), learned.people)
-        for question, answer in zip(fit, said, strict=True)
-        if answer.text.strip() and answer.text != question.real
-    ]
+    trials, equal = paired(fit, [answer.text for answer in said], learned.people, random.Random(drawn))
     if not trials:
-        raise TrainingError(f"version {version.name!r} said nothing anywhere; look at it with `twin eval`")
+        raise TrainingError(
+            f"version {version.name!r} said nothing that the person had not: {equal} of {len(fit)} answers were "
+            "theirs, the others empty; look at it with `twin eval`"
+        )
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return BlindTest(secrets.token_hex(6), persona.name, version.name, created, tuple(trials))
+    return BlindTest(secrets.token_hex(6), persona.name, version.name, created, tuple(trials), equal)
 
 
-def _trial(question: Question, twin: str, real: int, people: frozenset[str]) -> Trial:
+def paired(
+    asked: Sequence[Question], said: Sequence[str], people: frozenset[str], rng: random.Random
+) -> tuple[list[Trial], int]:
+    """Pairs of real answers and the twin's, and how often both are equal: no pair, since nobody could tell them apart.
+
+    Args:
+        asked: moments.
+        said: what the twin says there; where that is nothing there is no pair.
+        people: ids of the person.
+        rng: draws which comes first.
+    """
+    keys = {q.key for q in asked}
+    both = [(q, twin) for q, twin in zip(asked, said, strict=True) if twin.strip()]
+    differ = [(q, twin) for q, twin in both if twin != q.real]
+    return [_trial(q, twin, rng.randrange(2), people, keys) for q, twin in differ], len(both) - len(differ)
+
+
+def _trial(question: Question, twin: str, real: int, people: frozenset[str], keys: set[tuple[str, str]]) -> Trial:
     def line(message: Message) -> str:
         name = "我" if spoken_by(message, people) else message.sender_name or "对方"
         return f"{name}：{message.text}"
 
-    before = [m for e in question.history[:-1] for m in (*e.heard, *e.said)]
+    before: list[Message] = []
+    for e in question.history[:-1]:
+        # What was said at another pair's moment is that pair's key.
+        asked = bool(e.heard) and (question.scene, e.heard[-1].id) in keys
+        before = [] if asked else [*before, *e.heard, *e.said]
     context = [line(m) for m in (*before[-_CONTEXT:], *question.history[-1].heard)]
     options = (question.real, twin) if real == 0 else (twin, question.real)
     return Trial(tuple(context), options, real)

@@ -129,7 +129,8 @@ def _blind_page(
     test = prepare(settings, found, base, base_sha256, pairs)
     blind.save(settings.data, test)
     out.write_text(blind.page(test), "utf-8")
-    return f"wrote {out} ({len(test.trials)} pairs); or type /blind to the bot"
+    equal = f"; at {test.equal} more moments it said just what the person had" if test.equal else ""
+    return f"wrote {out} ({len(test.trials)} pairs{equal}); or type /blind to the bot"
 
 
 def night(

@@ -22,7 +22,7 @@ def pairs_of(n: int = 10, test_id: str = "0123456789ab") -> BlindTest:
         Trial((f"阿泽：第{i}句",), ("真的", f"假的{i}") if i % 2 == 0 else (f"假的{i}", "真的"), i % 2)
         for i in range(n)
     )
-    return BlindTest(test_id, "xiaoman", "v1", NOW.isoformat(), trials)
+    return BlindTest(test_id, "xiaoman", "v1", NOW.isoformat(), trials, equal=3)
 
 
 @pytest.fixture
@@ -50,6 +50,7 @@ def test_the_score_is_how_often_the_real_one_was_picked(tmp_path: Path, personas
     test = blind.answered(tmp_path, saved(tmp_path, picks))
     score = blind.take(tmp_path, personas, test, NOW)
     assert (score["right"], score["n"], score["share"]) == (8, 10, 0.8)
+    assert score["equal"] == 3, "nobody could tell them apart, and nobody was asked"
     assert (score["low"], score["high"]) == pytest.approx((0.4902, 0.9433), abs=1e-3)
     assert blind.load(tmp_path, test.id).score == score
     (kept,) = blind.results(personas, "xiaoman", "v1")

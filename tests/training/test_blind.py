@@ -1,6 +1,7 @@
 """training/blind.py through the real engine: pairs of held-out moments, each real answer on either side."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ import tinymodel
 
 from bot.archive import Archive
 from bot.checksum import sha256
-from bot.config import Engine, Paths, Settings
+from bot.config import Conversation, Engine, Paths, Settings
 from bot.errors import TrainingError
 from bot.message import Message, Scene
 from bot.persona import Base, Manifest, Persona, Personas, new_persona
-from training.blind import prepare
+from bot.prompt import FORMATS
+from training import answers, corpus
+from training.blind import paired, prepare
 from training.samples import Split, split_of
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +93,29 @@ def test_every_pair_is_held_out_and_the_real_one_is_on_either_side(
         assert any(line.startswith("我：") for line in trial.context[:-1])
     assert {t.real for t in test.trials} == {0, 1}
     assert len(prepare(settings, persona, tiny.gguf, sha256(tiny.gguf), 3).trials) == 3
+
+
+def test_no_pair_shows_another_pairs_real_answer_and_equal_answers_are_counted(archive: Archive) -> None:
+    for day in range(40):
+        for turn in range(6):
+            when = START + timedelta(days=day, minutes=turn)
+            archive.append([
+                Message(f"a{day}-{turn}", SCENE, FRIEND, "阿泽", when, f"去吗{day}-{turn}"),
+                Message(f"b{day}-{turn}", SCENE, ME, "小满", when + timedelta(seconds=5), f"去{day}-{turn}"),
+            ])  # fmt: skip
+    learned = corpus.build(archive, [ME], ["小满"], Conversation())
+    every = answers.questions(learned, FORMATS["gemma"], "", Split.TEST)
+    asked = [q for n, q in enumerate(every) if n % 6 in (2, 3, 5)]
+    said = ["", asked[1].real, *[f"不去{n}" for n in range(len(asked) - 2)]]
+    trials, equal = paired(asked, said, learned.people, random.Random(1))
+    assert equal == 1
+    assert len(trials) == len(asked) - 2 > 6
+    real = {f"我：{q.real}" for q in asked}
+    assert not any(real & set(trial.context) for trial in trials)
+    by_turn = {trial.context[-1][-1]: trial.context[:-1] for trial in trials}
+    assert by_turn["3"] == (), "the moment before is asked too"
+    assert [line[-1] for line in by_turn["5"]] == ["4", "4"], "back to what is asked, and no further"
+    assert len(by_turn["2"]) == 6, "of the days before what was not asked"
 
 
 def test_the_page_is_made_and_its_answers_taken_in_from_the_command_line(
