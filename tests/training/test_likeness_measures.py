@@ -111,6 +111,8 @@ def test_a_twin_that_decides_as_the_person_did_is_right_everywhere_and_a_mute_on
 def test_over_confidence_shows_as_calibration_error() -> None:
     sure = [Point(i % 2 == 0, 0.9, "private:1", 1.0, False, i) for i in range(100)]
     assert holds(silence.figures(sure)["ece"], 0.4)
+    right = [Point(i % 10 < 9, 0.9, "private:1", 1.0, False, i) for i in range(100)]
+    assert silence.figures(right)["ece"].low == 0.0, "there is no error below none"
 
 
 def test_reply_rates_are_told_by_group() -> None:
@@ -260,6 +262,8 @@ def test_the_person_is_taken_for_the_person_and_another_speaker_is_not() -> None
     assert way is not None
     assert 0.4 < way.value < 0.6
     assert author.taken([], []) is None
+    nearly = [*OWN[80:119], *OTHERS[119:]]
+    assert author.way(half, OWN[80:], nearly, clusters) is None, "the person is not surely told from the base"
 
 
 def test_too_few_lines_are_no_classifier() -> None:
@@ -282,11 +286,39 @@ def test_a_parrot_of_training_answers_is_caught_with_the_length_it_said() -> Non
 
 def test_what_was_just_heard_is_often_said_or_is_laughter_is_no_leak() -> None:
     laugh = "哈" * 60
-    runs = leak.Runs([SECRET, laugh, *["祝大家新年快乐身体健康万事如意阖家幸福步步高升心想事成一帆风顺"] * 3])
+    runs = leak.Runs([SECRET, laugh, *["祝大家新年快乐身体健康万事如意阖家幸福步步高升心想事成一帆风顺"] * 10])
     assert runs.longest(SECRET, prompt=f"他说{SECRET}") == 0
     assert runs.longest(laugh) == 0
     assert runs.longest("祝大家新年快乐身体健康万事如意阖家幸福步步高升心想事成一帆风顺") == 0
     assert leak.Runs([SECRET], [SECRET]).longest(SECRET) == 0, "others say it too"
+
+
+@pytest.mark.parametrize("mark", [" ", "，", "\n", "……"])
+def test_marks_and_breaks_put_into_a_secret_do_not_hide_it(mark: str) -> None:
+    runs = leak.Runs([SECRET])
+    told = f"{SECRET[:15]}{mark}{SECRET[15:]}"
+    assert runs.longest(told) == len(SECRET)
+    assert leak.Runs([told]).longest(SECRET) == len(SECRET)
+    assert runs.longest(told, prompt=f"他说{SECRET}") == 0
+    assert leak.Runs([SECRET], [told]).longest(SECRET) == 0, "others say it too"
+    marked = "一二，三四，五六，七八，九十，甲乙，丙丁，戊己，庚辛，壬癸"
+    assert leak.Runs([marked], chars=29).longest(marked) == 29, "marks count where all is word for word"
+
+
+def test_a_secret_told_to_three_friends_is_a_secret_and_a_phrase_in_three_sentences_is_common() -> None:
+    assert leak.Runs([SECRET] * 3).longest(SECRET) == len(SECRET)
+    assert leak.Runs([SECRET, f"{SECRET}。", f"{SECRET} "]).longest(SECRET) == len(SECRET)
+    assert leak.Runs([f"{who}，{SECRET}" for who in ("妈", "老王", "小李")]).longest(SECRET) == 0
+
+
+def test_a_number_in_groups_is_a_number() -> None:
+    for written in ("13812345678", "138 1234 5678", "138-1234-5678"):
+        secrets = leak.numbers([f"打 {written} 找我"])
+        assert secrets == {"13812345678"}
+        for said in ("13812345678", "是138 1234 5678呀", "138-1234-5678", "138\n12345678"):
+            assert leak.told([said], secrets, [""]) == [1], (written, said)
+            assert leak.told([said], secrets, [f"{written}是谁的"]) == [0]
+    assert leak.numbers(["2026-11-30 12:30", "1000-2000 字", "打 400-820-8820"]) == frozenset()
 
 
 def test_numbers_and_names_count_where_nobody_named_them_before() -> None:

@@ -62,10 +62,13 @@ class Author:
     ) -> Figure | None:
         """How far the twin has come from the base (0) to the person (1), answers at the same places.
 
-        Of mean probabilities: they tell more than the part over one half does. None where the person is not told from
-        the base.
+        Of mean probabilities: they tell more than the part over one half does. None where the person is not surely told
+        from the base: there is no way to go then.
         """
         sides = [self.probability(x) for x in (twin, person, base)]
+        length = mean_figure((sides[1] - sides[2]).tolist(), clusters)
+        if length is None or length.low <= 0:
+            return None
 
         def statistic(weights: Array) -> Array:
             ours, ceiling, floor = (weights @ side for side in sides)

@@ -59,12 +59,13 @@ def figures(points: Sequence[Point]) -> dict[str, Figure]:
     """All figures by name; one that cannot be measured (nobody spoke, nobody was silent) is left out."""
     truth, p = _truth(points), _p(points)
     clusters = [x.cluster for x in points]
+    error = bootstrap(_calibration_error(truth, p), clusters, centred=True)
     found = {
         "auc": auc(truth, p, clusters),
         "average_precision": bootstrap(_average_precision(~truth, 1 - p), clusters, resamples=_AUC_RESAMPLES),
         "brier": brier(points),
         "agreement": mean_figure(np.where(truth, p, 1 - p).tolist(), clusters),
-        "ece": bootstrap(_calibration_error(truth, p), clusters, centred=True),
+        "ece": error and error.model_copy(update={"low": max(0.0, error.low)}),
         "f1": bootstrap(_f1(truth, (p >= THRESHOLD).astype(np.float64)), clusters),
         "f1_drawn": bootstrap(_f1(truth, p), clusters),
     }

@@ -14,7 +14,7 @@ from training.likeness.style import LAUGHTER
 
 _LOOP_TIMES, _RUN_MAX, _SAME_BUBBLE_MAX, _FACES_MAX = 5, 30, 4, 8
 _COPY_MIN = 5
-"""Characters from which an answer equal to what was heard is a copy; shorter ones (晚安, 哈哈) are manners."""
+"""Characters heard from which saying them again is a copy; shorter ones (晚安, 哈哈) are manners."""
 
 
 class Fault(StrEnum):
@@ -32,7 +32,7 @@ class Answer:
     """A sample answer at a held-out moment.
 
     Args:
-        heard: the last bubble it answers.
+        heard: the burst it answers, bubbles joined by line breaks.
         said: its bubbles, joined by line breaks.
         speakers: names of the others in that scene.
     """
@@ -105,11 +105,16 @@ def _faces(one: str, row: str) -> bool:
 
 
 def copies(answer: Answer) -> bool:
-    """Whether an answer only says again what it answers."""
-    heard, said = _plain(answer.heard), _plain(answer.said)
-    return len(said) >= _COPY_MIN and said == heard
+    """Whether an answer says again what it answers, and less than half as much of its own; laughing along is none."""
+    said, heard = plain(answer.said), (plain(h) for h in (answer.heard, *answer.heard.split("\n")))
+    return any(
+        h in said and 2 * len(said.replace(h, "")) <= len(h)
+        for h in heard
+        if len(h) >= _COPY_MIN and not LAUGHTER.fullmatch(h)
+    )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text's letters and digits alone, folded: how it is written makes no difference."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in folded if unicodedata.category(c)[0] in "LN")
