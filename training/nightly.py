@@ -539,7 +539,7 @@ class Night(Groundwork):
             self.base_path, self.base_sha256, engine, self.persona.spec.sampling, self._window_max,
             self.settings.training.threads, self.progress,
         )  # fmt: skip
-        known = frozenset((x.scene, x.message_id) for w in self.windows for x in w.labels if x.trained)
+        known = {(x.scene, x.message_id): x.split for w in self.windows for x in w.labels if x.trained}
         return Voices(self.folder, self.learned, known, stage, self.settings.gate)
 
     # -- the result -------------------------------------------------------------------------------

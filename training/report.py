@@ -230,7 +230,7 @@ def _alike(verdict: Verdict) -> list[str]:
     row = {row.name: row for row in verdict.rows}
     shown = [
         f"{name} {_plain(row[key].new)}（底座 {_plain(row[key].base)}）"
-        for key, name in (("style", "文风距离"), ("sense", "对题"), ("authorship", "像本人"))
+        for key, name in (("style", "文风距离"), ("authorship", "像本人"))
         if key in row and row[key].new
     ]
     if verdict.likeness and verdict.likeness.behind_retrieval:

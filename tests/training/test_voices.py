@@ -69,8 +69,9 @@ def stage(ready: Ready, told: list[tuple[str, str]] | None = None) -> Stage:
     )  # fmt: skip
 
 
-def known(ready: Ready) -> frozenset[tuple[str, str]]:
-    return frozenset(q.key for q in answers.questions(ready.learned, GEMMA, "", Split.TEST))
+def known(ready: Ready) -> dict[tuple[str, str], Split]:
+    splits = (Split.TEST, Split.TRAIN)
+    return {q.key: split for split in splits for q in answers.questions(ready.learned, GEMMA, "", split)}
 
 
 def test_every_voice_is_asked_at_the_same_places_and_none_of_them_twice(ready: Ready, tmp_path: Path) -> None:
@@ -85,7 +86,8 @@ def test_every_voice_is_asked_at_the_same_places_and_none_of_them_twice(ready: R
     assert found.places == 5
     assert set(found.voices) == {PERSON, NEW, SERVING, PROMPTED, RETRIEVAL, BASE}
     for name, figures in found.voices.items():
-        assert {"style", "sense", "useful", "rouge_l", "authorship", "distinct_2"} <= set(figures), name
+        assert {"style", "useful", "rouge_l", "authorship", "distinct_2"} <= set(figures), name
+        assert ("sense" in figures) == (name in (PERSON, NEW, SERVING)), "the base does not judge itself"
         assert all(f.n >= 5 for f in figures.values())
     assert found.voices[NEW]["words"].value == 1.0
     assert found.voices[RETRIEVAL]["words"].value != found.voices[BASE]["words"].value
@@ -102,6 +104,35 @@ def test_every_voice_is_asked_at_the_same_places_and_none_of_them_twice(ready: R
     (row, *_) = again.samples(new)
     assert row.real in SAID
     assert row.heard.startswith("在吗")
+
+
+class Asked(Stage):
+    """A stage that answers at once, and notes what was asked."""
+
+    asked: ClassVar[dict[str, list[Question]]] = {}
+
+    def said(self, voice: Voice, asked: Sequence[Question], whose: str, *, greedy: bool = False) -> list[str]:
+        self.asked[whose] = list(asked)
+        return ["好呀"] * len(asked)
+
+    def scored(self, asked: Sequence[Question], whose: str) -> list[tuple[float, int]]:
+        return [(1.0, 1)] * len(asked)
+
+    def sense(self, asked: Sequence[Question], clusters: Sequence[Hashable], said: Any) -> Any:
+        return {name: [(0.0, [0.0])] * len(asked) for name in said}, {name: [1] * len(asked) for name in said}
+
+
+def test_only_what_was_trained_is_asked_for_again(ready: Ready, tmp_path: Path) -> None:
+    told, every = stage(ready), known(ready)
+    of_stage = Asked(told.base, told.base_sha256, told.settings, told.sampling, 512, 1, told.progress)
+    first, *_ = places.prods(answers.questions(ready.learned, GEMMA, "", Split.TRAIN))
+    for number, split in enumerate((Split.TRAIN, Split.NEWEST)):
+        voices = Voices(tmp_path / str(number), ready.learned, every | {first.key: split}, of_stage, Gate(places=5))
+        (tmp_path / str(number)).mkdir()
+        voices.likeness(Voice(None, None, GEMMA, ""), None, {})
+        prodded = {q.key for q in of_stage.asked["prodded"]}
+        assert (first.key in prodded) == (split is Split.TRAIN), "the newest day waits"
+        assert len(prodded) > 16
 
 
 class Reached(Exception):
@@ -126,7 +157,7 @@ def test_conversations_of_two_scenes_whose_first_messages_have_one_id_are_two(re
     learned = replace(ready.learned, scenes=[part, other])
     every = answers.questions(learned, GEMMA, "", Split.TEST)
     assert [q.conversation for q in every].count(first) == 2
-    told, known = stage(ready), frozenset(q.key for q in every)
+    told, known = stage(ready), {q.key: Split.TEST for q in every}
     apart = Clusters(told.base, told.base_sha256, told.settings, told.sampling, 512, 1, told.progress)
     with pytest.raises(Reached) as seen:
         Voices(tmp_path, learned, known, apart, Gate(places=99)).likeness(Voice(None, None, GEMMA, ""), None, {})

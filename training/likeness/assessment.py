@@ -167,7 +167,8 @@ class Assessment:
         if voice.nll:
             measured["words"] = words.per_token(voice.nll, voice.tokens, clusters)
             measured["words_char"] = words.per_character(voice.nll, real, clusters)
-        if voice.belongs:
+        # The base judges sense, and likes its own words best: its own rows would say nothing.
+        if voice.belongs and name in (PERSON, NEW, SERVING):
             found |= sense.figures(voice.belongs, voice.said_tokens, clusters)
         if author is not None:
             measured["authorship"] = author.taken(voice.said, clusters)
@@ -189,7 +190,7 @@ class Assessment:
 
     def _use(self, voice: Spoken) -> dict[str, Figure]:
         both = zip(self.places, voice.said, strict=True)
-        answers = [use.Answer(p.heard.split("\n")[-1], said, p.speakers) for p, said in both]
+        answers = [use.Answer(p.heard, said, p.speakers) for p, said in both]
         return use.figures(answers, self._clusters)
 
     def _compared(self, everyone: Mapping[str, Spoken], other: str) -> dict[str, Figure]:

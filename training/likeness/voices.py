@@ -4,7 +4,7 @@ What each voice said is kept in the run folder with what it was made of, so a ki
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ class Voices:
     Args:
         run: the run folder.
         corpus: what was learned.
-        known: decision points whose answer is worth learning; no other is a place.
+        known: decision points whose answer is worth learning, with their split; no other is a place or a prod.
         stage: where voices are asked.
         rules: bot.toml's `[gate]`.
     """
 
     def __init__(
-        self, run: Path, corpus: Corpus, known: Collection[tuple[str, str]], stage: Stage, rules: Gate
+        self, run: Path, corpus: Corpus, known: Mapping[tuple[str, str], Split], stage: Stage, rules: Gate
     ) -> None:
         self._run, self._corpus, self._known, self._stage, self._rules = run, corpus, known, stage, rules
 
@@ -78,7 +78,7 @@ class Voices:
         """What a version says at the places."""
         asked = self.asked(new)
         said = self._said(NEW, new, asked)
-        return [use.Answer(q.heard.split("\n")[-1], text, q.speakers) for q, text in zip(asked, said, strict=True)]
+        return [use.Answer(q.heard, text, q.speakers) for q, text in zip(asked, said, strict=True)]
 
     def samples(self, new: Voice) -> list[Sample]:
         """The places with what the person, the new version and the serving one (else the base) said there."""
@@ -89,8 +89,7 @@ class Voices:
 
     def asked(self, voice: Voice) -> list[Question]:
         """The places, as a voice is asked there: moments of the test split, spread from first to last."""
-        every = self._questions(voice.format, voice.prompt, Split.TEST)
-        return answers.spread([q for q in every if q.key in self._known], self._rules.places)
+        return answers.spread(self._questions(voice.format, voice.prompt, Split.TEST), self._rules.places)
 
     def _everyone(
         self, new: Voice, serving: Voice | None, asked: list[Question]
@@ -147,7 +146,8 @@ class Voices:
         return material(self._corpus)
 
     def _questions(self, fmt: ChatFormat, prompt: str, split: Split) -> list[Question]:
-        return answers.questions(self._corpus, fmt, prompt, split)
+        every = answers.questions(self._corpus, fmt, prompt, split)
+        return [q for q in every if self._known.get(q.key) is split]
 
     def _said(self, whose: str, voice: Voice, asked: list[Question], *, greedy: bool = False) -> list[str]:
         """What a voice says to questions; as an earlier attempt left it, if it is of the same files and prompts."""
