@@ -1,12 +1,11 @@
 """What a run stands on: its folder, and what was learned at its snapshot, as corpus and as windows of tokens."""
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from loguru import logger
 
 from bot.archive import Archive
 from bot.config import Settings
@@ -51,6 +50,7 @@ class Groundwork:
         self.progress = progress
         self._run = run
         self._whole = False
+        self._goes_on = False
 
     @cached_property
     def folder(self) -> Path:
@@ -59,7 +59,7 @@ class Groundwork:
             return self._given(self._run)
         unfinished = self._unfinished()
         if unfinished is not None:
-            logger.info("going on with the unfinished run {}", unfinished.name)
+            self._goes_on = True
             return unfinished
         return self.new_folder()
 
@@ -94,6 +94,13 @@ class Groundwork:
         if found is None:
             raise TrainingError(f"run {self.folder.name!r} has no readable {SNAPSHOT_FILE}; remove the folder")
         return found
+
+    @property
+    def told(self) -> str:
+        """Which run this is, and what it learns, in a line."""
+        until = datetime.fromisoformat(self.snapshot["until"])
+        anew = "; it was broken off and goes on" if self._goes_on else ""
+        return f"run {self.folder.name} learns what came in until {until.astimezone():%Y-%m-%d %H:%M}{anew}"
 
     def _take_snapshot(self, now: datetime) -> dict[str, Any]:
         newest = self._newest_since(now)
@@ -180,7 +187,10 @@ class Groundwork:
         return self.settings.data / "runs" / self.persona.name
 
     def _unfinished(self) -> Path | None:
-        """The newest run of this kind (night or training), if it was broken off and its base is still ours."""
+        """The newest run of this kind (night or training), if it was broken off and its base is still ours.
+
+        A training without a checkpoint is removed: it would begin anew on what is no longer all.
+        """
         end = DONE_FILE if self._whole else runs.RECORD_FILE
         for folder in sorted(self._runs.glob("*/"), reverse=True):
             snapshot = read_state(folder / SNAPSHOT_FILE)
@@ -189,7 +199,10 @@ class Groundwork:
             if (folder / end).exists():
                 return None
             if snapshot.get("base_sha256") == self.base_sha256:
-                return folder
+                if self._whole or runs.last_checkpoint(folder) is not None:
+                    return folder
+                shutil.rmtree(folder)  # nothing is lost with it, and its snapshot would hide what came in since
+                return None
             if self._whole:  # nothing will ever go on with it
                 write_state(folder / DONE_FILE, {"outcome": "abandoned", "summary": "the base was changed"})
             return None

@@ -213,7 +213,7 @@ class Night(Groundwork):
 
     def train(self) -> Path:
         """Train; gives the run folder."""
-        self.progress("snapshot", 0, 0, "")
+        self.progress("snapshot", 0, 0, self.told)
         settings = self.settings.training
         windows = self.windows
         if self._whole and self.architecture not in lora.ARCHITECTURES:

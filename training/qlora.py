@@ -129,8 +129,8 @@ class _Session:
         found = before or world.first(lambda: self._choose(given, model))
         made, watch = self._trainer(model, found)
         last = world.first(lambda: runs.last_checkpoint(self.run_dir))
-        if last is not None:
-            logger.info("training goes on from {}", last.name)
+        if last is not None and world.is_first():
+            self.options.tell(f"training goes on from {last.name}")
         with _signals(watch.stop):
             made.train(resume_from_checkpoint=str(last) if last else None)
         if not watch.best_step:

@@ -19,6 +19,7 @@ import pytest
 import tinymodel
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -76,6 +77,16 @@ def night(settings: Settings, progress: Callable[..., None] = silent, sha: str =
 
 def runs(settings: Settings) -> list[str]:
     return sorted(p.name for p in (settings.data / "runs" / "xiaoman").glob("*/"))
+
+
+def checkpoint(run: Path) -> None:
+    """A whole checkpoint in a run folder."""
+    folder = run / "checkpoints" / "checkpoint-1"
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    (folder / "trainer_state.json").write_text("{}", "utf-8")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / name)
 
 
 def test_too_few_new_messages_skip_the_night_and_it_says_so(settings: Settings) -> None:
@@ -162,10 +173,26 @@ def test_a_half_written_file_of_state_blocks_no_night(settings: Settings, file: 
 
 def test_a_training_by_hand_is_resumed_by_training_and_never_as_a_night(settings: Settings) -> None:
     first = night(settings).folder
+    checkpoint(first)
     assert night(settings).folder == first
     assert night(settings).run().kind == "skipped", "not an unfinished night"
     (first / "train.json").write_text("{}", "utf-8")
     assert night(settings).folder != first, "a finished one is not resumed"
+
+
+def test_a_training_that_came_to_no_checkpoint_hides_nothing_said_since(settings: Settings) -> None:
+    first = night(settings)
+    assert first.snapshot["own_messages"] == 3
+    say(settings, 4, datetime(2026, 3, 3, tzinfo=UTC), "later")
+    second = night(settings)
+    assert second.snapshot["own_messages"] == 7
+    assert runs(settings) == [second.folder.name]
+    checkpoint(second.folder)
+    third = night(settings)
+    assert third.told.endswith("; it was broken off and goes on")
+    assert "goes on" not in second.told
+    until = datetime.fromisoformat(second.snapshot["until"]).astimezone()
+    assert f"until {until:%Y-%m-%d %H:%M}" in third.told
 
 
 def test_a_night_of_another_base_is_given_up(settings: Settings) -> None:
