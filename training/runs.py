@@ -6,12 +6,16 @@ for every log; `peft/` is the LoRA with the best held-out loss; `train.json`, wr
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from bot.config import Training
 from training.batches import Row
@@ -28,6 +32,7 @@ CHECKPOINTS = "checkpoints"
 _STALE = (RECORD_FILE, "tune.json", "loss.png", METRICS_FILE)
 _OF_THE_MACHINE = {"threads", "logging_steps", "save_steps", "save_total_limit", "merge_and_save"}
 """Settings that change nothing of what comes out."""
+_WEIGHTS, _STATE = "adapter_model.safetensors", "trainer_state.json"
 _OPTIMIZER_FILES = (("optimizer.pt", "scheduler.pt"), ("latest",))
 """The trainer's own, or DeepSpeed's."""
 
@@ -109,18 +114,37 @@ def last_checkpoint(folder: Path) -> Path | None:
 def _complete(path: Path) -> bool:
     there = {p.name for p in path.iterdir()}
     return (
-        {"adapter_model.safetensors", "trainer_state.json"} <= there
+        {_WEIGHTS, _STATE} <= there
         and any(set(files) <= there for files in _OPTIMIZER_FILES)
         and any(name.startswith("rng_state") for name in there)
+        and read_state(path / _STATE) is not None
+        and _opens(path / _WEIGHTS)
+        and all(zipfile.is_zipfile(p) for p in path.iterdir() if p.suffix in (".pt", ".pth"))
     )
 
 
+def _opens(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
 def cut_metrics(folder: Path, step: int) -> None:
-    """Forget lines of steps that are done again."""
+    """Forget lines of steps that are done again, and half written ones."""
     file = folder / METRICS_FILE
     if file.is_file():
-        lines = [line for line in file.read_text("utf-8").splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        file.write_text("".join(lines), "utf-8")
+        lines = file.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if _step(line) <= step), "utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was half written."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def finish(folder: Path, record: dict[str, Any]) -> None:
