@@ -64,10 +64,11 @@ def select(windows: Sequence[Window], settings: Training, extra: Extra) -> Selec
         chosen = [chosen[i] for i in sorted(by_time[-settings.max_samples :])]
         replayed = sum(w.newest is not None and w.newest <= extra.since for w in chosen) if extra.since else 0
     rows = rows_of(chosen, Split.TRAIN, silence_keep=settings.silence_keep, seed=settings.seed)
-    labels = sum(x.split is Split.TRAIN and bool(x.trained) for w in chosen for x in w.labels)
-    if labels < 2:
+    samples = [x for w in chosen for x in w.labels if x.split is Split.TRAIN and x.trained]
+    labels, answers = len(samples), sum(not x.silence for x in samples)
+    if labels < 2 or (answers == 0 and extra.since is None):  # a LoRA that goes on knows how they speak
         none = f"none of {len(windows)} windows holds a word of the person in the train split"
-        what = "there is one sample, and two are the least" if labels else none
+        what = "there is one sample, and two are the least" if labels == 1 else none
         raise TrainingError(
             f"too few messages to train on: {what}; import more history (`twin import`), or check `people` in "
             "persona.toml"
@@ -77,9 +78,6 @@ def select(windows: Sequence[Window], settings: Training, extra: Extra) -> Selec
         tune = rows_of(windows, Split.TUNE)
     else:
         tune = [r for w in extra.held_out if (r := row_of(w, None))]
-    answers = sum(
-        x.split is Split.TRAIN and bool(x.trained) and not x.silence for w in chosen for x in w.labels
-    )  # fmt: skip
     counts = {"new": len(rows) - replayed, "replayed": replayed, "general": len(general)}
     return Selected((*rows, *general), tuple(tune), answers, counts)
 

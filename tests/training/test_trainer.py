@@ -485,9 +485,12 @@ def test_too_few_samples_and_no_such_layer_are_one_line_each_and_leave_nothing(
     window = next(w for w in samples if sum(x.split is Split.TRAIN and bool(x.trained) for x in w.labels) >= 2)
     label = next(x for x in window.labels if x.split is Split.TRAIN and x.trained)
     alone = replace(window, labels=(label,))
+    silences = [replace(w, labels=tuple(x for x in w.labels if x.silence)) for w in samples]
+    assert sum(x.split is Split.TRAIN and bool(x.trained) for w in silences for x in w.labels) > 2
     faults: list[tuple[list[Window], Training, str]] = [
         ([], SETTINGS, r"none of 0 windows.*twin import"),
         ([alone], SETTINGS, r"there is one sample, and two are the least.*twin import"),
+        (silences, SETTINGS, rf"none of {len(silences)} windows holds a word of the person.*twin import"),
         (samples, with_(SETTINGS, target_modules=("nothing",)), r"'nothing', and the base has no such linear layer"),
         (samples, with_(SETTINGS, moe_scope="all"), r"has no experts"),
         (samples, with_(SETTINGS, use_liger_kernel=True), r"liger-kernel, which is not installed"),
