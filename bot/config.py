@@ -707,9 +707,12 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     chosen = settings.training
     held_out = None if chosen.eval_data_path is None else (root / chosen.eval_data_path).resolve()
     general = tuple((root / file).resolve() for file in chosen.general_chat)
+    base = chosen.base
+    if base is not None and (root / base).is_dir():  # else an id on the hub
+        base = str((root / base).resolve())
     found = {
         "paths": settings.paths.model_copy(update={"data": data}),
-        "training": chosen.model_copy(update={"eval_data_path": held_out, "general_chat": general}),
+        "training": chosen.model_copy(update={"base": base, "eval_data_path": held_out, "general_chat": general}),
     }
     return settings.model_copy(update=found)
 
