@@ -1,4 +1,4 @@
-"""One night at a time, and one that is told to stop knows it."""
+"""One night or training at a time, and one that is told to stop knows it."""
 
 import os
 import signal
@@ -25,17 +25,22 @@ def sigterm_raises() -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Hold the lock of nights. The operating system's, so it is free when its holder is gone, however it went.
+def one_at_a_time(file: Path, what: str = "night", remedy: str = "wait for it or /train cancel") -> Iterator[None]:
+    """Hold a lock. The operating system's, so it is free when its holder is gone, however it went.
+
+    Args:
+        file: the lock.
+        what: it is held for, for the error.
+        remedy: for the error.
 
     Raises:
-        TrainingError: another night runs.
+        TrainingError: another one runs.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
     with os.fdopen(descriptor, "r+", encoding="utf-8") as f:
         if not _locked(descriptor):
-            raise TrainingError(f"another night runs (process {f.read().strip()}); wait for it or /train cancel")
+            raise TrainingError(f"another {what} runs (process {f.read().strip()}); {remedy}")
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()

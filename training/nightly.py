@@ -26,8 +26,9 @@ from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Training
 from bot.errors import TrainingError, TwinError
+from bot.llama import Model
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
-from bot.prompt import FORMATS, Piece
+from bot.prompt import FORMATS, ChatFormat, Piece
 from bot.scorer import Scorer
 from export import lora, merged, parity, place, proof, reference
 from training import (
@@ -63,6 +64,8 @@ from training.state import read_state, write_state
 
 SAMPLES = 3
 """Answers shown side by side."""
+VOCABULARY_PIECES = 500
+"""Pieces of text that must have the same tokens in checkpoint and GGUF before anything is trained; parity reads all."""
 GREEDY_PROMPTS = 5
 """Answers that trained and served model write greedily, to be shown side by side."""
 REPORT_FILE = "report.md"
@@ -216,6 +219,7 @@ class Night(Groundwork):
         self.progress("snapshot", 0, 0, self.told)
         settings = self.settings.training
         windows = self.windows
+        self._refuse_another_vocabulary()
         if self._whole and self.architecture not in lora.ARCHITECTURES:
             raise TrainingError(
                 f"base {self.base_path.name!r} is of architecture {self.architecture!r}, of which no LoRA can be "
@@ -257,8 +261,36 @@ class Night(Groundwork):
         return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self._as_trained)
 
     def targets(self) -> list[str]:
-        """What would be trained, a line each: nothing is read but the shape of the base."""
-        return dryrun.lines(self.checkpoint, self.settings.training)
+        """What would be trained, a line each; no weight is read."""
+        told = dryrun.lines(self.checkpoint, self.settings.training)
+        if self.settings.training.base is not None:
+            self.snapshot = self._take_snapshot(datetime.now(UTC))
+            self._refuse_another_vocabulary()
+        return told
+
+    def _refuse_another_vocabulary(self) -> None:
+        """Windows hold the GGUF's ids: a checkpoint of other ones would learn other words, or none.
+
+        Raises:
+            TrainingError: [training] base has another vocabulary than [engine] base.
+        """
+        if self.settings.training.base is None:
+            return
+        tokenizer, model = HFTokenizer(self.checkpoint), Model(self.base_path, 0, vocab_only=True)
+        try:
+            read = (p for part in self.learned.scenes for p in self._pieces(part, model.format))
+            same = all(
+                model.tokens(p.text, p.control) == tokenizer.tokens(p.text, p.control)
+                for p in islice(read, VOCABULARY_PIECES)
+            )
+        finally:
+            model.close()
+        if not same:
+            raise TrainingError(
+                f"[training] base {self.settings.training.base!r} has another vocabulary than [engine] base "
+                f"{self.base_path.name!r}; set [training] base to the checkpoint that the GGUF was made from, or leave "
+                "it unset"
+            )
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -376,7 +408,7 @@ class Night(Groundwork):
         spoken = answers.spread([w.ids[: x.start] for w, x in held_out if not x.silence], GREEDY_PROMPTS)
         return proof.HeldOut(
             [_passage(w) for w in answers.spread([w for w in self.windows if _held_out(w)], PARITY_WINDOWS)],
-            [p for part in self.learned.scenes for p in self._pieces(part)],
+            [p for part in self.learned.scenes for p in self._pieces(part, self.format)],
             spoken, self._window_max, self.settings.training.threads, self.settings.engine,
         )  # fmt: skip
 
@@ -625,9 +657,9 @@ class Night(Groundwork):
         write_state(self.folder / DONE_FILE, {"outcome": outcome.kind, "summary": outcome.summary})
         return outcome
 
-    def _pieces(self, part: corpus.SceneCorpus) -> Iterator[Piece]:
+    def _pieces(self, part: corpus.SceneCorpus, chat_format: ChatFormat) -> Iterator[Piece]:
         """Everything of a scene that is ever encoded, to compare both vocabularies on."""
-        renderer = samples.renderer_for(part, self.learned, self.format, self.persona.spec.system_prompt)
+        renderer = samples.renderer_for(part, self.learned, chat_format, self.persona.spec.system_prompt)
         yield from renderer.opening()
         for number, exchange in enumerate(part.exchanges):
             yield from renderer.heard(exchange, part.quoted, first=number == 0)

@@ -1,6 +1,7 @@
 """`twin train`, `twin eval` and `twin night`."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,12 +55,20 @@ def train(
 
 
 def _run_of(night: "Night", *, resume: bool) -> Path:
-    """Train, in the folder that the first process chooses."""
+    """Train, in the folder that the first process chooses, and no two trainings of a persona at once."""
     from training import world
+    from training.lock import one_at_a_time
 
-    folder = world.first(lambda: night.folder if resume else night.new_folder())
-    night.__dict__["folder"] = folder
-    return night.train()
+    lock = night.settings.data / "runs" / night.persona.name / "train.lock"
+    with ExitStack() as held:
+
+        def begin() -> Path:
+            what = f"training of persona {night.persona.name!r}"
+            held.enter_context(one_at_a_time(lock, what, "wait for it, or end it with Ctrl-C"))
+            return night.folder if resume else night.new_folder()
+
+        night.__dict__["folder"] = world.first(begin)
+        return night.train()
 
 
 def _deepspeed(name: str | None) -> Path | None:

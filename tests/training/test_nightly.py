@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from bot import corrections
 from bot.archive import Archive
 from bot.checksum import sha256
+from bot.cli.training import train
 from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
 from bot.errors import EngineError, PersonaError, TrainingError
 from bot.llama import Model
@@ -34,6 +35,7 @@ from bot.persona import Base, Manifest, Personas, Version
 from export.merged import IMATRIX_TOKENS_MAX
 from training import evaluate, samples, selection
 from training.likeness import use
+from training.lock import one_at_a_time
 from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
 
@@ -745,6 +747,46 @@ def test_what_follows_the_training_holds_the_base_as_the_training_did(settings: 
     assert made.prefer()["pairs"] > 6
     handle.remove()
     assert held == {torch.float32}
+
+
+def test_a_checkpoint_of_another_vocabulary_than_the_ggufs_is_refused(settings: Settings, tmp_path: Path) -> None:
+    tiny, other = (tinymodel.build(tmp_path / name, name) for name in ("gemma3", "qwen2"))
+    chat(settings, range(4))
+
+    def made(base: Path) -> Night:
+        training = Training(base=str(base), precision="none", r=4, model_max_length=128, threads=1)
+        given = settings.model_copy(update={"training": training})
+        return Night(given, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+
+    assert made(tiny.hf).targets()[-2].startswith("trainable ")
+    with pytest.raises(TrainingError, match=r"another vocabulary than \[engine\] base 'model.gguf'"):
+        made(other.hf).targets()
+    assert runs(settings) == [], "a dry run leaves none"
+    with pytest.raises(TrainingError, match=r"another vocabulary than \[engine\] base 'model.gguf'"):
+        made(other.hf).train()
+
+
+@pytest.fixture
+def bot_toml(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bot.toml of these settings that trains a tiny base."""
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1")  # the command line sets them, too; put back afterwards
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(40))
+    file = tmp_path / "bot.toml"
+    file.write_text(
+        f'[engine]\nbase = "{tiny.gguf.as_posix()}"\n[paths]\ndata = "data"\n[chat]\npersona = "xiaoman"\n[training]\n'
+        f'base = "{tiny.hf.relative_to(tmp_path).as_posix()}"\nprecision = "none"\nr = 4\nmax_steps = 2\n'
+        "model_max_length = 128\nthreads = 1\n", "utf-8",
+    )  # fmt: skip
+    return file
+
+
+def test_two_trainings_of_a_persona_do_not_share_a_run(settings: Settings, bot_toml: Path) -> None:
+    lock = settings.data / "runs" / "xiaoman" / "train.lock"
+    with one_at_a_time(lock), pytest.raises(TrainingError, match=r"another training of persona 'xiaoman' runs"):
+        train(config_path=bot_toml)
+    assert runs(settings) == []
 
 
 def test_a_run_leaves_a_merged_checkpoint_where_that_is_set(settings: Settings, tmp_path: Path) -> None:
