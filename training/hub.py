@@ -21,6 +21,7 @@ import httpx
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bot.errors import TrainingError
+from training.state import read_state, write_state
 
 Hub = Literal["huggingface", "modelscope"]
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
@@ -98,19 +99,28 @@ class _ModelScope:
 
     def __init__(self, endpoint: str, model: str, models: Path, progress: Callable[[int, int], None]) -> None:
         self.model, self.folder = model, _kept(model, models)
+        self._list = self.folder.with_name(f"{self.folder.name}.json")
         self._url = f"{endpoint}/api/v1/models/{model}/repo"
         self._progress, self._lock = progress, Lock()
         self._sizes: dict[str, int] = {}
         self._size = 0
 
     def fetch(self) -> Path:
+        # Also without the network: what came whole is known by the list that it came by.
+        if (known := (read_state(self._list) or {}).get("files")) and all(map(self._is_there, known, known.values())):
+            return self.folder
         with httpx.Client(timeout=60, follow_redirects=True) as client:
             files = self._listed(client)
             self._size = sum(f.size for f in files)
             self.folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda file: self._get(client, file), files))
+        write_state(self._list, {"files": {f.path: f.size for f in files}})
         return self.folder
+
+    def _is_there(self, path: str, size: int) -> bool:
+        final = self.folder / PurePosixPath(path)
+        return final.is_file() and final.stat().st_size == size
 
     def _listed(self, client: httpx.Client) -> list[_File]:
         try:
@@ -129,7 +139,7 @@ class _ModelScope:
 
     def _get(self, client: httpx.Client, file: _File) -> None:
         final = self.folder / PurePosixPath(file.path)
-        if final.is_file() and final.stat().st_size == file.size:
+        if self._is_there(file.path, file.size):
             self._count(file, file.size)
             return
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +151,11 @@ class _ModelScope:
             except httpx.HTTPError as e:
                 error = e
                 continue
+            except OSError as e:
+                raise TrainingError(
+                    f"{file.path!r} of model {self.model!r} cannot be written to {str(self.folder)!r} ({e.strerror}); "
+                    "mend that and start it again, it goes on from there"
+                ) from e
             if _whole(part, file):
                 os.replace(part, final)
                 return

@@ -118,6 +118,24 @@ def test_what_was_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert there(folder)[big] == FILES[big]
 
 
+def test_what_came_whole_needs_no_hub_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.fetch(MODEL, "modelscope", tmp_path)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    assert hub.fetch(MODEL, "modelscope", tmp_path) == folder
+    (folder / "model-00001.safetensors").unlink()
+    with pytest.raises(TrainingError, match="ConnectError"):
+        hub.fetch(MODEL, "modelscope", tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "owner--tiny"
+    folder.mkdir()
+    (folder / ".model-00001.safetensors.part").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=r"'model-00001\.safetensors' of model .*No space left.*goes on from there"):
+        hub.fetch(MODEL, "modelscope", tmp_path)
+
+
 def test_what_arrives_broken_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     ModelScope.broken.add("model-00002.safetensors")
     with pytest.raises(TrainingError, match=r"'model-00002\.safetensors' of model .* sha256 is not as listed"):
