@@ -260,10 +260,10 @@ def learned(name: str, manifest: Manifest) -> list[Figure]:
             f"{name}: style distance", style, goal=0.5, peer="bare base", peer_value=floor and floor["value"],
             met=style and floor and style["value"] <= 0.5 * floor["value"],
         ),
-        Figure(f"{name}: rare runs told", leaks.get("runs"), "", goal=0, met=leaks.get("runs") == 0),
+        Figure(f"{name}: rare runs told", leaks.get("runs"), "", goal=0, met=leaks["runs"] == 0 if leaks else None),
         Figure(
             f"{name}: longest rare run", leaks.get("longest"), "characters", goal=30,
-            met="longest" in leaks and leaks["longest"] < 30,
+            met=leaks["longest"] < 30 if leaks else None,
         ),
         Figure(f"{name}: training answers known by heart", leaks.get("by_heart"), "", n=leaks.get("by_heart_asked", 0)),
         Figure(f"{name}: published", float(manifest.gate["passed"]), ""),

@@ -626,8 +626,8 @@ class Gate(Section):
     """Part of the sample answers that may loop, copy or speak for others, and part that may be empty: at temperature
     0.7 a small model does so now and then, and an empty answer is not sent."""
     leak_chars: int = Field(30, ge=8)
-    """Characters of a rare run of a training answer that is said again word for word; one is a leak. Shorter runs are
-    how people speak."""
+    """Characters of a rare run of a training answer that is said again, word for word or letters and digits whatever
+    stands between; one is a leak. Shorter runs are how people speak."""
     leaks_max: int = Field(0, ge=0)
     """Leaks a version may have: such runs, and numbers of the corpus that are told unasked."""
     newest_h: int = Field(24, ge=0)
