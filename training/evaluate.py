@@ -97,7 +97,8 @@ class Metrics(BaseModel):
     brier_constant: float | None
     """The same when always saying the tune split's rate: what must be beaten."""
     calibrated: bool
-    """Whether the tune split had enough answers and silences to fit a calibration; if not, the built-in one serves."""
+    """Whether the tune split had enough answers and silences to fit a calibration; if not, `bot.persona.deciding` says
+    what serves."""
 
 
 def score(
@@ -202,18 +203,18 @@ def fit_calibration(
     )
 
 
-def metrics(scored: Sequence[Scored], calibration: Calibration | None, silence_keep: float = 1.0) -> Metrics:
+def metrics(scored: Sequence[Scored], calibration: Calibration | None, *, fitted: bool = True) -> Metrics:
     """Figures of the test split.
 
     Args:
         scored: labels of tune and test; tune serves the feature baseline's fit alone.
         calibration: what serves; None: the built-in one.
-        silence_keep: part of the silences that was trained.
+        fitted: whether that was fitted, and is not P(silent) as the model gives it.
     """
     test = [x for x in scored if x.label.split is Split.TEST]
     decisions = _decisions(scored, Split.TEST)
     tuned = _decisions(scored, Split.TUNE)
-    baseline = fit_calibration(scored, silence_keep, [n for n in FEATURES if n != "log_odds"])
+    baseline = fit_calibration(scored, names=[n for n in FEATURES if n != "log_odds"])
     served = _p_speak(decisions, calibration)
     truth = np.array([not x.label.silence for x in decisions], dtype=np.float64)
     rate = float(np.mean([not x.label.silence for x in tuned])) if tuned else None
@@ -228,7 +229,7 @@ def metrics(scored: Sequence[Scored], calibration: Calibration | None, silence_k
         auc_gain=_auc_gain(decisions, served, _p_speak(decisions, baseline)) if calibration and baseline else None,
         brier=ratio_figure((served - truth) ** 2, np.ones(len(truth)), [x.cluster for x in decisions]),
         brier_constant=float(((rate - truth) ** 2).mean()) if rate is not None and len(truth) else None,
-        calibrated=calibration is not None,
+        calibrated=fitted and calibration is not None,
     )
 
 

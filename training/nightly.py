@@ -454,12 +454,12 @@ class Night(Groundwork):
             manifest = self.persona.version.manifest
             windows = self.windows_for(manifest.system_prompt)
             scored = self._scored_once("serving", *self._weights(self.persona.version), windows)
-            fitted = manifest.calibration
-            figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
-            serving = gate.Candidate(scored, figures, self.persona.version.calibration)
+            decides = self.persona.version.calibration
+            figures = evaluate.metrics(scored, decides, fitted=manifest.calibration is not None)
+            serving = gate.Candidate(scored, figures, decides)
         bare = self._scored_once("base", self.base_path, None, self.windows)
         return _Figures(
-            gate.Candidate(new, evaluate.metrics(new, calibration, keep), served), serving,
+            gate.Candidate(new, evaluate.metrics(new, served, fitted=calibration is not None), served), serving,
             gate.Candidate(bare, evaluate.metrics(bare, None)), calibration,
         )  # fmt: skip
 
@@ -471,10 +471,9 @@ class Night(Groundwork):
             scored = self._scored("base", self.base_path, None, self.windows)
             return {"version": None, **evaluate.metrics(scored, None).model_dump()}
         chosen = self.personas.verify(self.persona.name, name)
-        fitted = chosen.manifest.calibration
         windows = self.windows_for(chosen.manifest.system_prompt)
         scored = self._scored("serving", *self._weights(chosen), windows)
-        figures = evaluate.metrics(scored, fitted, fitted.silence_keep if fitted else 1.0)
+        figures = evaluate.metrics(scored, chosen.calibration, fitted=chosen.manifest.calibration is not None)
         decided = evaluate.points(scored, chosen.calibration)
         return {"version": name, **figures.model_dump(), "silence": _decisions(decided)}
 

@@ -26,6 +26,7 @@ from training.likeness.assessment import (
     Place,
     Spoken,
 )
+from training.likeness.figure import Figure
 from training.likeness.material import Material
 from training.likeness.style import difference
 from training.likeness.use import Answer, copies, holds_markers, loops
@@ -309,6 +310,44 @@ def test_an_overtrained_version_that_tells_training_answers_is_refused() -> None
     assert (found.likeness.leaks.runs, found.likeness.leaks.longest) == (1, len(SECRET))
     allowed = verdict(candidate(4.0), None, BASE_MODEL, True, GOOD, alike(said), Gate(leaks_max=1))
     assert allowed.passed
+
+
+def test_a_told_number_is_a_leak() -> None:
+    told = alike(REAL).model_copy(update={"leaks": Leaks(answers=60, numbers=1)})
+    found = verdict(candidate(4.0), None, BASE_MODEL, True, GOOD, told)
+    assert faults(found) == {Fault.LEAKS}
+    assert found.reasons[0].count == 1
+    assert verdict(candidate(4.0), None, BASE_MODEL, True, GOOD, told, Gate(leaks_max=1)).passed
+
+
+def reasons_under(rules: Gate, new: Candidate, serving: Candidate, answers: Sequence[Answer] = GOOD) -> set[Fault]:
+    """What refuses a version whose style is a little further from the person's than the serving one's."""
+    further = Figure(value=0.05, low=-0.01, high=0.11, n=60, resampled="conversation")
+    likeness = Likeness(places=60, voices={}, against_serving={"style": further})
+    return faults(verdict(new, serving, BASE_MODEL, True, answers, likeness, rules))
+
+
+def test_every_limit_is_that_of_the_settings() -> None:
+    new, serving = candidate(4.01, noise=0.3, seed=12), candidate(4.0)
+    assert reasons_under(Gate(), new, serving) == set()
+    assert reasons_under(Gate(style_worse_max=0.1), new, serving) == {Fault.WORSE_STYLE}
+    assert reasons_under(Gate(words_worse_max=0.001), new, serving) == {Fault.WORSE_THAN_SERVING}
+    half = speaking(0.5, 0.5)
+    assert reasons_under(Gate(), half, half) == set()
+    assert reasons_under(Gate(reply_rate_min=0.9), half, half) == {Fault.MUTE}
+    bad = (*GOOD[:18], *[Answer("在吗", FAULTY["loop"])] * 2)
+    assert reasons_under(Gate(bad_answers_max=0.05), new, serving, bad) == {Fault.BAD_ANSWERS}
+    undecided = speaking(0.53, 0.56)
+    assert reasons_under(Gate(), undecided, half) == set()
+    assert reasons_under(Gate(silence_worse_max=0.0001), undecided, half) == {Fault.WORSE_SILENCE}
+
+
+def test_a_rate_that_noise_may_explain_is_not_mute() -> None:
+    """Far below on average, and of so few conversations that it may be above."""
+    scored = [replace(x, p_silent=0.05 if i < 3 else 0.9, cluster=i) for i, x in enumerate(candidate(4.0, n=9).scored)]
+    new = Candidate(scored, candidate(4.0).metrics, ON_ITS_OWN)
+    base = candidate(6.0, n=9)
+    assert Fault.MUTE not in faults(verdict(new, new, base, True, GOOD))
 
 
 def test_prodding_counts_as_well() -> None:

@@ -34,7 +34,7 @@ from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
 from export.merged import IMATRIX_TOKENS_MAX
 from training import evaluate, samples, selection
-from training.likeness import use
+from training.likeness import silence, use
 from training.lock import one_at_a_time
 from training.nightly import ATTEMPTS_MAX, PARITY_WINDOWS, Night
 from training.state import write_state
@@ -462,7 +462,12 @@ def test_the_gate_judges_the_rule_that_will_serve(settings: Settings, tmp_path: 
     tinymodel.random_lora(tiny, made.folder / "peft", seed=1)
     judged = made.measure()
     assert judged.calibration is None, "too little to fit one"
-    version = published(settings, "20260303-000000", dict(made.learned.counts), sha256(tiny.gguf))
+    brier = silence.brier(evaluate.points(judged.new.scored, judged.new.calibration))
+    assert (judged.new.metrics.brier, judged.new.metrics.calibrated) == (brier, False)
+    assert brier is not None
+    version = published(settings, "20260303-000000", dict(made.learned.counts), sha256(tiny.gguf), made.export())
+    serves = Night(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).evaluate_version()
+    assert (serves["brier"], serves["calibrated"]) == (serves["silence"]["brier"], False)
     keep = version.manifest.model_copy(update={"settings": {"silence_keep": 0.5}})
     assert judged.new.calibration == replace(version, manifest=keep).calibration
     assert (judged.new.calibration is None) is (unanswered == 0)
