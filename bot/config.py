@@ -379,13 +379,13 @@ class Training(Section):
     """Attention kernel; auto: flash_attention_2 where it is installed on CUDA, else sdpa."""
     use_liger_kernel: bool = False
     """Liger's fused norms, rotations and activations, where liger-kernel is installed (CUDA)."""
-    r: int | None = Field(None, ge=1)
+    r: int | None = Field(None, ge=1, le=1024)
     """LoRA rank. Unset: 8 under 50 answers, 32 from 5,000 on, else 16."""
     lora_alpha: int | None = Field(None, ge=1)
     """LoRA strength is lora_alpha / r. Unset: 2r, the usual choice."""
     lora_dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout on the LoRA's input. Unset: 0.05; 0 where experts or routers are trained, which PEFT cannot drop out."""
-    target_modules: tuple[str, ...] = ("all-linear",)
+    target_modules: tuple[str, ...] = Field(("all-linear",), min_length=1)
     """Layers that get a LoRA, by the last part of their names; "all-linear": all linear layers but the output layer."""
     use_rslora: bool = False
     """Rank-stabilized LoRA: strength is lora_alpha / sqrt(r)."""
@@ -405,7 +405,7 @@ class Training(Section):
     num_train_epochs: float | None = Field(None, gt=0)
     """Passes over the samples. Unset: 5 under 25 answers, 3 under 100, 2 under 5,000, else 1."""
     max_steps: int | None = Field(None, ge=1)
-    """Optimizer steps at most; unset: as the epochs give."""
+    """Optimizer steps, whatever num_train_epochs says; unset: as the epochs give."""
     early_stopping_patience: int | None = Field(1, ge=1)
     """Measurements of the held-out loss without a new best after which a run ends. The best LoRA is kept either way."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
@@ -444,7 +444,7 @@ class Training(Section):
     """Training-set files of general chat that keep the language; none of it is the persona's."""
     general_share: float = Field(0.1, gt=0, lt=1)
     """Part of the trained windows that is general chat, where there is some."""
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=1 << 32)
     """Seed of everything random in a run."""
     logging_steps: int = Field(5, ge=1)
     """Optimizer steps between progress lines."""
@@ -468,6 +468,11 @@ class Training(Section):
     """Passes over the corrections; there are few."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a run; unset: all when started by hand, all but one (at least one) in the daemon's night."""
+
+    @field_validator("threads")
+    @classmethod
+    def _there(cls, threads: int | None) -> int | None:
+        return None if threads is None else min(threads, os.cpu_count() or 1)
 
     @field_validator("expert_patterns", "router_patterns")
     @classmethod
@@ -769,7 +774,7 @@ def _reason(fault: ErrorDetails, key: str) -> str:
     if fault["type"] in _BOUNDS:
         words, bound = _BOUNDS[fault["type"]]
         unit = next((f" {unit}" for ending, unit in _UNITS.items() if key.endswith(ending)), "")
-        return f"must be {words} {context[bound]:g}{unit}"
+        return f"must be {words} {context[bound]:.12g}{unit}"
     if fault["type"] == "value_error":
         return str(context["error"])
     return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"

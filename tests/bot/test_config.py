@@ -131,11 +131,26 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         ("[onebot]\nport = 0", "port = 0: must be at least 1"),
         ("[onebot]\napi_timeout_s = 5", "api_timeout_s = 5: must be at least 20 seconds"),
         ("[log]\nretention_days = 0", "retention_days = 0: must be at least 1 days"),
+        ("[training]\nseed = -1", "seed = -1: must be at least 0"),
+        ("[training]\nseed = 4294967296", "seed = 4294967296: must be less than 4294967296"),
+        ("[training]\nr = 1025", "r = 1025: must be at most 1024"),
+        ("[training]\ntarget_modules = []", "should have at least 1 item"),
     ],
 )
 def test_a_bound_is_told_with_its_unit(tmp_path: Path, text: str, told: str) -> None:
     (line,) = faults(tmp_path, text)
     assert told in line
+
+
+def test_a_training_has_no_more_threads_than_the_machine(tmp_path: Path) -> None:
+    assert load(tmp_path, "[training]\nthreads = 100000").training.threads == os.cpu_count()
+
+
+def test_a_folder_to_train_on_counts_from_bot_toml_and_an_id_stays(tmp_path: Path) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    found = load(tmp_path, '[training]\nbase = "models/base"').training
+    assert found.base == str(tmp_path / "models" / "base")
+    assert load(tmp_path, '[training]\nbase = "Qwen/Qwen3-0.6B"').training.base == "Qwen/Qwen3-0.6B"
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
