@@ -3,8 +3,8 @@
 The first part of a history is the past. The rest is cut into ten days. On each day the twin is on in the largest scene:
 there its answers stand in place of the person's, who go on speaking elsewhere. Every night a LoRA is trained, from the
 base on all there is by then, or on from the night before's; it is current without a gate, and held-out moments of the
-past are scored: the loss must not rise, and the reply rate there must stay. Beside them stands a night over the same days as
-the person answered them: what changes there is no drift.
+past are scored: the loss must not rise, and the reply rate there must stay. Beside them stands a night over the same
+days as the person answered them: what changes there is no drift.
 """
 
 import asyncio
