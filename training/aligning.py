@@ -238,11 +238,11 @@ def _kto(model: Any, pairs: Sequence[Pair], out: Path, settings: Training, how: 
         for answer, good in ((p.chosen, True), (p.rejected, False))
         if answer is not None
     ]
-    # An odd one out would be a batch of its own, without a neighbour for the KL term.
-    rows += [rows[0]] * (len(rows) % _BATCH)
+    # The KL term reads an answer to another prompt (KTO, arXiv:2402.01306, section 4.1): what was wanted instead of
+    # this one would be pulled at from both sides.
     for number, row in enumerate(rows):
-        first = number - number % _BATCH
-        row["KL_completion_ids"] = rows[first + (number - first - 1) % _BATCH]["completion_ids"]
+        others = (x for x in (*rows[number + 1 :], *rows[:number]) if x["prompt_ids"] != row["prompt_ids"])
+        row["KL_completion_ids"] = next(others, row)["completion_ids"]
     good = sum(bool(r["label"]) for r in rows)
     args = KTOConfig(
         **_arguments(model, out, settings, how, device.here()), beta=settings.preference_beta,

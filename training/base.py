@@ -199,6 +199,7 @@ def load(folder: Path, precision: Precision, *, attn_implementation: str = "sdpa
         options["quantization_config"] = precision.quantization
         # Without the optional `kernels` package, which fetches from a hub, it dequantizes and multiplies: fine.
         warnings.filterwarnings("ignore", message=".*gemm_4bit.*")
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     except _READING_ERRORS as e:

@@ -51,10 +51,12 @@ class Known:
     Args:
         r: its rank.
         lora_alpha: its strength times r.
+        lora_dropout: on its input.
     """
 
     r: int
     lora_alpha: int
+    lora_dropout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +117,16 @@ def choose(
     if going_on is not None:
         found.fill("r", going_on.r, "of the LoRA that is gone on with")
         found.fill("lora_alpha", going_on.lora_alpha, "of the LoRA that is gone on with")
+        found.fill("lora_dropout", going_on.lora_dropout, "of the LoRA that is gone on with")
     found.fill("r", 8 if data.answers < 50 else 16 if data.answers < 5000 else 32, answers)
     found.fill("lora_alpha", 2 * found.value("r"), "2r")
     parts = settings.moe_scope != "off"
     found.fill("lora_dropout", 0.0 if parts else 0.05, "PEFT drops nothing out of fused experts" if parts else "usual")
-    found.fill(
-        "num_train_epochs", _epochs(data.answers) if going_on is None else 1.0,
-        answers if going_on is None else "the LoRA knows the rest",
-    )  # fmt: skip
+    epochs = _epochs(data.answers) if going_on is None else 1.0
+    if settings.max_steps is None:
+        found.fill("num_train_epochs", epochs, answers if going_on is None else "the LoRA knows the rest")
+    elif settings.num_train_epochs is None:  # not told, since it decides nothing
+        found.values["num_train_epochs"] = epochs
     found.fill(
         "learning_rate", 2e-4 if going_on is None else 1e-4,
         "usual for LoRA" if going_on is None else "half, so that what is known stays",
@@ -199,7 +203,8 @@ def _steps(found: _Filling, data: Data, processes: int) -> None:
     batch, epochs = found.value("per_device_train_batch_size"), found.value("num_train_epochs")
     batches = math.ceil(data.rows / (batch * processes)) * epochs
     joined = next((n for n in (16, 8, 4, 2) if n * batch <= _BATCH_MAX and batches / n >= _STEPS_MIN), 1)
-    found.fill("gradient_accumulation_steps", joined, f"{batches / joined:.0f} optimizer steps")
+    steps = found.settings.max_steps or batches / joined
+    found.fill("gradient_accumulation_steps", joined, f"{steps:.0f} optimizer steps")
 
 
 def flash_attention(device: Device, dtype: torch.dtype, *, installed: bool | None = None) -> bool:

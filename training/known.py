@@ -19,20 +19,22 @@ def known(folder: Path, settings: Training) -> Known:
     """What a LoRA is like.
 
     Raises:
-        TrainingError: it cannot be read, or the settings want another rank.
+        TrainingError: it cannot be read, or the settings want another rank, strength, dropout or kind.
     """
     try:
         config = json.loads((folder / _CONFIG).read_text("utf-8"))
-        found = Known(int(config["r"]), int(config["lora_alpha"]))
+        found = Known(int(config["r"]), int(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise TrainingError(
             f"the LoRA in {str(folder)!r} has no readable {_CONFIG}; set [training] start = 'fresh' for this run"
         ) from e
-    if settings.r not in (None, found.r):
-        raise TrainingError(
-            f"[training] r = {settings.r}, and the LoRA to go on with has r = {found.r}; leave r unset, or set start = "
-            "'fresh'"
-        )
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
+        ours, theirs = getattr(settings, name), config.get(name, 0)
+        if ours is not None and ours != theirs:
+            raise TrainingError(
+                f"[training] {name} = {ours}, and the LoRA to go on with has {name} = {theirs}; set it to that, or set "
+                "start = 'fresh'"
+            )
     return found
 
 

@@ -35,7 +35,6 @@ from training import (
     aligning,
     answers,
     base,
-    batches,
     corpus,
     device,
     dryrun,
@@ -256,9 +255,9 @@ class Night(Groundwork):
             )  # fmt: skip
         finally:
             archive.close()
-        replay, tune = (batches.rows_of(self.windows, split) for split in (samples.Split.TRAIN, samples.Split.TUNE))
+        rows = selection.select(self.windows, self.settings.training, self._extra)
         peft = self.folder / runs.LORA_FOLDER
-        return aligning.align(pairs, replay, tune, self.checkpoint, self.folder, peft, self._as_trained)
+        return aligning.align(pairs, rows.train, rows.tune, self.checkpoint, self.folder, peft, self._as_trained)
 
     def targets(self) -> list[str]:
         """What would be trained, a line each; no weight is read."""
@@ -302,8 +301,9 @@ class Night(Groundwork):
             )
         )
 
-    def _options(self) -> qlora.Options:
-        """What the run reads besides the history, and the LoRA it goes on with."""
+    @cached_property
+    def _extra(self) -> selection.Extra:
+        """What the run reads besides the history."""
         settings, tokenizer = self.settings.training, HFTokenizer(self.checkpoint)
         zone, rules = self.settings.conversation, self.settings.corpus
 
@@ -313,11 +313,19 @@ class Night(Groundwork):
         held_out = None
         if settings.eval_data_path is not None:
             held_out = read([settings.eval_data_path], self.persona.spec.system_prompt)
-        version = self.persona.version if settings.start == "continue" else None
-        since = None if version is None else self._learned_until  # to an imported LoRA everything is new
+        since = None if self._goes_on_from is None else self._learned_until  # to an imported LoRA everything is new
+        return selection.Extra(read(settings.general_chat, ""), held_out, since)
+
+    @property
+    def _goes_on_from(self) -> Version | None:
+        """The version whose LoRA the run goes on with; None: a fresh one."""
+        return self.persona.version if self.settings.training.start == "continue" else None
+
+    def _options(self) -> qlora.Options:
+        """What the run is given, and the LoRA it goes on with."""
+        version = self._goes_on_from
         return qlora.Options(
-            extra=selection.Extra(read(settings.general_chat, ""), held_out, since),
-            going_on=None if version is None else self._peft_of(version), deepspeed=self.deepspeed,
+            extra=self._extra, going_on=None if version is None else self._peft_of(version), deepspeed=self.deepspeed,
             tell=lambda line: self.progress("train", 0, 0, line),
         )  # fmt: skip
 

@@ -96,6 +96,14 @@ def train(
         try:
             with _room(run_dir):
                 return session.run(settings)
+        except (RuntimeError, MemoryError) as e:
+            if not trainer.is_no_memory(e):
+                raise
+            raise TrainingError(
+                "memory ran out beside the passes (loading the base, in an optimizer step, or measuring the held-out "
+                "loss); set [training] precision = 'nf4' on a GPU, lower r, model_max_length or "
+                "per_device_train_batch_size, or choose a smaller base"
+            ) from e
         except Unusable as e:
             if not e.early or session.how.dtype == torch.float32:
                 raise
@@ -179,7 +187,10 @@ class _Session:
         _enough_room(self.run_dir, trained, settings.save_total_limit)
         if world.is_first():
             self._tell(found, trained, total)
-        watch = Watch(made.model, lambda: made.tokens_done, self.selected.tune, self.run_dir, self.progress, settings)
+        watch = Watch(
+            made.model, lambda: made.tokens_done, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
+            settings,
+        )  # fmt: skip
         made.add_callback(watch)
         return made, watch
 

@@ -167,16 +167,14 @@ def _matcher(patterns: Sequence[str]) -> Any:
 
 
 def _named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    if ALL_LINEAR in wanted:
-        return list(names)
-    missing = [w for w in wanted if not any(_ends(n, w) for n in names)]
+    missing = [w for w in wanted if w != ALL_LINEAR and not any(_ends(n, w) for n in names)]
     if missing:
         there = ", ".join(sorted({n.rpartition(".")[2] for n in names}))
         raise TrainingError(
             f"[training] target_modules names {', '.join(map(repr, missing))}, and the base has no such linear layer; "
             f"it has {there}"
         )
-    return [n for n in names if any(_ends(n, w) for w in wanted)]
+    return [n for n in names if ALL_LINEAR in wanted or any(_ends(n, w) for w in wanted)]
 
 
 def _ends(name: str, wanted: str) -> bool:

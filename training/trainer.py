@@ -95,7 +95,7 @@ class Trainer(SFTTrainer):
                 ]
                 return torch.stack(losses).sum()
             except (RuntimeError, MemoryError) as e:
-                if not _is_no_memory(e):
+                if not is_no_memory(e):
                     raise
                 self._smaller(inputs, parts, e)
             for parameter, gradient in before:
@@ -245,7 +245,8 @@ def _split(inputs: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     return found
 
 
-def _is_no_memory(error: Exception) -> bool:
+def is_no_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the GPU or of the machine."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in str(error).lower() for words in _NO_MEMORY
     )

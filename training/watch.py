@@ -50,6 +50,7 @@ class Watch(TrainerCallback):
     Args:
         model: the PEFT model that is trained.
         tokens_done: gives the trained tokens of this session.
+        parts: gives the pieces that a batch is read in since memory ran out; held-out rows are read alone then.
         tune: held-out rows; without any, the last state is kept.
         run_dir: the run folder.
         progress: told at every log.
@@ -60,12 +61,14 @@ class Watch(TrainerCallback):
         self,
         model: Any,
         tokens_done: Callable[[], int],
+        parts: Callable[[], int],
         tune: Sequence[Row],
         run_dir: Path,
         progress: Callable[[Progress], None] | None,
         settings: Training,
     ) -> None:
         self._model, self._tokens_done, self._run_dir, self._progress = model, tokens_done, run_dir, progress
+        self._parts = parts
         # By length, so that little is padding.
         self._rows, self._settings = sorted(tune, key=lambda r: len(r.ids)), settings
         self._began = 0.0
@@ -171,7 +174,7 @@ class Watch(TrainerCallback):
         if not self._rows:
             return None
         total, labels = 0.0, 0
-        size = self._settings.per_device_train_batch_size or 1
+        size = 1 if self._parts() > 1 else self._settings.per_device_train_batch_size or 1
         for start in range(0, len(self._rows), size):
             rows = self._rows[start : start + size]
             batch = collate([{"input_ids": r.ids, "labels": r.targets} for r in rows])

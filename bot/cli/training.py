@@ -1,6 +1,7 @@
 """`twin train`, `twin eval` and `twin night`."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from bot import config
 from bot.cli.options import CONFIG, ConfigOption, PersonaOption, base_of, night_of, personas_of, show
 from bot.errors import ConfigError, TwinError
+from bot.progress import progress_bar
 
 if TYPE_CHECKING:
     from training.nightly import Night
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(
     persona: PersonaOption = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps at most.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, whatever --epochs says.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, nf4, int8, fp8 or none (as computed).")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the samples; unset: chosen.")] = None,
     rank: Annotated[int | None, typer.Option("--r", min=1, help="LoRA rank; unset: chosen.")] = None,
@@ -47,11 +49,40 @@ def train(
 
     night.deepspeed = _deepspeed(deepspeed)
     try:
-        run = _run_of(night, resume=resume)
-        if world.is_first():
-            typer.echo(f"run: {run}")
+        if not world.is_first():
+            _run_of(night, resume=resume)
+            return
+        with progress_bar("train") as bar:
+            night.progress = _with_bar(night.progress, bar)
+            run = _run_of(night, resume=resume)
+        for line in _ended(run, night.persona.name):
+            typer.echo(line)
     finally:
         world.leave()
+
+
+def _with_bar(lines: Callable[..., None], bar: Callable[[int, int], None]) -> Callable[..., None]:
+    """Progress as lines, and as a bar below them."""
+
+    def report(step: str, done: int, total: int, words: str) -> None:
+        lines(step, done, total, words)
+        if step == "train" and total:
+            bar(done, total)
+
+    return report
+
+
+def _ended(run: Path, persona: str) -> list[str]:
+    """What came of a training, and what to do with it."""
+    record = json.loads((run / "train.json").read_text("utf-8"))
+    best = min(record["tune"], key=lambda x: x["loss"], default=None)
+    return [
+        f"run: {run}",
+        "held-out loss: not measured, nothing is held out yet" if best is None else
+        f"held-out loss: {best['loss']:.3f} nats per token at step {best['step']} of {record['steps']}",
+        f"next: twin export lora {run}, which proves it in llama.cpp; or twin night --persona {persona}, which trains, "
+        "judges and publishes",
+    ]  # fmt: skip
 
 
 def _run_of(night: "Night", *, resume: bool) -> Path:

@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import living
 import pytest
@@ -13,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
 from bot.checksum import sha256
@@ -114,6 +116,32 @@ def others(lesson: Lesson) -> list[Row]:
 def replayed(lesson: Lesson) -> list[Row]:
     """What the history says of prompts that nobody corrected."""
     return rows_of([lesson.window(heard, n, Split.TRAIN) for heard in ("早", "晚安") for n in range(20)], Split.TRAIN)
+
+
+def test_the_kl_term_of_kto_reads_answers_to_other_prompts(lesson: Lesson, tmp_path: Path) -> None:
+    # The second was only hushed: rows are odd in number, and pairs of unlike length.
+    first, second = lesson.pairs(n=1)
+    pairs, read = [first, replace(second, chosen=None)], set()
+
+    def look(module: torch.nn.Module, given: Any) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            read.update(" ".join(map(str, row)) for row in given[0].tolist())
+
+    def was_read(pair: Pair, answer: Sequence[int]) -> bool:
+        return any(" ".join(map(str, (*pair.prompt, *answer))) in row for row in read)
+
+    peft = tinymodel.random_lora(tinymodel.Tiny(lesson.base, lesson.base), tmp_path / "peft")
+    settings = SETTINGS.model_copy(
+        update={"preference_loss": "kto", "preference_min_pairs": 1, "preference_epochs": 1.0}
+    )
+    handle = register_module_forward_pre_hook(look)
+    try:
+        aligning.align(pairs, [], [], lesson.base, tmp_path, peft, settings)
+    finally:
+        handle.remove()
+    assert was_read(first, first.rejected)
+    assert was_read(first, second.rejected)
+    assert was_read(second, first.chosen or ())
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])

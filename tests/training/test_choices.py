@@ -49,6 +49,12 @@ def test_nothing_is_left_open_and_every_choice_has_its_reason() -> None:
     assert all(": " in reason for reason in found.reasons)
 
 
+def test_epochs_that_decide_nothing_are_not_told() -> None:
+    found = chosen(Training(max_steps=200))
+    assert not [reason for reason in found.reasons if "epochs" in reason]
+    assert "gradient_accumulation_steps = 1: 200 optimizer steps" in found.reasons
+
+
 def test_what_is_set_stays() -> None:
     given = Training(
         r=4, lora_alpha=4, lora_dropout=0.2, learning_rate=1e-3, num_train_epochs=7, per_device_train_batch_size=3,
@@ -115,8 +121,9 @@ def test_batches_are_joined_where_enough_steps_are_left() -> None:
 
 
 def test_a_lora_that_is_gone_on_with_keeps_its_rank_and_learns_half_as_fast() -> None:
-    found = chosen(going_on=Known(r=24, lora_alpha=24)).settings
+    found = chosen(going_on=Known(r=24, lora_alpha=24, lora_dropout=0.1)).settings
     assert (found.r, found.lora_alpha, found.num_train_epochs, found.learning_rate) == (24, 24, 1, 1e-4)
+    assert found.lora_dropout == 0.1
 
 
 def test_experts_get_no_dropout() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -703,10 +704,10 @@ def test_a_run_that_did_not_finish_is_not_exported(settings: Settings, tmp_path:
 
 def corrected(settings: Settings, tiny: tinymodel.Tiny) -> Night:
     """A training by hand whose owner corrected the twin every day, half of the times as another persona."""
-    training = Training(
-        precision="none", r=4, max_steps=2, model_max_length=128, threads=1, preference_min_pairs=2,
-        preference_learning_rate=1e-3, preference_epochs=1,
-    )  # fmt: skip
+    training = settings.training.model_copy(update={
+        "precision": "none", "r": 4, "max_steps": 2, "model_max_length": 128, "threads": 1, "preference_min_pairs": 2,
+        "preference_learning_rate": 1e-3, "preference_epochs": 1.0,
+    })  # fmt: skip
     settings = settings.model_copy(update={"training": training})
     start, friend = datetime(2026, 3, 3, 4, 0, tzinfo=UTC), SCENE.id
     archive = Archive(settings.archive_url)
@@ -733,6 +734,18 @@ def test_training_ends_with_the_owners_corrections_of_this_persona(settings: Set
     in_train = [day for day in range(1, 24, 2) if samples.split_of(SCENE, f"a{day}") is samples.Split.TRAIN]
     assert record["pairs"] == len(in_train) > 6, "of another persona, or held out, none is trained"
     assert record["after"]["margin"] > record["before"]["margin"]
+
+
+def test_the_corrections_pass_is_held_to_the_same_file_as_the_training(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "held-out.jsonl"
+    turns = [{"role": "user", "content": "吃了吗"}, {"role": "assistant", "content": "还没有呢，明天再说吧"}]
+    file.write_text(json.dumps({"messages": turns}) + "\n", "utf-8")
+    given = settings.model_copy(update={"training": Training(eval_data_path=file)})
+    made = corrected(given, tinymodel.build(tmp_path / "tiny"))
+    run = made.train()
+    measured = json.loads((run / "train.json").read_text("utf-8"))["tune"]
+    before = json.loads((run / "preferences.json").read_text("utf-8"))["before"]
+    assert before["tune"] == pytest.approx(min(x["loss"] for x in measured), abs=0.02)
 
 
 def test_what_follows_the_training_holds_the_base_as_the_training_did(settings: Settings, tmp_path: Path) -> None:
@@ -792,6 +805,30 @@ def test_two_trainings_of_a_persona_do_not_share_a_run(settings: Settings, bot_t
     with one_at_a_time(lock), pytest.raises(TrainingError, match=r"another training of persona 'xiaoman' runs"):
         train(config_path=bot_toml)
     assert runs(settings) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_training_on_a_terminal_shows_a_bar_and_ends_with_what_to_do(settings: Settings, bot_toml: Path) -> None:
+    ours, theirs = os.openpty()
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bot", "train", "--config", str(bot_toml)], cwd=root, stdin=theirs, stdout=theirs,
+        stderr=theirs, env={**os.environ, "PYTHONPATH": str(root), "TERM": "xterm", "COLUMNS": "300"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        told = b""
+        with suppress(OSError):  # how Linux tells that nobody writes any more
+            while read := os.read(ours, 65536):
+                told += read
+    os.close(ours)
+    shown = told.decode("utf-8")
+    assert process.returncode == 0, shown
+    assert "━" in shown
+    assert "Warning" not in shown
+    (run,) = runs(settings)
+    best = min(x["loss"] for x in json.loads((settings.data / "runs/xiaoman" / run / "train.json").read_text())["tune"])
+    assert f"held-out loss: {best:.3f} nats per token at step " in shown
+    assert f"next: twin export lora {settings.data / 'runs' / 'xiaoman' / run}" in shown
 
 
 def test_a_run_leaves_a_merged_checkpoint_where_that_is_set(settings: Settings, tmp_path: Path) -> None:

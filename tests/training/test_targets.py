@@ -106,6 +106,8 @@ def test_layers_can_be_named(tmp_path: Path) -> None:
     assert counts(tuned)[0] == size
     with pytest.raises(TrainingError, match=r"'W_pack', and the base has no such linear layer; it has .*q_proj"):
         targets(AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)), Training(target_modules=("q_proj", "W_pack")))
+    with pytest.raises(TrainingError, match=r"'W_pack', and the base has no such linear layer"):
+        targets(model, Training(target_modules=("all-linear", "W_pack")))
 
 
 class _Other(nn.Module):

@@ -1,6 +1,7 @@
 """A run under way: memory that runs out, numbers that run out, signals, packing, early stops, and going on."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from loguru import logger
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
@@ -164,6 +166,33 @@ def test_a_single_row_that_does_not_fit_is_told_with_a_remedy(
         train(samples, base, tmp_path / "run", SETTINGS, options=Options(admit=holds(5, [])))
 
 
+def test_once_memory_ran_out_held_out_rows_are_read_alone(base: Path, samples: list[Window], tmp_path: Path) -> None:
+    together: set[int] = set()
+
+    def look(module: torch.nn.Module, given: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and not module.training:
+            together.add(len(given[0]))
+
+    longest = wide(max(len(r.ids) for r in rows_of(samples, Split.TRAIN)))
+    options = Options(admit=holds(longest * 3, []), at_once=UNBOUNDED)
+    handle = register_module_forward_pre_hook(look)
+    try:
+        train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1), options=options)
+    finally:
+        handle.remove()
+    assert together == {1}
+
+
+def test_memory_that_runs_out_beside_the_passes_is_told_with_a_remedy(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    def no_room(_: Progress) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with pytest.raises(TrainingError, match=r"^memory ran out beside the passes .*smaller base$"):
+        train(samples, base, tmp_path / "run", SETTINGS, no_room)
+
+
 def test_another_fault_of_the_runtime_is_not_taken_for_memory(
     base: Path, samples: list[Window], tmp_path: Path
 ) -> None:
@@ -175,6 +204,28 @@ def test_another_fault_of_the_runtime_is_not_taken_for_memory(
 
 
 # -- numbers --------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_all_tokens_of_a_step_however_it_is_read(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    rows = rows_of(samples, Split.TRAIN)
+    model, total = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), 0.0
+    with torch.no_grad():  # one by one: without padding, accumulation or packing
+        for row in rows:
+            logits, targets = model(input_ids=torch.tensor([row.ids])).logits[0], torch.tensor(row.targets)
+            total += float(functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+    lines = []
+    for passes, packing in ((1, "off"), (4, "off"), (4, "on")):
+        settings = with_(
+            SETTINGS, max_steps=1, per_device_train_batch_size=math.ceil(len(rows) / passes),
+            gradient_accumulation_steps=passes, packing=packing,
+        )  # fmt: skip
+        run = train(samples, base, tmp_path / f"{passes}{packing}", settings, options=Options(at_once=UNBOUNDED))
+        lines.append(json.loads((run.folder / "metrics.jsonl").read_text("utf-8")))
+    mean = total / sum(r.labels for r in rows)
+    assert [line["loss"] for line in lines] == pytest.approx([mean] * 3, rel=1e-3)
+    assert [line["grad_norm"] for line in lines] == pytest.approx([lines[0]["grad_norm"]] * 3, rel=1e-3)
 
 
 def test_a_loss_that_float16_cannot_hold_goes_on_in_float32_and_says_so(
@@ -474,6 +525,19 @@ def test_a_lora_of_another_base_or_rank_is_refused(base: Path, samples: list[Win
         known.known(first.peft, with_(SETTINGS, r=8))
     with pytest.raises(TrainingError, match=r"no readable adapter_config\.json"):
         known.known(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("change", [
+    {"r": 8}, {"lora_alpha": 4}, {"lora_dropout": 0.1}, {"use_rslora": True}, {"use_dora": True},
+])  # fmt: skip
+def test_a_lora_is_gone_on_with_as_it_is_or_not_at_all(change: dict[str, Any], tmp_path: Path) -> None:
+    has = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(has), "utf-8")
+    assert known.known(tmp_path, SETTINGS).lora_alpha == 8
+    assert known.known(tmp_path, Training()).r == 4
+    ((name, value),) = change.items()
+    with pytest.raises(TrainingError, match=rf"{name} = {value}, and .* has {name} = {has[name]}; "):
+        known.known(tmp_path, with_(SETTINGS, **change))
 
 
 # -- bad input ------------------------------------------------------------------------------------
