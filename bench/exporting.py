@@ -25,7 +25,7 @@ _RUNS, _DECODED = 5, 64
 _EVERY = 4
 """Of the held-out windows, unless `--full`."""
 _KINDS = ("Q4_K_M", "Q5_K_M", "Q8_0", "F16")
-_TOTAL = ("merge", "F16 GGUF", "Q4_K_M")
+_TOTAL = ("merge to F16", "Q4_K_M")
 
 
 def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) -> None:
@@ -105,12 +105,14 @@ def _lora(trained: proof.Trained, named: Base, work: Path) -> list[Figure]:
 def _merge(trained: proof.Trained, path: Path, named: Base, work: Path) -> list[Figure]:
     """Each step once: they read and write gigabytes."""
     about = merged.about(trained, path, named.sha256, "小满", "bench", {})
-    whole, full = work / "merged", work / "F16.gguf"
+    full = work / "F16.gguf"
 
     def silent(*_: int) -> None: ...
 
-    steps = {"merge": seconds(lambda: merge.merge(trained.peft, trained.checkpoint, trained.format, whole, silent))}
-    steps["F16 GGUF"] = seconds(lambda: gguf.convert(whole, full, "F16", about, path))
+    def whole() -> None:
+        gguf.convert(trained.checkpoint, full, "F16", about, path, merge.sums(trained.peft, trained.checkpoint))
+
+    steps = {"merge to F16": seconds(whole)}
     for kind in (kind for kind in _KINDS if kind != "F16"):
         out = work / f"{kind}.gguf"
         steps[kind] = seconds(lambda out=out, kind=kind: quantize.quantize(full, out, kind, silent))  # type: ignore[misc]

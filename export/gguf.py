@@ -7,11 +7,13 @@ keys are taken over, so the ids are the base's by construction. The chat templat
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import gguf
+import numpy as np
 import torch
 
 from bot.errors import ExportError
@@ -46,7 +48,10 @@ class About:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def convert(checkpoint: Path, out: Path, kind: Unquantized, about: About, base: Path | None) -> None:
+def convert(
+    checkpoint: Path, out: Path, kind: Unquantized, about: About, base: Path | None,
+    instead: Mapping[str, Callable[[], np.ndarray]] | None = None,
+) -> None:  # fmt: skip
     """Write a checkpoint as GGUF; memory is about one tensor's.
 
     Args:
@@ -55,6 +60,7 @@ def convert(checkpoint: Path, out: Path, kind: Unquantized, about: About, base: 
         kind: of the matrices; vectors stay F32.
         about: metadata.
         base: the base where it is a GGUF: its tokenizer is taken over. None: llama.cpp's own vocabulary code.
+        instead: name in the checkpoint → makes what is written in its place, float32 of its shape (`merge.sums`).
 
     Raises:
         ExportError: llama.cpp's converter does not know the model, or its tokenizer.
@@ -70,7 +76,7 @@ def convert(checkpoint: Path, out: Path, kind: Unquantized, about: About, base: 
         known = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            made = _converter(known, vocabulary, about)(checkpoint, _FTYPES[kind], out, hparams=hparams)
+            made = _converter(known, vocabulary, about, instead or {})(checkpoint, _FTYPES[kind], out, hparams=hparams)
             made.prepare_tensors()
             made.prepare_metadata(vocab_only=False)
             writer = made.gguf_writer
@@ -88,11 +94,21 @@ _FTYPES = {
 }  # fmt: skip
 
 
-def _converter(known: Any, vocabulary: dict[str, Field], about: About) -> Any:
-    """A conversion class whose vocabulary is the base's, if there is one, and which writes our keys."""
+def _converter(
+    known: Any, vocabulary: dict[str, Field], about: About, instead: Mapping[str, Callable[[], np.ndarray]]
+) -> Any:
+    """A conversion class whose vocabulary is the base's, if there is one, and which writes our keys and weights."""
+    from conversion import LazyTorchTensor
 
     class Converter(known):  # type: ignore[misc]
         model_arch = known.model_arch
+
+        def index_tensors(self, *args: Any, **options: Any) -> Any:
+            found = super().index_tensors(*args, **options)
+            for name, make in instead.items():
+                stands = found[name]
+                found[name] = lambda stands=stands, make=make: _later(LazyTorchTensor, tuple(stands().shape), make)
+            return found
 
         def set_vocab(self) -> None:
             if vocabulary:
@@ -107,6 +123,12 @@ def _converter(known: Any, vocabulary: dict[str, Field], about: About) -> Any:
             _put(self.gguf_writer, about)
 
     return Converter
+
+
+def _later(kind: Any, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> Any:
+    """A tensor that is made when it is written."""
+    meta = kind.meta_with_dtype_and_shape(torch.float32, shape)
+    return kind(meta=meta, args=(), func=lambda: torch.from_numpy(make()))
 
 
 def _put(writer: gguf.GGUFWriter, about: About) -> None:

@@ -9,6 +9,7 @@ and its end of turn is among the tokens that who serves the folder stops at.
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,26 @@ def merge(
         _put_template(beside, fmt)
         _put_end(beside, fmt)
     return out
+
+
+def sums(peft: Path, checkpoint: Path) -> dict[str, Callable[[], Array]]:
+    """Each adapted weight's name → makes it with the LoRA, float32, in the checkpoint's shape: nothing is rounded.
+
+    Raises:
+        ExportError: the LoRA does not fit the checkpoint; or, when made, a file is damaged or the run diverged.
+    """
+    found = deltas.read(peft, checkpoint)
+    return {
+        weight.name: partial(_sum, part, expert, found.strength)
+        for part in found.parts
+        for expert, weight in enumerate(part.weights)
+    }
+
+
+def _sum(part: deltas.Delta, expert: int, strength: float) -> Array:
+    weight = part.weights[expert]
+    a, b = (half.reshape(len(part.weights), *half.shape[-2:])[expert] for half in (part.a(), part.b()))
+    return _finite(weight.read() + strength * (b @ a), weight)
 
 
 def _changes(found: deltas.Deltas) -> Iterator[tuple[Stored, Array]]:

@@ -53,29 +53,27 @@ def export(
     name, chosen = kind.upper(), kind_of(kind)
     weights = checkpoint_tensors(trained.checkpoint)
     numbers = sum(w.n_numbers for w in weights.values())
-    copied = sum(p.stat().st_size for p in trained.checkpoint.iterdir() if p.is_file())
-    # At most two of the three lie there at once: the merged checkpoint goes before the quantized file comes.
-    full_bytes = numbers * (4 if name == "F32" else 2)
+    full: gguf.Unquantized = "F32" if name == "F32" else "BF16" if name == "BF16" else "F16"
+    full_bytes = numbers * (4 if full == "F32" else 2)
     found = None
-    needed = full_bytes + max(copied, int(numbers * chosen.bits / 8))
+    needed = full_bytes + (0 if name == full else int(numbers * chosen.bits / 8))
     with place.written(out, needed, force=force) as beside:
         beside.mkdir()
         made = beside / MODEL_FILE
-        full = made if name in ("F32", "F16", "BF16") else beside / "full.gguf"
-        whole = beside / "merged"
-        merge.merge(trained.peft, trained.checkpoint, trained.format, whole, _step(progress, "merge"))
+        whole = made if name == full else beside / "full.gguf"
         progress("convert", 0, 0, "")
-        gguf.convert(whole, full, "F32" if name == "F32" else "BF16" if name == "BF16" else "F16", about, base)
-        place.remove(whole)
-        if full != made:
+        # From the sums in float32: rounded to the checkpoint's bf16 first, a young LoRA's changes were half lost.
+        sums = merge.sums(trained.peft, trained.checkpoint)
+        gguf.convert(trained.checkpoint, whole, full, about, base, sums)
+        if whole != made:
             # Quantizing anew widens what the whole file's proof can tell from damage; what comes before it does not.
             progress("parity", 0, 0, "unquantized")
             some = held_out.passages[:: -(-len(held_out.passages) // WINDOWS_BEFORE) or 1]
             few = replace(held_out, passages=some, prompts=())
-            proof.require_passed(proof.prove(trained, full, None, few).parity, f"F16 of run {about.version!r}")
+            proof.require_passed(proof.prove(trained, whole, None, few).parity, f"F16 of run {about.version!r}")
             found = importance(trained, base, imatrix, progress) if imatrix is not None else None
-            quantize(full, made, name, _step(progress, "quantize"), found, held_out.n_threads)
-            place.remove(full)
+            quantize(whole, made, name, _step(progress, "quantize"), found, held_out.n_threads)
+            place.remove(whole)
         progress("parity", 0, 0, "")
         proven = proof.prove(trained, made, None, held_out)
         proven = replace(proven, parity=proven.parity.model_copy(update={"imatrix": found is not None}))

@@ -45,9 +45,9 @@ class Fault(StrEnum):
     BAD_ANSWERS = "too many sample answers loop or copy"
 
 
-_ENOUGH = 8
-"""Labels, and decision points, that a judgement takes at least: of equal versions one label finds half surely better,
-five find a tenth."""
+_LABELS, _ENOUGH = 5, 8
+"""Held-out labels that a verdict takes at least, and decision points or newest labels that they are judged by: of equal
+versions one label finds half surely better, two a quarter, five a twelfth. More would shut out whoever has fifty answers."""
 _TOO_OFTEN = ((1.5, 0.1), (1.0, 0.25))
 """More than so many times the person's reply rate and so much is too often, the first of one who seldom answers."""
 
@@ -151,7 +151,7 @@ def verdict(
     test = _test(new.scored)
     if not all(math.isfinite(x.nll) and math.isfinite(x.p_silent) for x in new.scored):
         reasons.append(Reason(Fault.NOT_A_NUMBER))
-    elif sum(x.tokens > 0 for x in test) < _ENOUGH:
+    elif sum(x.tokens > 0 for x in test) < _LABELS:
         reasons.append(Reason(Fault.NOTHING_HELD_OUT))
     against_base = _compared(test, base, reasons)
     against_serving = _compared(test, serving, reasons) if serving else None

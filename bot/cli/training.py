@@ -56,7 +56,8 @@ def train(
             night.progress = _with_bar(night.progress, bar)
             run = _run_of(night, resume=resume)
         for line in _ended(run, night.persona.name):
-            typer.echo(line)
+            typer.echo(line, err=True)
+        typer.echo(f"run: {run}")
     finally:
         world.leave()
 
@@ -77,7 +78,6 @@ def _ended(run: Path, persona: str) -> list[str]:
     record = json.loads((run / "train.json").read_text("utf-8"))
     best = min(record["tune"], key=lambda x: x["loss"], default=None)
     return [
-        f"run: {run}",
         "held-out loss: not measured, nothing is held out yet" if best is None else
         f"held-out loss: {best['loss']:.3f} nats per token at step {best['step']} of {record['steps']}",
         f"next: twin export lora {run}, which proves it in llama.cpp; or twin night --persona {persona}, which trains, "

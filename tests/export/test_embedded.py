@@ -132,7 +132,7 @@ def test_merged_and_quantized_it_is_still_her(
     assert parity.greedy == 1
     assert all(text for pair in found.texts for text in pair)
     assert (parity.kind, parity.pieces_differing, parity.stops_differing) == ("Q8_0", 0, 0)
-    assert set(steps) == {"merge", "convert", "quantize", "parity"}
+    assert set(steps) == {"convert", "quantize", "parity"}
     model = Model(tmp_path / "merged" / "model.gguf")
     assert (model.metadata("general.license"), model.metadata("general.name")) == ("gemma", "小满")
     assert model.metadata("general.base_model.0.name") == "Gemma 3 270m"
