@@ -45,9 +45,9 @@ class Fault(StrEnum):
     BAD_ANSWERS = "too many sample answers loop or copy"
 
 
-_LABELS, _ENOUGH = 5, 8
-"""Held-out labels that a verdict takes at least, and decision points or newest labels that they are judged by: of equal
-versions one label finds half surely better, two a quarter, five a twelfth. More would shut out whoever has fifty answers."""
+_LABELS, _ENOUGH = 2, 8
+"""Held-out labels that a verdict takes at least, and decision points or newest labels that they are judged by. Of equal
+versions one label finds half surely better, two a quarter, five a twelfth; of eighty answers two may be held out."""
 _TOO_OFTEN = ((1.5, 0.1), (1.0, 0.25))
 """More than so many times the person's reply rate and so much is too often, the first of one who seldom answers."""
 

@@ -183,10 +183,9 @@ def test_a_first_version_that_decides_worse_than_the_rule_of_today_is_refused() 
     assert marks(judged(speaking(0.8, 0.2)))["brier"] is True
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_a_handful_of_labels_is_too_little_to_judge_by(n: int) -> None:
-    assert faults(verdict(candidate(4.0, n=n), None, candidate(6.0, n=n), True, GOOD)) == {Fault.NOTHING_HELD_OUT}
-    assert verdict(candidate(4.0, n=5), None, candidate(6.0, n=5), True, GOOD).passed
+def test_one_label_is_too_little_to_judge_by() -> None:
+    assert faults(verdict(candidate(4.0, n=1), None, candidate(6.0, n=1), True, GOOD)) == {Fault.NOTHING_HELD_OUT}
+    assert verdict(candidate(4.0, n=2), None, candidate(6.0, n=2), True, GOOD).passed
 
 
 def test_a_handful_of_decisions_or_of_new_words_refuses_nothing() -> None:
