@@ -183,7 +183,8 @@ VOICE = [{"type": "record", "data": {"file": "a.amr", "path": "/tmp/a.amr", "fil
 
 async def test_what_somebody_out_sends_is_neither_fetched_nor_put_into_words(tmp_path: Path) -> None:
     (tmp_path / "twin").mkdir()
-    found = Daemon(tmp_path / "twin", settings(tmp_path / "none.gguf", stickers={"enabled": True}))
+    on = {"scenes": [f"group:{OFF}"]}  # where the twin is off no voice is put into words
+    found = Daemon(tmp_path / "twin", settings(tmp_path / "none.gguf", stickers={"enabled": True}, chat=on))
     persona(found.data / "personas" / "xiaoman", "小满", [ACCOUNT])
     (tmp_path / "cache.gif").write_bytes(GIF)
     plain = napcat.image(sub_type=1)
