@@ -147,7 +147,7 @@ async def started_with(nights: Any, owner: Owner) -> tuple[list[str], dict[str, 
     return words, found
 
 
-@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("threads", [os.cpu_count(), None])
 async def test_a_night_is_started_idle_and_with_the_environment_and_threads_of_a_training(
     telling: Any, owner: Owner, tmp_path: Path, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
