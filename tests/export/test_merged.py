@@ -189,6 +189,21 @@ def test_unquantized_types_are_written_as_asked(llama: Run, tmp_path: Path, kind
     assert stored["blk.0.attn_q.weight"] == kind
 
 
+def test_of_a_bf16_base_no_change_is_rounded_away(llama: Run, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    base = shutil.copytree(llama.tiny.hf, tmp_path / "bf16")
+    AutoModelForCausalLM.from_pretrained(llama.tiny.hf, dtype=torch.bfloat16).save_pretrained(base)
+    young = tinymodel.random_lora(tinymodel.Tiny(base, llama.tiny.gguf), tmp_path / "young", strength=1e-5)
+    out, sums = tmp_path / "whole.gguf", merge.sums(young, base)
+    about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+    converter.convert(base, out, "F32", about, llama.tiny.gguf, sums)
+    (written,) = (t.data for t in gguf.GGUFReader(out).tensors if t.name == "blk.0.ffn_down.weight")
+    stands = load_file(base / "model.safetensors")[name].float().numpy()
+    halves = load_file(young / "adapter_model.safetensors")
+    a, b = (halves[f"base_model.model.{name.removesuffix('.weight')}.lora_{half}.weight"].numpy() for half in "AB")
+    np.testing.assert_allclose(written, stands + 16 / 32 * (b @ a), rtol=1e-6, atol=1e-9)
+
+
 def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path) -> None:
     told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {"turns": 6})
     assert (told.base, told.licence) == ("Hf", "")  # what the converter guessed, and nothing
