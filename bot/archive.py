@@ -620,17 +620,20 @@ class Archive:
     def _decision_after(self, about: Message) -> Decision | None:
         """The decision on a burst that a message is part of, but not the last of."""
         d, m = decisions_table.c, messages_table.c
-        following = sa.select(decisions_table).where(
-            d.scene == str(about.scene), d.message_id != "", d.time_ms >= milliseconds(about.time)
-        )
-        rows = self._read(following.order_by(d.time_ms, d.pk).limit(1))
-        on = self.get(about.scene, rows[0].message_id) if rows else None
-        if on is None:
+        # Of what was said no earlier: a decision on words before it may have ended after it came.
+        decided = (m.scene == d.scene, m.message_id == d.message_id, m.time_ms >= milliseconds(about.time))
+        following = (
+            sa.select(decisions_table, m.time_ms.label("of_ms"))
+            .where(d.scene == str(about.scene), d.time_ms >= milliseconds(about.time), *decided)
+            .order_by(d.time_ms, d.pk).limit(1)
+        )  # fmt: skip
+        rows = self._read(following)
+        if not rows:
             return None
         r = rows[0]
         burst = (
             sa.select(m.message_id)
-            .where(m.scene == str(about.scene), m.origin == Origin.HUMAN.value, m.time_ms <= milliseconds(on.time))
+            .where(m.scene == str(about.scene), m.origin == Origin.HUMAN.value, m.time_ms <= r.of_ms)
             .order_by(*(column.desc() for column in ORDER)).limit(r.why.get("burst", 0))
         )  # fmt: skip
         if about.id not in {row.message_id for row in self._read(burst)}:

@@ -156,6 +156,17 @@ async def test_why_of_any_bubble_of_a_burst_is_the_bursts(chat: Chat) -> None:
     assert "太久以前" in str(await chat.type("/why", quotes=before.id))
 
 
+async def test_why_of_a_bubble_that_came_while_others_words_were_decided_is_its_own_bursts(chat: Chat) -> None:
+    before = chat.stage.hear("昨天说的", age_s=30, sender=OTHER)
+    first, last = chat.stage.hear("在吗", age_s=8), chat.stage.hear("出来玩", age_s=6)
+    for of, outcome, ago_s, burst in ((before, "silent", 7, 1), (last, "spoke", 1, 2)):
+        when = datetime.now(UTC) - timedelta(seconds=ago_s)
+        chat.stage.archive.decide(Decision(GROUP, of.id, when, "xiaoman", None, outcome, {"burst": burst}))
+    found = chat.stage.archive.decision_on(GROUP, first.id)
+    assert found is not None
+    assert (found.message_id, found.outcome) == (last.id, "spoke")
+
+
 async def test_a_later_decision_is_not_taken_for_one_on_what_nobody_looked_at(chat: Chat) -> None:
     chat.stage.presence.switch(GROUP, False, datetime.now(UTC) - timedelta(seconds=200))
     unheard = chat.stage.hear("在吗", age_s=100)
