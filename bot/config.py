@@ -619,7 +619,8 @@ class Gate(Section):
     and take longer: 60 are three to four minutes on two cores."""
     words_worse_max: float = Field(0.1, gt=0)
     """Nats per token. A version that looks worse than the serving one passes only if it is surely not worse by more
-    than this: without the bound, a small test split would let a slow decline through night after night."""
+    than this: without the bound, a small test split would let a slow decline through night after night. Nor may
+    the loss have risen by more, version upon version, since the best of them."""
     silence_worse_max: float = Field(0.02, gt=0)
     """The same for the Brier score of P(speak): a tenth of what saying the mean rate costs (0.2 to 0.25)."""
     style_worse_max: float = Field(0.12, gt=0)

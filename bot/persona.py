@@ -196,7 +196,8 @@ class Manifest(Part):
     parity: dict[str, Any] = {}
     """What the export measured (export/parity.py)."""
     gate: dict[str, Any] = {}
-    """The verdict (training/gate.py): `passed`, `reasons`, and `forced`, when it was published in spite of it."""
+    """The verdict (training/gate.py): `passed`, `reasons`, `behind` (nats per token above the best version before), and
+    `forced`, when it was published in spite of it."""
     calibration: Calibration | None = None
     pacing: Pacing = Pacing()
 

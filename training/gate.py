@@ -35,6 +35,7 @@ class Fault(StrEnum):
     WORSE_SILENCE = "P(speak) is worse than the serving version's"
     WORSE_STYLE = "the style is further from the person's than the serving version's"
     WORSE_SILENCE_THAN_BASE = "P(speak) is worse than that of the bare base's rule"
+    DECLINED = "held-out loss has risen over the last versions"
     MUTE = "it would answer far less often than the person"
     TALKATIVE = "it would answer far more often than the person"
     LEAKS = "answers tell what was learned word for word"
@@ -99,6 +100,8 @@ class Verdict:
         against_serving: loss of the new less that of the serving version, paired; below 0 is better.
         against_base: the same against the bare base.
         likeness: the measures at held-out places, where they were taken.
+        behind: nats per token by which the loss lies above the best of the versions before it: the differences of one
+            version and the next, added up while they lead away from it.
     """
 
     passed: bool
@@ -107,6 +110,7 @@ class Verdict:
     against_serving: Figure | None = None
     against_base: Figure | None = None
     likeness: Likeness | None = None
+    behind: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ def verdict(
     rules: Gate = Gate(),  # noqa: B008 - frozen
     *,
     went_back: bool = False,
+    behind: float = 0.0,
 ) -> Verdict:
     """Judge a new version.
 
@@ -146,6 +151,7 @@ def verdict(
         likeness: the measures of its answers there; without them style and leaks are not judged.
         rules: bot.toml's `[gate]`.
         went_back: whether it is, by its weights, what was rolled back by itself before.
+        behind: nats per token by which the serving version's loss lies above the best of the versions before it.
     """
     reasons = [Reason(Fault.WENT_BACK)] if went_back else []
     test = _test(new.scored)
@@ -157,8 +163,11 @@ def verdict(
     against_serving = _compared(test, serving, reasons) if serving else None
     if against_base is not None and not against_base.high < 0:
         reasons.append(Reason(Fault.NOT_BETTER_THAN_BASE, against_base))
+    declined = None if against_serving is None else shifted(against_serving, behind)
     if against_serving is not None and worse(against_serving, rules.words_worse_max):
         reasons.append(Reason(Fault.WORSE_THAN_SERVING, against_serving))
+    elif declined is not None and declined.value > rules.words_worse_max:
+        reasons.append(Reason(Fault.DECLINED, declined))
     differences = {"loss": against_serving, **_more_differences(new, serving, base, likeness)}
     newest, quiet, style = (differences[name] for name in ("newest", "brier", "style"))
     if newest is not None and newest.low > 0:
@@ -183,7 +192,15 @@ def verdict(
         reasons.append(Reason(Fault.LEAKS, count=likeness.leaks.judged))
     reasons += _answer_faults(answers, rules.bad_answers_max)
     rows = _rows(new, serving, base, differences, {r.fault for r in reasons}, likeness)
-    return Verdict(not reasons, tuple(dict.fromkeys(reasons)), rows, against_serving, against_base, likeness)
+    return Verdict(
+        not reasons, tuple(dict.fromkeys(reasons)), rows, against_serving, against_base, likeness,
+        behind=0.0 if declined is None else max(0.0, declined.value),
+    )  # fmt: skip
+
+
+def shifted(difference: Figure, by: float) -> Figure:
+    """The same difference to something that lies so much lower."""
+    return difference.model_copy(update={name: getattr(difference, name) + by for name in ("value", "low", "high")})
 
 
 def worse(difference: Figure, most: float) -> bool:
@@ -276,7 +293,9 @@ _AT_PLACES = (
 )  # fmt: skip
 """Measures of answers that the table shows; all of them are in the manifest."""
 _JUDGED = {
-    "loss": (Fault.WORSE_THAN_SERVING, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE, Fault.NOT_A_NUMBER),
+    "loss": (
+        Fault.WORSE_THAN_SERVING, Fault.DECLINED, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE, Fault.NOT_A_NUMBER,
+    ),  # fmt: skip
     "newest": (Fault.WORSE_ON_NEWEST,),
     "auc_text": (Fault.SILENCE_COLLAPSED,),
     "brier": (Fault.WORSE_SILENCE, Fault.WORSE_SILENCE_THAN_BASE),

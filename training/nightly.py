@@ -154,7 +154,7 @@ class Night(Groundwork):
         went_back = self.personas.gone_back(self.persona.name, self.folder.name, sha256(self.export()))
         verdict = gate.verdict(
             figures.new, figures.serving, figures.bare, proof.passed, self._answers(), likeness, self.settings.gate,
-            went_back=went_back is not None,
+            went_back=went_back is not None, behind=self._behind,
         )  # fmt: skip
         manifest = self._manifest(proof, figures, verdict)
         serving = self.persona.version.manifest if self.persona.version else None
@@ -171,6 +171,12 @@ class Night(Groundwork):
             write_state(self.folder / "verdict.json", {"summary": outcome.summary})
             self.personas.publish(self.persona.name, result)
         return self._done(outcome)
+
+    @property
+    def _behind(self) -> float:
+        """What the serving version's own verdict said of its distance to the best before it."""
+        version = self.persona.version
+        return 0.0 if version is None else float(version.manifest.gate.get("behind", 0.0))
 
     def _refuse_what_cannot_serve(self) -> None:
         """Tell before hours of training what would be refused after them."""
@@ -618,7 +624,7 @@ class Night(Groundwork):
                 "silence": _decisions(evaluate.points(figures.new.scored, figures.new.calibration)),
             },
             parity=proof.model_dump(mode="json"),
-            gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons]},
+            gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons], "behind": verdict.behind},
             calibration=figures.calibration,
             pacing=evaluate.pacing(self.learned),
         )  # fmt: skip

@@ -53,6 +53,7 @@ _WHY = {
     Fault.NOTHING_HELD_OUT: "留出的对话还太少，没法判断好坏；多积累一些聊天记录再训练",
     Fault.NOT_COMPARABLE: "新旧模型不是在同样的对话上打的分，没法比较",
     Fault.WORSE_THAN_SERVING: "留出集损失比现在的版本差",
+    Fault.DECLINED: "比之前最好的一版，留出集损失已经升了太多（一版比一版差一点）",
     Fault.NOT_BETTER_THAN_BASE: "留出集损失没有明显好过没训练的底座",
     Fault.PARITY: "导出的文件和训练的结果对不上",
     Fault.WENT_BACK: "它就是之前自动撤下来的那一版",
@@ -75,6 +76,7 @@ _NEXT = {
     Fault.NOTHING_HELD_OUT: "用 `twin import` 导入更多聊天记录，或者等记录多一些。",
     Fault.NOT_COMPARABLE: "重新运行 `twin night`；如果换过底座，先给新底座训练一版。",
     Fault.WORSE_THAN_SERVING: "不用做什么，下一晚会带着新的聊天记录再试；连续几晚都这样，就把 num_train_epochs 调低。",
+    Fault.DECLINED: "不用做什么，下一晚再试；连续几晚都这样，就用 `twin persona rollback` 换回更早的一版。",
     Fault.NOT_BETTER_THAN_BASE: "用 `twin corpus stats` 看看学到了多少；太少就导入更多聊天记录。",
     Fault.PARITY: "运行 `twin doctor`，确认底座文件没有换过、没有损坏，再训练。",
     Fault.WENT_BACK: "不用做什么，下一晚会不一样；想要它，发 /persona rollback 加版本号（见 `twin persona show`）。",
@@ -347,7 +349,12 @@ def _figures(verdict: Verdict, serving: Manifest | None) -> str:
 
 
 def _notes(manifest: Manifest, verdict: Verdict) -> str:
-    lines = ["方括号里是 95 % 置信区间。"]
+    lines = [
+        "方括号里是 95 % 置信区间。损失：真实的回答里每个词（token）有多出乎它的意料，e 的这么多次方就是平均像在多少个词里猜"
+        "（4 约 55 个，3 约 20 个）。沉默 AUC：随便拿一次回了的和一次没回的，认对哪次该回的机会（0.5 是瞎猜，1 全认对）。"
+        "ROUGE-L：和本人真实的回答有多少字按同样的顺序出现（0 到 1；人说话本来就不会一样，低是正常的）。"
+        "distinct-2：两字组合里不重样的比例。"
+    ]
     if any(row.new and row.new.resampled == "label" for row in verdict.rows):
         lines[0] += "留出的对话不到 8 段，区间按单条发言估计，偏窄。"
     for difference, name in ((verdict.against_serving, "原版本"), (verdict.against_base, "底座")):

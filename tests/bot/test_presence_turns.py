@@ -39,8 +39,10 @@ async def test_a_long_burst_gets_one_answer_that_heard_all_of_it(stage: Stage) -
 
 async def test_chatter_without_an_end_is_looked_at_all_the_same(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.presence.GATHER_S", 2 * DEBOUNCE_S)
-    for n in range(12):
-        stage.hear(f"第{n}句")
+    spoken = 0
+    while not stage.outcomes() and spoken < 100:  # a slow machine's looks are broken off by newer words some times
+        stage.hear(f"第{spoken}句")
+        spoken += 1
         await asyncio.sleep(DEBOUNCE_S * 2 / 3)
     assert stage.outcomes(), "decided while they still write"
     await stage.quiet()

@@ -24,7 +24,7 @@ from training.evaluate import (
     paired_difference,
     score,
 )
-from training.likeness.figure import ratio_figure
+from training.likeness.figure import mean_figure, ratio_figure
 from training.likeness.silence import weighted_aucs
 from training.samples import Label, Split, windows
 
@@ -180,6 +180,19 @@ def test_few_conversations_are_resampled_by_label_and_say_so() -> None:
     figure = ratio_figure(np.ones(20), np.ones(20), [i // 10 for i in range(20)])
     assert figure is not None
     assert figure.resampled == "label"
+
+
+@pytest.mark.parametrize(("cases", "conversations", "bound"), [(20, 20, 0.161), (60, 10, 0.278), (3, 3, 0.562)])
+def test_where_all_cases_agree_the_next_may_not(cases: int, conversations: int, bound: float) -> None:
+    clusters = [i % conversations for i in range(cases)]
+    all_of_them, none = mean_figure([True] * cases, clusters), mean_figure([False] * cases, clusters)
+    assert all_of_them is not None
+    assert none is not None
+    assert (none.low, none.value, none.high) == (0, 0, pytest.approx(bound, abs=0.001)), "Wilson's, of conversations"
+    assert (all_of_them.low, all_of_them.high) == (pytest.approx(1 - bound, abs=0.001), 1)
+    measured = mean_figure([0.5] * cases, clusters)
+    assert measured is not None
+    assert measured.low == measured.high, "no share"
 
 
 def test_a_paired_difference_is_far_tighter_than_the_losses() -> None:

@@ -101,6 +101,21 @@ def test_a_version_is_compared_with_the_serving_one_beyond_noise(better_by: floa
     assert Gate().words_worse_max == 0.1
 
 
+def test_a_slow_decline_ends_where_the_best_version_is_surely_better() -> None:
+    behind, passed = 0.0, []
+    for _ in range(6):  # each worse than the one before by what a verdict of its own lets through
+        new, serving = candidate(4.037, noise=0.33, seed=12), candidate(4.0)
+        found = verdict(new, serving, BASE_MODEL, True, GOOD, behind=behind)
+        assert found.against_serving is not None
+        assert 0.034 < found.against_serving.value < 0.049
+        passed.append(found.passed)
+        assert found.passed or faults(found) == {Fault.DECLINED}
+        behind = found.behind
+    assert passed == [True, True, False, False, False, False]
+    assert behind > Gate().words_worse_max
+    assert verdict(candidate(3.9), candidate(4.0), BASE_MODEL, True, GOOD, behind=0.09).behind == 0
+
+
 def test_equal_versions_pass_nearly_always_and_clearly_worse_ones_nearly_never() -> None:
     serving = candidate(4.0)
     equal = sum(judged(candidate(4.0, noise=0.3, seed=s), serving).passed for s in range(12))
@@ -127,6 +142,16 @@ def test_what_was_rolled_back_by_itself_is_refused_however_good_it_is() -> None:
 def test_silence_the_wrong_way_round_is_refused_and_chance_is_not() -> None:
     assert faults(judged(candidate(4.0, silent_if_silence=0.4))) == {Fault.SILENCE_COLLAPSED}
     assert judged(candidate(4.0, silent_if_silence=0.5)).passed
+
+
+@pytest.mark.parametrize(("low", "high", "passes"), [(0.3, 0.49, False), (0.3, 0.51, True)])
+def test_silence_is_the_wrong_way_round_where_chance_lies_outside_the_interval(
+    low: float, high: float, passes: bool
+) -> None:
+    model = candidate(4.0)
+    auc = Figure(value=0.4, low=low, high=high, n=200, resampled="conversation")
+    found = judged(replace(model, metrics=model.metrics.model_copy(update={"auc_text": auc})))
+    assert faults(found) == (set() if passes else {Fault.SILENCE_COLLAPSED})
 
 
 def test_a_mute_version_is_refused_and_a_quieter_one_is_not() -> None:
@@ -240,17 +265,22 @@ def test_parity_and_leaks_stand_in_the_table() -> None:
     assert "leaks" not in marks(judged(candidate(4.0))), "nobody looked"
 
 
-def newest(loss: float, n: int = 40) -> list[Scored]:
+def newest(loss: float, n: int = 40, *, noise: float = 0.0) -> list[Scored]:
+    own = np.random.default_rng(3).normal(0, noise, n)
     return [
-        replace(x, nll=loss, label=replace(x.label, split=Split.NEWEST, message_id=f"new{i}"))
+        replace(x, nll=loss + float(own[i]), label=replace(x.label, split=Split.NEWEST, message_id=f"new{i}"))
         for i, x in enumerate(candidate(4.0).scored[:n])
     ]
 
 
-@pytest.mark.parametrize(("new_loss", "passes"), [(3.0, True), (4.0, True), (4.5, False)])
-def test_the_newest_day_is_scored_by_both_before_it_joins(new_loss: float, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("new_loss", "noise", "passes"),
+    [(3.0, 0.0, True), (4.0, 0.0, True), (4.05, 0.0, False), (4.2, 1.0, True), (4.5, 0.0, False)],
+)
+def test_the_newest_day_is_scored_by_both_before_it_joins(new_loss: float, noise: float, passes: bool) -> None:
+    """Little and surely is worse; more, and for all we know by chance, is not."""
     serving = candidate(4.0)
-    new = Candidate([*serving.scored, *newest(new_loss)], serving.metrics)
+    new = Candidate([*serving.scored, *newest(new_loss, noise=noise)], serving.metrics)
     found = judged(new, Candidate([*serving.scored, *newest(4.0)], serving.metrics))
     assert found.passed is passes
     assert passes or faults(found) == {Fault.WORSE_ON_NEWEST}
@@ -265,6 +295,14 @@ TOLD = Material(
     phrases=(), names=frozenset(),
 )  # fmt: skip
 FAR = [f"您好，第{i}份文件请查收。" for i in range(60)]
+
+
+def test_words_of_other_tokens_are_not_compared_and_it_is_said() -> None:
+    new, same, other = (Spoken(REAL, [1.0] * 60, [n] * 60) for n in (4, 4, 5))
+    beside, apart = (Assessment(PLACES, TOLD).likeness({NEW: new, SERVING: x}) for x in (same, other))
+    assert "words" in beside.against_serving
+    assert "words" not in apart.against_serving
+    assert (len(beside.notes), len(apart.notes)) == (0, 1)
 
 
 def alike(new: Sequence[str], serving: Sequence[str] | None = None, base: Sequence[str] = FAR) -> Likeness:
@@ -386,6 +424,12 @@ def test_a_figure_that_is_no_number_is_refused(what: str, value: float) -> None:
     found = judged(Candidate(broken, new.metrics))
     assert not found.passed
     assert Fault.NOT_A_NUMBER in faults(found)
+
+
+def test_also_where_it_is_of_the_tune_split() -> None:
+    new = candidate(4.0)
+    tune = replace(new.scored[0], nll=math.nan, label=replace(new.scored[0].label, split=Split.TUNE, message_id="t"))
+    assert faults(judged(Candidate([*new.scored, tune], new.metrics))) == {Fault.NOT_A_NUMBER}
 
 
 def test_a_serving_version_of_nans_is_no_reason_to_pass_unseen() -> None:

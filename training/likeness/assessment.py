@@ -199,7 +199,9 @@ class Assessment:
         new, old = everyone[NEW], everyone[other]
         real, clusters = self._real
         found = {"style": style.difference(new.said, old.said, real, clusters, self.material.phrases)}
-        if new.nll and old.nll and list(new.tokens) == list(old.tokens):
+        if new.nll and old.nll and list(new.tokens) != list(old.tokens):
+            self.notes.append(f"words are not compared with {other!r}: the same answers are other tokens there")
+        elif new.nll and old.nll:
             found["words"] = words.difference(new.nll, old.nll, new.tokens, clusters)
         return {name: figure for name, figure in found.items() if figure is not None}
 

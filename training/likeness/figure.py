@@ -15,6 +15,8 @@ RESAMPLES = 2000
 """Bootstrap draws."""
 _MIN_CLUSTERS = 8
 """Fewer conversations than this say nothing of their spread: single cases are resampled instead, and it is shown."""
+_Z = 1.96
+"""Of the normal distribution, 95 % lie so many standard deviations around the mean."""
 _CELLS = 4_000_000
 """Weights held at once (draws x cases): 32 MB."""
 
@@ -92,9 +94,18 @@ def ratio_figure(sums: Array, weights: Array, clusters: Sequence[Hashable], seed
 
 
 def mean_figure(values: Sequence[float] | Sequence[bool], clusters: Sequence[Hashable]) -> Figure | None:
-    """The mean of one value a case with its interval; None without any."""
+    """The mean of one value a case with its interval; None without any.
+
+    Of yes and no the share. Where all cases agree no draw differs, though the next case may: the interval is Wilson's
+    (1927) then, of the conversations and not of the cases.
+    """
     numbers = np.asarray(values, dtype=np.float64)
-    return ratio_figure(numbers, np.ones(len(numbers)), clusters)
+    found = ratio_figure(numbers, np.ones(len(numbers)), clusters)
+    if found is None or np.asarray(values).dtype != np.bool_ or len(set(values)) > 1:
+        return found
+    number = int(grouped(clusters)[0].max()) + 1
+    surely = number / (number + _Z**2)
+    return found.model_copy(update={"low": surely} if found.value else {"high": 1 - surely})
 
 
 def ratio_of(sums: Array, weights: Array) -> Statistic:

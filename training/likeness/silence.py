@@ -99,10 +99,8 @@ def rates(points: Sequence[Point]) -> dict[str, Rate]:
 
 
 def _rate(points: Sequence[Point]) -> Rate | None:
-    truth, p, clusters = _truth(points).astype(np.float64), _p(points), [x.cluster for x in points]
-    each = np.ones(len(points))
-    found = [ratio_figure(v, each, clusters) for v in (truth, p, p - truth)]
-    person, twin, gap = found
+    truth, p, clusters = _truth(points), _p(points), [x.cluster for x in points]
+    person, twin, gap = (mean_figure(v.tolist(), clusters) for v in (truth, p, p - truth))
     return Rate(person, twin, gap) if person and twin and gap else None
 
 
