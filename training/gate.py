@@ -294,8 +294,12 @@ _AT_PLACES = (
 """Measures of answers that the table shows; all of them are in the manifest."""
 _JUDGED = {
     "loss": (
-        Fault.WORSE_THAN_SERVING, Fault.DECLINED, Fault.NOT_BETTER_THAN_BASE, Fault.NOT_COMPARABLE, Fault.NOT_A_NUMBER,
-    ),  # fmt: skip
+        Fault.WORSE_THAN_SERVING,
+        Fault.DECLINED,
+        Fault.NOT_BETTER_THAN_BASE,
+        Fault.NOT_COMPARABLE,
+        Fault.NOT_A_NUMBER,
+    ),
     "newest": (Fault.WORSE_ON_NEWEST,),
     "auc_text": (Fault.SILENCE_COLLAPSED,),
     "brier": (Fault.WORSE_SILENCE, Fault.WORSE_SILENCE_THAN_BASE),

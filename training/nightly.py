@@ -624,7 +624,10 @@ class Night(Groundwork):
                 "silence": _decisions(evaluate.points(figures.new.scored, figures.new.calibration)),
             },
             parity=proof.model_dump(mode="json"),
-            gate={"passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons], "behind": verdict.behind},
+            gate={
+                "passed": verdict.passed, "reasons": [r.fault.name.lower() for r in verdict.reasons],
+                "behind": verdict.behind,
+            },
             calibration=figures.calibration,
             pacing=evaluate.pacing(self.learned),
         )  # fmt: skip
