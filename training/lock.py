@@ -2,11 +2,11 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bot import lock
 from bot.errors import TrainingError
 
 
@@ -39,27 +39,9 @@ def one_at_a_time(file: Path, what: str = "night", remedy: str = "wait for it or
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
     with os.fdopen(descriptor, "r+", encoding="utf-8") as f:
-        if not _locked(descriptor):
+        if not lock.take(descriptor):
             raise TrainingError(f"another {what} runs (process {f.read().strip()}); {remedy}")
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()
         yield
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock an open file until it is closed; False when another process or night holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # beyond the words: a locked byte cannot be read
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

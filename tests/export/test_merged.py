@@ -23,8 +23,9 @@ from bot.errors import ExportError, TwinError
 from bot.llama import BASE_KEY
 from bot.persona import Base, Manifest
 from bot.prompt import FORMATS, Piece, Tokenizer, encode
+from bot.staging import SPARE_BYTES
 from export import gguf as converter
-from export import lora, merge, merged, parity, place, proof
+from export import lora, merge, merged, parity, proof
 from export.gguf import CORPUS_KEY, VERSION_KEY
 from export.metadata import fields
 from export.parity import Passage
@@ -236,7 +237,7 @@ def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(
     llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = sum(weight.n_numbers for weight in checkpoint_tensors(llama.tiny.hf).values())
-    needed = place._SPARE_BYTES + 2 * numbers + int(numbers * 8.5 / 8)  # both files lie there at once
+    needed = SPARE_BYTES + 2 * numbers + int(numbers * 8.5 / 8)  # both files lie there at once
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(ExportError, match=r"^'asked' needs .* MB on the way"):
         llama.merge("Q8_0", tmp_path / "asked")
