@@ -10,14 +10,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from uuid import uuid4
 
 from pydantic import ValidationError
 
+from bot import staging
 from bot.errors import PersonaError
 from bot.persona import MANIFEST_FILE, NAME, Manifest, Personas, Version
 
@@ -42,14 +41,16 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
     Raises:
         PersonaError: there is no such version, it does not verify, `out` exists, or it cannot be written.
     """
+    staging.sweep(out.parent, out.name)
     folder = personas.find(name).folder
     chosen = version or personas.current(folder.name)
     if chosen is None:
         raise PersonaError(f"persona {name!r} has no version yet; train one with `twin night`")
     if out.exists() and not force:
         raise PersonaError(f"{str(out)!r} exists already and is kept; --force replaces it")
+    if out.is_dir():
+        raise PersonaError(f"{str(out)!r} is a folder; name the file to write")
     verified = personas.verify(folder.name, chosen)
-    beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     needed = sum((verified.folder / file).stat().st_size for file in verified.manifest.files)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,20 +59,23 @@ def pack(personas: Personas, name: str, version: str | None, out: Path, *, force
                 f"the bundle {str(out)!r} takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there; make "
                 "room, or name another place"
             )
-        # Weights do not compress; texts are small.
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-            archive.writestr(_BUNDLE_FILE, json.dumps({"layout": _LAYOUT, "persona": folder.name}))
-            archive.write(folder / _SPEC_FILE, _SPEC_FILE)
-            if notice := _notice(folder, verified.manifest):
-                archive.writestr(_NOTICE_FILE, notice)
-            for file in (MANIFEST_FILE, *verified.manifest.files):
-                archive.write(verified.folder / file, file)
-        os.replace(beside, out)
+        with staging.beside(out) as made:
+            _write_bundle(made, folder, verified)
+            staging.put(made, out)
     except OSError as e:
         raise PersonaError(f"the bundle {str(out)!r} cannot be written ({e.strerror}); is there room?") from e
-    finally:
-        beside.unlink(missing_ok=True)
     return out
+
+
+def _write_bundle(file: Path, folder: Path, version: Version) -> None:
+    # Weights do not compress; texts are small.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+        archive.writestr(_BUNDLE_FILE, json.dumps({"layout": _LAYOUT, "persona": folder.name}))
+        archive.write(folder / _SPEC_FILE, _SPEC_FILE)
+        if notice := _notice(folder, version.manifest):
+            archive.writestr(_NOTICE_FILE, notice)
+        for part in (MANIFEST_FILE, *version.manifest.files):
+            archive.write(version.folder / part, part)
 
 
 def unpack(personas: Personas, file: Path, name: str | None = None) -> Version:
@@ -118,13 +122,14 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
     # Twice: what was unpacked is checked, and published as a copy.
     _require_room(personas.root, 2 * sum(info.file_size for info in found.values()), label)
     personas.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=personas.root, prefix=".unpack-") as made:
-        # A root of its own: publishing verifies there first, and only a whole persona is moved.
-        staged = Personas(Path(made), personas.base_sha256)
+    with staging.scratch(personas.root, "unpack") as made:
+        # A root of its own: publishing verifies there first, and only a whole persona is moved. No persona is called
+        # `.result`.
+        staged = Personas(made, personas.base_sha256)
         for member in sorted({_SPEC_FILE, _NOTICE_FILE} & set(found)):
-            _write(archive, found[member], Path(made) / target / member, label)
+            _write(archive, found[member], made / target / member, label)
         for member in (MANIFEST_FILE, *manifest.files):
-            _write(archive, found[member], Path(made) / "result" / member, label)
+            _write(archive, found[member], made / ".result" / member, label)
         spec = staged.spec(target)
         if (personas.root / target / _SPEC_FILE).exists():
             if set(personas.spec(target).people) != set(spec.people):
@@ -132,9 +137,9 @@ def unpack_open(personas: Personas, archive: zipfile.ZipFile, name: str | None, 
             if manifest.version in personas.versions(target):
                 if personas.verify(target, manifest.version).manifest != manifest:
                     raise PersonaError(f"persona {target!r} has another version {manifest.version!r} already")
-            return personas.publish(target, Path(made) / "result", by_hand=True)
-        staged.publish(target, Path(made) / "result")
-        os.replace(Path(made) / target, personas.root / target)
+            return personas.publish(target, made / ".result", by_hand=True)
+        staged.publish(target, made / ".result")
+        os.replace(made / target, personas.root / target)
     return personas.verify(target, manifest.version)
 
 

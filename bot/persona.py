@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bot import staging
 from bot.checksum import digest, sha256
 from bot.errors import PersonaError
 from bot.prompt import FORMATS
@@ -436,21 +437,20 @@ class Personas:
             self._refuse_withdrawn(name, version, _manifest(result, version, _label(name, version)))
         final = self.root / name / "versions" / version
         if not final.exists():
-            beside = final.with_name(f".{version}.tmp")
-            shutil.rmtree(beside, ignore_errors=True)
             label = _label(name, version)
             try:
-                # A remembered hash that came with the result proves nothing of the copy.
-                shutil.copytree(result, beside, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
-                manifest = _manifest(beside, version, label)
-                self._check(beside, manifest, label, anew=False)
-                _judged(beside, manifest, label, force)
-                _sync(beside)
-                os.replace(beside, final)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                with staging.scratch(final.parent, "publish", mode=0o777) as made:
+                    # A remembered hash that came with the result proves nothing of the copy.
+                    copy = made / version
+                    shutil.copytree(result, copy, ignore=shutil.ignore_patterns(f"{MODEL_FILE}.*"))
+                    manifest = _manifest(copy, version, label)
+                    self._check(copy, manifest, label, anew=False)
+                    _judged(copy, manifest, label, force)
+                    if not final.exists():  # nor has another process been faster
+                        staging.put(copy, final)
             except OSError as e:
                 raise PersonaError(f"{label} cannot be copied in ({_reason(e)}); is there room?") from e
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
         verified = self.verify(name, version)
         # By the files: a night that was killed on the way to `current` judges them again, with other times.
         if verified.manifest.files != _manifest(result, version, _label(name, version)).files:
@@ -603,13 +603,6 @@ def _judged(folder: Path, manifest: Manifest, label: str, force: bool) -> None:
     forced = {**manifest.gate, "forced": datetime.now(UTC).isoformat(timespec="seconds")}
     text = manifest.model_copy(update={"gate": forced}).model_dump_json(indent=1)
     (folder / MANIFEST_FILE).write_text(text, "utf-8")
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as f:
-                os.fsync(f.fileno())
 
 
 TEMPLATE = """\

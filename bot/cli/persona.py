@@ -185,10 +185,9 @@ def persona_import_lora(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A LoRA trained elsewhere, in Colab say, becomes the current version, if it fits the base."""
-    import tempfile
     from datetime import UTC, datetime
 
-    from bot import doctor
+    from bot import doctor, staging
     from bot.llama import Model
     from bot.persona import Base, Personas
 
@@ -205,10 +204,10 @@ def persona_import_lora(
     model.close()
     called = version or f"imported-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     names = [settings.training.base or path.stem, checkpoint.name, path.stem]
-    with tempfile.TemporaryDirectory(dir=personas.root, prefix=".import-") as made:
-        source = foreign.taken(lora, Path(made) / "peft")
+    with staging.scratch(personas.root, "import") as made:
+        source = foreign.taken(lora, made / "peft")
         found = foreign.result(
-            source, checkpoint, served, names, fmt, spec.system_prompt, called, Path(made) / "result", force=force
+            source, checkpoint, served, names, fmt, spec.system_prompt, called, made / "result", force=force
         )
         _tell_current(Personas(personas.root, digest).publish(name, found))
     told = "when it speaks is decided by hand-set rules, and no gate has judged it: try `twin eval` and `twin chat`"

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from killing import killed_at
 
 from bot.bundle import pack, unpack, unpack_open
 from bot.checksum import sha256
@@ -305,3 +306,53 @@ def test_more_than_there_is_room_for_is_told_first(packed: Path, theirs: Persona
         archive.getinfo("lora.gguf").file_size = 2**43  # as a directory that lies would say
         with pytest.raises(PersonaError, match=r"needs 17,592.* MB and .* MB are free"):
             unpack_open(theirs, archive, None, "bundle 'x'")
+
+
+PACKS = """
+import sys
+from pathlib import Path
+from bot.bundle import pack
+from bot.persona import Personas
+pack(Personas(Path(sys.argv[1])), "xiaoman", None, Path(sys.argv[2]))
+"""
+UNPACKS = """
+import sys
+from pathlib import Path
+from bot.bundle import unpack
+from bot.persona import Personas
+unpack(Personas(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_a_bundle_is_on_the_disk_before_it_has_its_name_and_half_of_one_is_removed_by_the_next(
+    mine: Personas, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "xiaoman.qqtwin"
+    killed_at("fsync", PACKS, mine.root, out)
+    assert not out.exists()
+    assert len(list(out.parent.iterdir())) == 1
+    pack(mine, "xiaoman", None, out)
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_a_killed_unpacking_left_is_removed_by_the_next(packed: Path, theirs: Personas) -> None:
+    killed_at("fsync", UNPACKS, theirs.root, packed)
+    assert len(list(theirs.root.iterdir())) == 1
+    unpack(theirs, packed, "her")
+    assert [path.name for path in theirs.root.iterdir()] == ["her"]
+
+
+def test_a_folder_is_not_replaced_by_a_bundle(mine: Personas, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "mine").touch()
+    with pytest.raises(PersonaError, match="is a folder; name the file to write"):
+        pack(mine, "xiaoman", None, folder, force=True)
+    assert (folder / "mine").exists()
+
+
+def test_a_persona_may_be_called_as_a_part_of_unpacking_is(packed: Path, theirs: Personas) -> None:
+    for name in ("result", "unpack", "publish"):
+        assert unpack(theirs, packed, name).name == "v1"
+        there = {path.name for path in (theirs.root / name).iterdir()}
+        assert there == {"NOTICE", "current", "persona.toml", "versions"}

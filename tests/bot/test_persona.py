@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import killed_at
 
 from bot.checksum import digest, sha256
 from bot.errors import PersonaError
@@ -147,6 +148,23 @@ def test_a_published_version_serves_with_its_own_prompt(personas: Personas, tmp_
     assert (published.folder / "report.md").is_file()
     assert published.manifest.calibration == Calibration(intercept=1.5, weights={"log_odds": 1.0})
     assert published.manifest.pacing == Pacing(bubble_gap_s=(1, 2))
+
+
+PUBLISHES = """
+import sys
+from pathlib import Path
+from bot.persona import Personas
+Personas(Path(sys.argv[1])).publish("xiaoman", Path(sys.argv[2]))
+"""
+
+
+def test_half_a_version_that_a_killed_process_left_is_removed_by_the_next(personas: Personas, tmp_path: Path) -> None:
+    killed_at("fsync", PUBLISHES, personas.root, result(tmp_path, "20261121-0400"))
+    versions = personas.root / "xiaoman" / "versions"
+    assert len(list(versions.iterdir())) == 1
+    assert personas.versions("xiaoman") == []
+    personas.publish("xiaoman", result(tmp_path, "20261122-0400"))
+    assert [path.name for path in versions.iterdir()] == ["20261122-0400"]
 
 
 def test_what_is_not_what_was_trained_is_published_by_nothing(personas: Personas, tmp_path: Path) -> None:
