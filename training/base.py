@@ -4,7 +4,6 @@ Reading a GGUF takes transformers a minute each time, nearly all of it for the v
 seconds. bf16: what is trained on is within rounding of what llama.cpp serves, at half of float32's memory.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from loguru import logger
@@ -24,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from bot import staging
 from bot.checksum import sha256
 from bot.config import Training
 from bot.errors import EngineError, TrainingError
@@ -61,31 +60,26 @@ def checkpoint(base: Path, models: Path, tell: Callable[[str], None] = logger.in
         raise TrainingError(f"base {str(base)!r} does not exist; set [engine] base in bot.toml")
     digest = sha256(base)
     final = models / f"{base.stem}-{digest[:12]}"
+    staging.sweep(models, final.name)
     if (final / _ORIGIN_FILE).is_file():
         return final
     _require_room(base, models)
-    for left in models.glob(f".{glob.escape(final.name)}.*.tmp"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):  # what was killed
-            shutil.rmtree(left)
     tell(f"dequantizing base {base.name} into {final.name}; a minute, and only once")
-    beside = models / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
     model, tokenizer = _dequantized(base)
     try:
-        beside.mkdir(parents=True)
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        (beside / _ORIGIN_FILE).write_text(
-            json.dumps({"file": base.name, "sha256": digest, "transformers": version("transformers")}), "utf-8"
-        )
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(beside, final)
+        models.mkdir(parents=True, exist_ok=True)
+        with staging.beside(final) as beside:
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            (beside / _ORIGIN_FILE).write_text(
+                json.dumps({"file": base.name, "sha256": digest, "transformers": version("transformers")}), "utf-8"
+            )
+            if not (final / _ORIGIN_FILE).is_file():  # nor has another process been faster
+                staging.put(beside, final)
     except Exception as e:  # tokenizers raises nothing narrower
         raise TrainingError(
             f"base {base.name!r} cannot be unpacked into {str(models)!r} ({_short(e)}); is there room?"
         ) from e
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return final
 
 

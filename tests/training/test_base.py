@@ -1,11 +1,8 @@
 """A GGUF becomes a checkpoint once; ids are llama.cpp's; what cannot be trained is refused by name."""
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +11,10 @@ import tinymodel
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import killed_at
 from transformers import AutoModelForCausalLM
 
+from bot import staging
 from bot.checksum import sha256
 from bot.config import Training
 from bot.errors import TrainingError
@@ -28,6 +27,12 @@ from training.targets import targets
 
 PLAIN = Precision("none", torch.bfloat16)
 ARCHITECTURES = ("gemma3", "qwen3", "llama")
+DEQUANTIZES = """
+import sys
+from pathlib import Path
+from training.base import checkpoint
+checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
@@ -142,17 +147,18 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_half_written_stays(
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
-    tiny: tinymodel.Tiny, tmp_path: Path
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
-        pass
+    tiny = tinymodel.build(tmp_path_factory.mktemp("llama"), "llama")
+    killed_at("fsync", DEQUANTIZES, tiny.gguf, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
     name = f"model-{sha256(tiny.gguf)[:12]}"
-    dead, alive = (tmp_path / f".{name}.{pid}.tmp" for pid in (killed.pid, os.getppid()))
-    for folder in (dead, alive):
-        folder.mkdir()
-        (folder / "config.json").touch()
-    assert checkpoint(tiny.gguf, tmp_path).name == name
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, alive.name])
+    with staging.beside(tmp_path / name) as another:
+        assert list(tmp_path.iterdir()) == [another.parent]
+        another.mkdir()
+        assert checkpoint(tiny.gguf, tmp_path).name == name
+        assert another.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_a_base_without_known_markers_is_refused(tiny: tinymodel.Tiny, tmp_path: Path) -> None:
