@@ -95,7 +95,7 @@ def read(peft: Path, checkpoint: Path) -> Deltas:
         ExportError: not a plain LoRA on linear layers or experts of this checkpoint, damaged, or not a number.
     """
     label = f"LoRA {peft.name!r}"
-    config = _config(peft / "adapter_config.json", label)
+    config = _config(peft / "adapter_config.json", label, "was the training run finished?")
     _refuse_unsupported(config, label)
     rank, alpha = int(config["r"]), _alpha(config, label)
     weights = checkpoint_tensors(checkpoint)
@@ -111,14 +111,16 @@ def read(peft: Path, checkpoint: Path) -> Deltas:
             # Beyond float16's range a value would become infinite in the file.
             if not np.isfinite(half).all() or np.abs(half).max() >= 65504:
                 raise ExportError(f"{label}: {part.module!r} holds NaN, infinite or huge numbers; the run diverged")
-    return Deltas(rank, alpha, _config(checkpoint / "config.json", label), tuple(parts))
+    whole = "give a complete Hugging Face checkpoint"
+    of_checkpoint = _config(checkpoint / "config.json", f"checkpoint {checkpoint.name!r}", whole)
+    return Deltas(rank, alpha, of_checkpoint, tuple(parts))
 
 
-def _config(file: Path, label: str) -> dict[str, Any]:
+def _config(file: Path, label: str, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise ExportError(f"{label}: {file.name} is missing or not JSON; was the training run finished?") from e
+        raise ExportError(f"{label}: {file.name} is missing or not JSON; {remedy}") from e
     if not isinstance(found, dict):
         raise ExportError(f"{label}: {file.name} holds no table")
     return {**found, **found.get("text_config", {})}

@@ -54,8 +54,8 @@ def merge(
             with (beside / weight.file.name).open("r+b") as f:
                 weight.overwrite(f, _finite(weight.read() + found.strength * change, weight))
             progress(done, total)
-        _put_template(beside, fmt)
-        _put_end(beside, fmt)
+        _put_template(beside, checkpoint, fmt)
+        _put_end(beside, checkpoint, fmt)
     return out
 
 
@@ -93,7 +93,7 @@ def _finite(values: Array, weight: Stored) -> Array:
     return values
 
 
-def _put_template(folder: Path, fmt: ChatFormat) -> None:
+def _put_template(folder: Path, checkpoint: Path, fmt: ChatFormat) -> None:
     """Our rendering as the tokenizer's chat template; the base's own would be another prompt than the trained one."""
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
@@ -101,12 +101,12 @@ def _put_template(folder: Path, fmt: ChatFormat) -> None:
     config = json.loads(settings.read_text("utf-8"))
     config.pop("chat_template", None)
     settings.write_text(json.dumps(config, ensure_ascii=False, indent=1), "utf-8")
-    (folder / TEMPLATE_FILE).write_text(jinja(fmt, bos_text(folder)), "utf-8")
+    (folder / TEMPLATE_FILE).write_text(jinja(fmt, bos_text(checkpoint)), "utf-8")
 
 
-def _put_end(folder: Path, fmt: ChatFormat) -> None:
+def _put_end(folder: Path, checkpoint: Path, fmt: ChatFormat) -> None:
     """The end of turn as a token to stop at: a bare base's files may name its end of text alone, and never stop."""
-    end = _tokenizer(folder).token_to_id(fmt.end)
+    end = _tokenizer(checkpoint).token_to_id(fmt.end)
     if end is None:
         raise ExportError(f"the checkpoint's vocabulary has no {fmt.end!r}, which ends a turn in format {fmt.name!r}")
     stops.put(folder, end)

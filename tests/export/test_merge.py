@@ -155,10 +155,27 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path):
     try:
         with pytest.raises(ExportError, match=r"needs 8,796.* MB on the way and .* MB free; make room"):
             merge(peft, tiny.hf, FORMATS["chatml"], tmp_path / "out" / "merged", nothing)
+        named = rf"^'merged' needs .* MB on the way and '{tmp_path}/out' has"
+        with pytest.raises(ExportError, match=named), written(tmp_path / "out" / "merged", 0, force=False) as beside:
+            merge(peft, tiny.hf, FORMATS["chatml"], beside, nothing)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "out").iterdir()) == []
     require_room(tmp_path, 0, "nothing")
+
+
+def test_what_the_checkpoint_lacks_is_told_of_the_checkpoint(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "llama")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    for name, told in (
+        ("tokenizer.json", r"tokenizer\.json of checkpoint 'lacking' is not readable"),
+        ("config.json", r"^checkpoint 'lacking': config\.json is missing or not JSON; give a complete Hugging Face ch"),
+    ):
+        lacking = shutil.copytree(tiny.hf, tmp_path / "lacking", dirs_exist_ok=True)
+        (lacking / name).unlink()
+        with pytest.raises(ExportError, match=told):
+            merge(peft, lacking, FORMATS["chatml"], tmp_path / "merged", nothing)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_an_error_on_the_way_leaves_nothing_behind(tmp_path):
