@@ -60,10 +60,11 @@ def import_(
     from bot.archive import Archive
     from bot.progress import progress_bar
     from training import history
-    from training.importers import onebotlive
+    from training.importers import ntqq_database, onebotlive
     from training.importers.source import Told
 
     settings, unread = config.load(config_path), _Unread(len(paths))
+    ntqq_database.sweep()
     parts = _parts(paths, format, unread, with_sets=persona is not None, as_json=as_json)
     if persona is not None:
         options: dict[str, Any] = {"roles": role, "answers": answers, "profiles": profiles, "own_prompts": keep_prompts}

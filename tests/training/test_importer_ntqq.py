@@ -16,6 +16,7 @@ import ntqq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from killing import killed_at
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -582,6 +583,31 @@ def test_a_temporary_folder_without_room_is_named_with_what_is_needed(tmp_path: 
     assert list(spare.iterdir()) == []
     if writer is not None:
         writer.close()
+
+
+_READS_A_DUMP = """
+import os, sys
+from pathlib import Path
+from training.importers import ntqq_text
+from training.importers.source import Reading, Told
+with ntqq_text.of_dump(Path(sys.argv[1]), Reading(Told())):
+    os.getppid()
+"""
+
+
+def test_a_copy_of_chats_that_a_killed_import_left_is_removed_by_the_next_of_anything(tmp_path: Path) -> None:
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    dump = ntqq.dumped(qq.write(tmp_path / "nt_msg.db", [ntqq.say(1, "话")]), tmp_path / "dump.sql")
+    (tmp_path / "other.jsonl").write_text("{}\n", "utf-8")
+    (tmp_path / "bot.toml").touch()
+    twin = [sys.executable, "-m", "bot", "import", "--config", str(tmp_path / "bot.toml"), "--dry-run"]
+    for path in (dump, tmp_path / "other.jsonl"):
+        killed_at("getppid", _READS_A_DUMP, dump, TMPDIR=str(spare))
+        assert len(list(spare.iterdir())) == 1
+        environment = {**os.environ, "TMPDIR": str(spare)}
+        subprocess.run([*twin, str(path)], capture_output=True, cwd=ROOT, env=environment, check=False)
+        assert list(spare.iterdir()) == []
 
 
 def test_broken_objects_of_an_export_are_counted_and_the_others_read(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from bot import staging
 from bot.errors import ImportFault
 from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
 from training.importers.source import DAMAGED, Reading, unreadable
@@ -28,6 +29,7 @@ NAMES = ("profile_info.db", "group_info.db")
 """Databases with people's and groups' names, where they lie beside."""
 _HEADER_BYTES, _NT_MAGIC_AT = 1024, 32
 _BUSY_S = 2.0
+_SCRATCH = "twin-import"
 _HMACS = ("SHA1", "SHA256", "SHA512")
 _PAGES_BYTES, _ROUNDS = (4096, 1024), (4000, 256_000, 64_000)
 """SQLCipher's page size and key derivation: QQ's own, then those of versions 4 and 3."""
@@ -109,6 +111,23 @@ def room(path: Path, needed_bytes: int) -> Iterator[None]:
         ) from e
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for a copy, in the system's temporary one; those of killed imports are removed first.
+
+    Raises:
+        OSError: there is no temporary folder, or it is full.
+    """
+    with staging.scratch(Path(tempfile.gettempdir()), _SCRATCH) as folder:
+        yield folder
+
+
+def sweep() -> None:
+    """Remove the copies of chats that killed imports left."""
+    with suppress(OSError):  # there is no temporary folder
+        staging.sweep(Path(tempfile.gettempdir()), _SCRATCH)
+
+
 def unwritable(error: Exception) -> bool:
     """Whether an error says that a disk is full or takes no file, which reading cannot raise."""
     if isinstance(error, sqlite3.Error):
@@ -147,7 +166,7 @@ def _plain(path: Path, head: bytes, stack: ExitStack) -> Callable[[], sqlite3.Co
         log = path.with_name(f"{path.name}-wal")
         if log.is_file() and log.stat().st_size:
             with room(path, path.stat().st_size + log.stat().st_size):
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
+                folder = stack.enter_context(scratch())
                 for file in (path, log):
                     shutil.copyfile(file, folder / file.name)
             path = folder / path.name
@@ -202,7 +221,7 @@ def _decrypted(path: Path, head: bytes, key: SecretStr | None, stack: ExitStack)
     except ImportError as e:
         raise ImportFault(f"{path.name!r} is encrypted, which needs sqlcipher3: pip install 'qqtwin[ntqq]'") from e
     with room(path, path.stat().st_size):
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-")))
+        folder = stack.enter_context(scratch())
         copy = folder / path.name
         with path.open("rb") as whole, copy.open("wb") as inner:
             whole.seek(_HEADER_BYTES if encrypted(head) else 0)

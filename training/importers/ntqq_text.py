@@ -8,7 +8,6 @@ import base64
 import binascii
 import re
 import sqlite3
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from training.importers import ntqq_database
 from training.importers.jsonscan import members
-from training.importers.ntqq_database import room, unwritable
+from training.importers.ntqq_database import room, scratch, unwritable
 from training.importers.ntqq_rows import COLUMNS, TABLES, History, Row, Table
 from training.importers.source import Reading, unreadable
 from training.importers.text import chunks, decoded, encoding_of
@@ -76,8 +75,7 @@ def of_dump(path: Path, reading: Reading) -> Iterator[History]:
     """
     with ExitStack() as stack:
         with room(path, path.stat().st_size):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="twin-import-"))
-            made = Path(folder) / "nt_msg.db"
+            made = stack.enter_context(scratch()) / "nt_msg.db"
             _played(path, made, reading)
         reading.done = 0
         yield stack.enter_context(ntqq_database.history(made, reading, beside=path))
