@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tinymodel
+from killing import killed_at
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from bot.__main__ import app
 from bot.checksum import sha256
 from bot.errors import ExportError
 from bot.persona import Base, Personas
@@ -107,3 +110,24 @@ def test_what_is_no_lora_is_told(peft: Path, tmp_path: Path) -> None:
     for number, (path, words) in enumerate(faults):
         with pytest.raises(ExportError, match=words):
             foreign.taken(path, tmp_path / f"out{number}")
+
+
+IMPORTS = """
+import sys
+from bot.__main__ import app
+app(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(tiny: tinymodel.Tiny, peft: Path, tmp_path: Path) -> None:
+    named(peft, "")
+    config, personas = tmp_path / "bot.toml", tmp_path / "data" / "personas"
+    config.write_text(f"[engine]\nbase = '{tiny.gguf}'\n[training]\nbase = '{tiny.hf}'\n", "utf-8")
+    (personas / "me").mkdir(parents=True)
+    (personas / "me" / "persona.toml").write_text('display_name = "小满"\n', "utf-8")
+    command = ["persona", "import-lora", "me", str(peft), "--config", str(config)]
+    killed_at("fsync", IMPORTS, *command)
+    assert list(personas.glob(".*"))
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert not list(personas.glob(".*"))
