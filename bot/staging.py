@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,8 @@ def put(made: Path, out: Path) -> None:
         OSError: it cannot be; what lay at `out` lies there again.
     """
     _sync(made)
+    if made.is_dir():
+        made.chmod(made.stat().st_mode | stat.S_IWUSR)  # else it cannot be moved to another folder
     aside = made.parent / _OLD
     if out.is_dir() or (out.exists() and made.is_dir()):
         os.replace(out, aside)

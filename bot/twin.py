@@ -14,7 +14,7 @@ from pathlib import Path
 from loguru import logger
 
 from bot import base as base_file
-from bot import checksum, stickers
+from bot import checksum, staging, stickers
 from bot.archive import Archive
 from bot.commands import Commands
 from bot.config import Settings
@@ -305,12 +305,12 @@ def install_shipped(root: Path, shipped: Path = SHIPPED) -> None:
         target = root / source.parent.name
         if not target.exists():
             root.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(source.parent, beside)
-            if notice.is_file():
-                shutil.copy2(notice, beside / notice.name)
-            beside.rename(target)
+            with staging.beside(target) as beside:
+                shutil.copytree(source.parent, beside)
+                if notice.is_file():
+                    shutil.copy2(notice, beside / notice.name)
+                if not target.exists():  # nor has another process been faster
+                    staging.put(beside, target)
 
 
 def now() -> datetime:

@@ -147,3 +147,13 @@ def test_others_are_kept_out_of_a_scratch_folder_but_not_out_of_what_goes_to_its
         staging.put(made, out)
     (tmp_path / "plain").mkdir()
     assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_that_may_not_be_written_gets_to_its_place(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staging.beside(out) as made:
+        made.mkdir()
+        (made / "copied from a medium that is read alone").touch()
+        made.chmod(0o555)
+        staging.put(made, out)
+    assert len(left(out)) == 1

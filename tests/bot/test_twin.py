@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import held_at
 
 from bot import config
 from bot.commands import Call, Who
@@ -118,6 +119,22 @@ def test_a_shipped_persona_is_installed_with_the_notice_of_its_terms(tmp_path: P
     notice = (tmp_path / "xiaoman" / "NOTICE").read_text("utf-8")
     assert notice == (SHIPPED.parent / "NOTICE").read_text("utf-8")
     assert "Gemma Terms of Use" in notice
+
+
+INSTALLS = """
+import sys
+from pathlib import Path
+from bot.twin import install_shipped
+install_shipped(Path(sys.argv[1]))
+"""
+
+
+def test_two_processes_install_a_shipped_persona_at_once(tmp_path: Path) -> None:
+    with held_at("utime", INSTALLS, tmp_path):
+        assert list(tmp_path.iterdir())
+        install_shipped(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["xiaoman"]
+    assert {"NOTICE", "persona.toml"} <= {path.name for path in (tmp_path / "xiaoman").iterdir()}
 
 
 GROUP = Scene("group", "20001")
