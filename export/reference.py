@@ -4,7 +4,7 @@ Logits are made at asked positions only: all of a 262,144-word vocabulary would 
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ def require_memory(checkpoint: Path) -> None:
             f"to be proven, {checkpoint.name!r} is held in float32: that takes {needed / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free; end what else runs, or take a smaller base"
         )
+
+
+def require_watchable(names: Iterable[str]) -> None:
+    """Raise ExportError where these parameters are a mixture's: no importance matrix is made of one."""
+    if any("experts" in name for name in names):
+        raise ExportError("no importance matrix is made of a mixture of experts; choose a type without one")
 
 
 class Reference:
@@ -115,8 +121,7 @@ class Reference:
         """
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         names = gguf.get_tensor_name_map(arch, int(self._model.config.get_text_config().num_hidden_layers))
-        if any("experts" in name for name, _ in self._model.named_parameters()):
-            raise ExportError("no importance matrix is made of a mixture of experts; choose a type without one")
+        require_watchable(name for name, _ in self._model.named_parameters())
         sums: dict[str, torch.Tensor] = {}
         with _watched(self._model, sums):
             for ids in texts:

@@ -102,6 +102,24 @@ def stored(file: Path) -> dict[str, Stored]:
     return found
 
 
+def widen(file: Path, out: Path) -> None:
+    """Copy a safetensors file with every tensor in float32, one at a time.
+
+    Raises:
+        ExportError: as `stored`, or a tensor cannot be read.
+    """
+    tensors, entries, end = stored(file).values(), {}, 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.n_numbers * _BYTES["F32"]
+        entries[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": (begin, end)}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin aligned
+    with out.open("wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        for tensor in tensors:
+            f.write(_raw(tensor.read(), "F32"))
+
+
 def checkpoint_tensors(checkpoint: Path) -> dict[str, Stored]:
     """Every weight of a Hugging Face checkpoint, from all its files.
 

@@ -16,6 +16,8 @@ from bot.cli.options import (
     show,
     whose,
 )
+from bot.errors import ExportError
+from bot.persona import LORA_FILE
 
 app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
 WhoseOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: the one the folder is of.")]
@@ -46,23 +48,21 @@ def export_lora(
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
     if file is None:
-        file = night.export(force=force)
-        found = night.prove()
-        _show_proof(found.model_dump(mode="json"), night.texts)
-        if not found.passed:
-            file.unlink()
-        proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
+        made = night.export_proven(force=force)
     else:
         made = proof.prove_lora(
             night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
         )
-        _show_proof(made.parity.model_dump(mode="json"), made.texts)
-    typer.echo(f"LoRA: {file}", err=True)
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    typer.echo(f"LoRA: {file or run_folder / LORA_FILE}", err=True)
 
 
 @app.command("merge")
 def export_merge(
     run_folder: RunArgument,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="F32: rounded nowhere; default: as the base is stored.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; default: merged in the run.")] = None,
     force: ForceOption = False,
     persona: WhoseOption = None,
@@ -71,12 +71,16 @@ def export_merge(
     """The LoRA merged into the base's weights, proven equal: a Hugging Face checkpoint with tokenizer and template."""
     from export import place
 
+    if kind is not None and kind.upper() != "F32":
+        raise ExportError(f"a checkpoint is written as its base is stored, or in F32, not as {kind!r}")
     target = out or run_folder / "merged"
     place.keep_existing(target, force=force)
     from export import merged
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    made = merged.checkpoint(night.trained, target, night.held_out, night.progress, force=force)
+    made = merged.checkpoint(
+        night.trained, target, night.held_out, night.progress, float32=kind is not None, force=force
+    )
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
     typer.echo(f"checkpoint: {target}", err=True)
 

@@ -20,6 +20,7 @@ BENCHES = {
     "chat": "chatting",
     "likeness": "likeness",
     "train": "training",
+    "night": "whole_night",
 }
 """Modules of bench/ by name."""
 

@@ -29,6 +29,7 @@ from export.gguf import CORPUS_KEY, VERSION_KEY
 from export.metadata import fields
 from export.parity import Passage
 from export.probes import PROBES
+from export.quantize import quantized_bytes
 from export.template import jinja
 from export.tensors import checkpoint_tensors
 from export.vocabulary import Vocabulary
@@ -204,6 +205,54 @@ def test_of_a_bf16_base_no_change_is_rounded_away(llama: Run, tmp_path: Path) ->
     np.testing.assert_allclose(written, stands + 16 / 32 * (b @ a), rtol=1e-6, atol=1e-9)
 
 
+def test_what_a_bf16_checkpoint_would_round_away_is_told_with_the_way_to_keep_it(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "TOKEN_GAP_MAX", 1e-4)  # a tiny model's loss hangs on few bits
+    base = shutil.copytree(llama.tiny.hf, tmp_path / "bf16")
+    AutoModelForCausalLM.from_pretrained(llama.tiny.hf, dtype=torch.bfloat16).save_pretrained(base)
+    learned = replace(llama.trained, checkpoint=base)
+    with pytest.raises(
+        ExportError, match=r"single tokens differ .*; rounded to BF16 .* `twin export merge --type F32`"
+    ):
+        merged.checkpoint(learned, tmp_path / "rounded", llama.held_out, lambda *_: None)
+    assert not (tmp_path / "rounded").exists()
+    made = merged.checkpoint(learned, tmp_path / "exact", llama.held_out, lambda *_: None, float32=True)
+    assert (made.parity.passed, made.parity.kind) == (True, "F32")
+    assert made.parity.token_gap < 1e-4
+
+
+def test_too_little_memory_for_the_proof_and_a_mixture_are_told_first(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+
+    def step(name: str, *_: object) -> None:
+        told.append(name)
+
+    ways = {
+        "gguf": lambda: merged.export(
+            llama.trained, llama.tiny.gguf, about, "Q8_0", tmp_path / "out", llama.held_out, step
+        ),
+        "merge": lambda: merged.checkpoint(
+            llama.trained, tmp_path / "out", llama.held_out, lambda s, *_: told.append(s)
+        ),
+        "lora": lambda: proof.prove_lora(
+            llama.trained, llama.tiny.gguf, llama.base, tmp_path / "out", "f16", llama.held_out, force=False
+        ),
+    }  # fmt: skip
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
+    monkeypatch.setattr("export.lora.export", lambda *_: told.append("lora"))
+    for way in ways.values():
+        with pytest.raises(ExportError, match="is held in float32"):
+            way()
+    monkeypatch.setattr(merged, "checkpoint_tensors", lambda _: {"model.layers.0.mlp.experts.gate_up_proj": None})
+    with pytest.raises(ExportError, match="no importance matrix is made of a mixture"):
+        llama.merge("Q4_0", tmp_path / "out", imatrix=[[1, 2]])
+    assert told == []
+
+
 def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path) -> None:
     told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {"turns": 6})
     assert (told.base, told.licence) == ("Hf", "")  # what the converter guessed, and nothing
@@ -235,8 +284,9 @@ def test_a_model_that_the_converter_does_not_know_is_told(llama: Run, tmp_path: 
 def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(
     llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = sum(weight.n_numbers for weight in checkpoint_tensors(llama.tiny.hf).values())
-    needed = place._SPARE_BYTES + 2 * numbers + int(numbers * 8.5 / 8)  # both files lie there at once
+    weights = checkpoint_tensors(llama.tiny.hf).values()
+    both = quantized_bytes("F16", weights) + quantized_bytes("Q8_0", weights)  # they lie there at once
+    needed = place._SPARE_BYTES + both
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(ExportError, match=r"^'asked' needs .* MB on the way"):
         llama.merge("Q8_0", tmp_path / "asked")
