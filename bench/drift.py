@@ -59,7 +59,7 @@ def figures(
         base_path: the base GGUF.
         file: a history of OneBot events.
         nights: how many, after the first one on the past.
-        steps: training windows of a night.
+        steps: optimizer steps of a night.
         past: messages learned first.
         trace: messages answered by the twin.
         start: as in bot.toml: each night from the base, or on from the last.

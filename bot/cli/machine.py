@@ -27,7 +27,10 @@ BENCHES = {
 
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
-    full: Annotated[bool, typer.Option("--full", help="Also what takes an hour: nights on foreign histories.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also the long part, minutes to hours; some needs histories that are not shipped."),
+    ] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:
