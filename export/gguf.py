@@ -60,7 +60,7 @@ def convert(
         kind: of the matrices; vectors stay F32.
         about: metadata.
         base: the base where it is a GGUF: its tokenizer is taken over. None: llama.cpp's own vocabulary code.
-        instead: name in the checkpoint → makes what is written in its place, float32 of its shape (`merge.sums`).
+        instead: text name in the checkpoint → makes what is written in its place, float32 of its shape (`merge.sums`).
 
     Raises:
         ExportError: llama.cpp's converter does not know the model, or its tokenizer.

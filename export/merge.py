@@ -20,7 +20,7 @@ from bot.errors import ExportError
 from bot.prompt import ChatFormat
 from export import deltas, place, stops
 from export.template import jinja
-from export.tensors import Array, Stored, checkpoint_tensors, widen
+from export.tensors import Array, Stored, checkpoint_tensors, text_name, widen
 
 TEMPLATE_FILE = "chat_template.jinja"
 """Where transformers and vLLM look first."""
@@ -69,14 +69,14 @@ def merge(
 
 
 def sums(peft: Path, checkpoint: Path) -> dict[str, Callable[[], Array]]:
-    """Each adapted weight's name → makes it with the LoRA, float32, in the checkpoint's shape: nothing is rounded.
+    """Each adapted weight's `text_name` → makes it with the LoRA, float32, in the checkpoint's shape, nothing rounded.
 
     Raises:
         ExportError: the LoRA does not fit the checkpoint; or, when made, a file is damaged or the run diverged.
     """
     found = deltas.read(peft, checkpoint)
     return {
-        weight.name: partial(_sum, part, expert, found.strength)
+        text_name(weight.name): partial(_sum, part, expert, found.strength)
         for part in found.parts
         for expert, weight in enumerate(part.weights)
     }

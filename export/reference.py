@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bot.errors import ExportError
-from export.tensors import checkpoint_tensors
+from export.tensors import checkpoint_tensors, text_name
 
 _CHUNK = 64
 """Positions whose logits are held at once; 64 of 262,144 words are 67 MB."""
@@ -127,7 +127,7 @@ class Reference:
             for ids in texts:
                 self._decoder(input_ids=torch.tensor([list(ids)]), use_cache=False)
         tokens = max(1, sum(len(ids) for ids in texts))
-        found = {names.get_name(module): total for module, total in sums.items()}
+        found = {names.get_name(text_name(module)): total for module, total in sums.items()}
         return {f"{name}.weight": (total / tokens).numpy() for name, total in found.items() if name is not None}
 
 

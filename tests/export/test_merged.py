@@ -15,7 +15,7 @@ import tinymodel
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, SiglipVisionConfig
 
 from bot.checksum import sha256
 from bot.config import Training
@@ -53,9 +53,9 @@ SAID = {
 class Run:
     """A tiny model that learned a few answers by heart, and what an export of it is asked."""
 
-    def __init__(self, folder: Path, architecture: str) -> None:
+    def __init__(self, folder: Path, architecture: str, tiny: tinymodel.Tiny | None = None) -> None:
         # K types take blocks of 256 weights: narrower rows would fall back to other types.
-        self.tiny = tinymodel.build(folder, architecture, hidden=256)
+        self.tiny = tiny or tinymodel.build(folder, architecture, hidden=256)
         self.architecture = architecture
         fmt = FORMATS[TINY[architecture]]
         tokenizer = HFTokenizer(self.tiny.hf)
@@ -125,6 +125,29 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def test_a_base_that_sees_pictures_too_is_trained_and_exported_as_its_text_model(tmp_path: Path) -> None:
+    text = tinymodel.build(tmp_path / "text", "gemma3", hidden=256)
+    both = shutil.copytree(text.hf, tmp_path / "both")
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    inner = AutoModelForCausalLM.from_pretrained(text.hf, dtype=torch.float32)
+    config = Gemma3Config(text_config=inner.config, vision_config=vision, mm_tokens_per_image=4)
+    seeing = AutoModelForCausalLM.from_config(config)
+    seeing.get_decoder().load_state_dict(inner.get_decoder().state_dict())
+    seeing.tie_weights()
+    seeing.save_pretrained(both)
+
+    run = Run(tmp_path / "run", "gemma3", tinymodel.Tiny(both, text.gguf))
+    trained = load_file(run.trained.peft / "adapter_model.safetensors")
+    assert len(trained) == 2 * 2 * 7
+    assert all(".language_model.layers." in name for name in trained)
+    out = tmp_path / "lora.gguf"
+    assert proof.prove_lora(run.trained, text.gguf, run.base, out, "f16", run.held_out, force=False).parity.passed
+    assert run.merge("F16", tmp_path / "merged").parity.passed
+    assert merged.checkpoint(run.trained, tmp_path / "folder", run.held_out, lambda *_: None).parity.passed
 
 
 def test_trained_and_exported_as_lora_is_the_same_model(run: Run, tmp_path: Path) -> None:
