@@ -15,8 +15,8 @@ from datetime import datetime
 from bot.api.wire import ChatRequest, Turn
 from bot.decision import decide, moment_of
 from bot.engine import Request
-from bot.errors import PersonaError
-from bot.memory import prompt_budget, require_room, shortened
+from bot.errors import PersonaError, TooLong
+from bot.memory import beginning_most, prompt_budget, require_room, shortened
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import Exchange, Piece, Renderer, render, system_of
@@ -66,6 +66,7 @@ class Talks:
 
         Raises:
             PersonaError: no such persona, or no version of it verifies.
+            TooLong: the program's system prompt leaves no room for what was said.
             EngineError: the model cannot be evaluated.
         """
         persona = self.twin.load(asked.model)
@@ -84,7 +85,8 @@ class Talks:
         system = "\n".join([here, *told])
         renderer = Renderer(voice.format, system, self.twin.settings.zone, not scene.private)
         own = Renderer(voice.format, here, self.twin.settings.zone, not scene.private)
-        require_room(persona, measure.n_ctx, measure.count(own.opening()) + 2)
+        fixed, ours = (measure.count(each.opening()) + 2 for each in (renderer, own))
+        _require_room(persona, measure.n_ctx, ours, fixed)
         kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx))
         pieces = render(renderer, kept, _no_quote)
         rng = random.Random(asked.seed)
@@ -139,6 +141,23 @@ def _key(persona: str, turns: Sequence[Turn]) -> str:
     told = [turn.text for turn in turns if turn.role in ("system", "developer")]
     first = next(turn.text for turn in turns if turn.role == "user")
     return hashlib.sha256("\0".join([persona, *told, first]).encode()).hexdigest()[:16]
+
+
+def _require_room(persona: Persona, n_ctx: int, ours: int, fixed: int) -> None:
+    """That both system prompts leave room for what was said: the persona's own (`ours` tokens), and with the program's.
+
+    Raises:
+        EngineError: the persona's own leaves none.
+        TooLong: the program's leaves none.
+    """
+    require_room(persona, n_ctx, ours)
+    if fixed > (most := beginning_most(persona, n_ctx)):
+        budget = prompt_budget(persona, n_ctx)
+        raise TooLong(
+            f"the system messages take {fixed - ours} tokens where {most - ours} fit: of its window of {n_ctx} tokens "
+            f"{persona.name!r} has {budget} for a prompt, of which its own beginning takes {ours} and what was said "
+            f"must have {budget - most}; shorten the system prompt"
+        )
 
 
 def _fitting(

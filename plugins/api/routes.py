@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bot.api.answers import events, finish, parts
 from bot.api.talks import Talks
 from bot.api.wire import ChatRequest, completion, failure, usage
-from bot.errors import PersonaError, TwinError
+from bot.errors import PersonaError, TooLong, TwinError
 
 _BODY_MAX = 4 << 20
 """Bytes of a request; a window of any model is far less."""
@@ -66,6 +66,8 @@ async def _answered(talks: Talks, asked: ChatRequest) -> Response:
                 events(talks.twin.replier, talk, head, with_usage=with_usage), media_type="text/event-stream"
             )
         text = "".join([part async for part in parts(talks.twin.replier, talk)])
+    except TooLong as e:
+        return _failed(400, str(e), "invalid_request_error", "context_length_exceeded")
     except PersonaError as e:
         return _failed(503, str(e), "server_error", "persona_unavailable")
     except TwinError as e:

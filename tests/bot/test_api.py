@@ -1,20 +1,28 @@
 """The API's parts that HTTP does not show: what a window keeps, and that a stream left alone stops the model."""
 
+import re
 import string
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from stage import Script
 
 from bot.api.answers import events
-from bot.api.talks import _STEP, Talk, _fitting, _key
+from bot.api.talks import _STEP, Talk, Talks, _fitting, _key
 from bot.api.wire import ChatRequest
+from bot.archive import Archive
+from bot.config import Paths, Settings
 from bot.engine import Request, Voice
-from bot.errors import EngineError
+from bot.errors import EngineError, TooLong
 from bot.message import Message, Origin, Scene
+from bot.persona import Personas, new_persona
 from bot.prompt import FORMATS, Exchange, Piece, Renderer
+from bot.terminal import NoTransport
+from bot.twin import Twin
 
 RENDERER = Renderer(FORMATS["chatml"], "你是小满。", ZoneInfo("Asia/Shanghai"), group=False)
 HEAD: dict[str, Any] = {"id": "chatcmpl-1", "created": 0, "model": "xiaoman"}
@@ -139,3 +147,34 @@ async def test_a_fault_in_the_middle_of_a_stream_is_told_in_it() -> None:
 def test_parts_that_are_no_text_are_seen_as_in_qq(content: Any, seen: str) -> None:
     turns = [{"role": "assistant", "content": content}, {"role": "user", "content": "嗯"}]
     assert ChatRequest.model_validate({"model": "a", "messages": turns}).messages[0].text == seen
+
+
+# -- a request understood -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talks(archive: Archive, tmp_path: Path) -> Talks:
+    """Of a persona without a version; a token is a character, and a window 2,048 of them."""
+    settings, engine = Settings(paths=Paths(data=tmp_path)), Script()
+    new_persona(tmp_path / "personas", "xiaoman", "小满", ())
+    twin = Twin(settings, archive, engine, Personas(tmp_path / "personas"), NoTransport())  # type: ignore[arg-type]
+    return Talks(twin)
+
+
+def _asked(*turns: tuple[str, str], **more: Any) -> ChatRequest:
+    told = [{"role": role, "content": text} for role, text in turns]
+    return ChatRequest.model_validate({"model": "xiaoman", "messages": told, **more})
+
+
+async def test_a_system_prompt_that_leaves_no_room_for_what_was_said_is_refused(talks: Talks) -> None:
+    def asked(n: int) -> ChatRequest:
+        return _asked(("system", "长" * n), ("user", "在吗"), max_tokens=400)
+
+    with pytest.raises(TooLong, match="of its window of 2048 tokens 'xiaoman' has 1648 for a prompt") as caught:
+        await talks.understood(asked(9000))
+    found = re.search(r"take 9001 tokens where (\d+) fit", str(caught.value))
+    assert found is not None
+    fits = int(found[1]) - 1  # and its line break
+    assert "在吗"[1:] in "".join(piece.text for piece in (await talks.understood(asked(fits))).request.pieces)
+    with pytest.raises(TooLong, match="shorten the system prompt"):
+        await talks.understood(asked(fits + 1))

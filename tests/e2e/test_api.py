@@ -1,7 +1,9 @@
 """The twin as an API, spoken to by the official client over HTTP; the daemon is a child process."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,25 @@ async def test_max_tokens_ends_the_answer_and_says_so(client: AsyncOpenAI) -> No
     answer = await _say(client, "吃什么", max_tokens=1)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == 1
+
+
+async def test_a_system_prompt_that_leaves_no_room_is_refused_with_what_fits(client: AsyncOpenAI) -> None:
+    async def ask(n: int, **more: Any) -> Any:
+        told: list[Any] = [{"role": "system", "content": "说短一点。" * n}, {"role": "user", "content": "在吗"}]
+        return await client.chat.completions.create(model="xiaoman", messages=told, **more)
+
+    used: list[int] = []
+    with pytest.raises(BadRequestError) as caught:  # noqa: PT012 - which of them is found out here
+        for n in range(1, 200):
+            used.append((await ask(n)).usage.prompt_tokens)
+    assert len({after - before for before, after in pairwise(used)}) == 1, "what was said was heard whole up to there"
+    found = re.search(r"take (\d+) tokens where (\d+) fit: of its window of 512 tokens", caught.value.message)
+    assert found is not None
+    assert int(found[1]) > int(found[2]) >= int(found[1]) - (used[1] - used[0])
+    for n, more in ((len(used) + 1, {"stream": True}), (5000, {})):
+        with pytest.raises(BadRequestError, match="shorten the system prompt") as caught:
+            await ask(n, **more)
+        assert (caught.value.code, caught.value.type) == ("context_length_exceeded", "invalid_request_error")
 
 
 async def test_a_history_longer_than_the_window_is_answered_from_its_end(client: AsyncOpenAI) -> None:
