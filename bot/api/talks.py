@@ -37,7 +37,6 @@ class Talk:
         request: for the engine.
         speaks: whether the person would say something.
         prompt_tokens: of the prompt.
-        count: tokens of a text.
         stops: texts that end the answer before them.
         repeats: whether a bubble may be said twice.
     """
@@ -45,7 +44,6 @@ class Talk:
     request: Request
     speaks: bool
     prompt_tokens: int
-    count: Callable[[str], int]
     stops: tuple[str, ...]
     repeats: bool
 
@@ -92,10 +90,7 @@ class Talks:
         rng = random.Random(asked.seed)
         request = Request(f"api|{persona.name}|{key}", voice, pieces, sampling, rng.getrandbits(32))
         speaks = not self.twin.settings.api.silences or await self._speaks(request, persona, kept, rng.random())
-        return Talk(
-            request, speaks, measure.count(pieces), lambda text: measure.count([Piece(text)] if text else []),
-            asked.stops, repeats(persona),
-        )  # fmt: skip
+        return Talk(request, speaks, measure.count(pieces), asked.stops, repeats(persona))
 
     async def _speaks(self, request: Request, persona: Persona, history: Sequence[Exchange], draw: float) -> bool:
         settings, version = self.twin.settings, persona.version

@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from loguru import logger
 from pydantic import ValidationError
 
-from bot.api.answers import events, finish, parts
+from bot.api.answers import events, finish, parts, used
 from bot.api.talks import Talks
-from bot.api.wire import ChatRequest, completion, failure, usage
+from bot.api.wire import ChatRequest, completion, failure
 from bot.errors import PersonaError, TooLong, TwinError
 
 _BODY_MAX = 4 << 20
@@ -72,10 +72,9 @@ async def _answered(talks: Talks, asked: ChatRequest) -> Response:
         return _failed(503, str(e), "server_error", "persona_unavailable")
     except TwinError as e:
         return _failed(503, str(e), "server_error", "engine_unavailable")
-    used = usage(talk.prompt_tokens, talk.count(text))
-    logger.info("api: {} tokens as {} in {:.1f} s", used["completion_tokens"], talk.request.voice.name,
-                time.monotonic() - started)  # fmt: skip
-    return JSONResponse(completion(head, text, finish(talk, used), used))
+    logger.info("api: {} tokens as {} in {:.1f} s, end: {}", talk.request.ending.tokens, talk.request.voice.name,
+                time.monotonic() - started, talk.request.ending.why or "none")  # fmt: skip
+    return JSONResponse(completion(head, text, finish(talk), used(talk)))
 
 
 async def _body(request: Request) -> bytes | None:

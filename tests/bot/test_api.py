@@ -1,22 +1,26 @@
 """The API's parts that HTTP does not show: what a window keeps, and that a stream left alone stops the model."""
 
+import asyncio
+import json
 import re
 import string
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stage import Script
 
-from bot.api.answers import events
+from bot.api.answers import events, parts
 from bot.api.talks import _STEP, Talk, Talks, _fitting, _key
 from bot.api.wire import ChatRequest
 from bot.archive import Archive
 from bot.config import Paths, Settings
-from bot.engine import Request, Voice
+from bot.engine import End, Request, Voice
 from bot.errors import EngineError, TooLong
 from bot.message import Message, Origin, Scene
 from bot.persona import Personas, new_persona
@@ -86,25 +90,32 @@ def test_a_conversation_is_known_by_its_persona_system_and_first_words() -> None
 
 
 class _Words:
-    """A replier's `words`: three bubbles or a fault, and whether it was closed."""
+    """A replier's `words`: bubbles or a fault, the engine's ending, and whether it was closed."""
 
-    def __init__(self, fault: EngineError | None = None) -> None:
-        self.fault, self.given, self.closed = fault, 0, False
+    def __init__(
+        self,
+        fault: EngineError | None = None,
+        bubbles: Sequence[str] = ("一", "二↵二", "三"),
+        why: End | None = End.TURN,
+    ) -> None:
+        self.fault, self.bubbles, self.why, self.given, self.closed = fault, bubbles, why, 0, False
 
     async def words(self, request: Request, *, repeats: bool) -> AsyncGenerator[str, None]:
         try:
-            for bubble in ("一", "二↵二", "三"):
+            for bubble in self.bubbles:
                 self.given += 1
                 yield bubble
             if self.fault:
                 raise self.fault
+            request.ending.why = self.why
         finally:
             self.closed = True
+            request.ending.tokens = 3 * self.given
 
 
-def _talk(*, speaks: bool = True) -> Talk:
+def _talk(*stops: str, speaks: bool = True) -> Talk:
     request = Request("api", Voice("a/b", None, FORMATS["chatml"]), [Piece("")])
-    return Talk(request, speaks, 5, len, (), repeats=False)
+    return Talk(request, speaks, 5, stops, repeats=False)
 
 
 def _stream(words: _Words, talk: Talk) -> AsyncGenerator[str, None]:
@@ -133,6 +144,43 @@ async def test_a_fault_in_the_middle_of_a_stream_is_told_in_it() -> None:
     told = [event async for event in _stream(_Words(EngineError("the decode failed")), _talk())]
     assert '"message": "the decode failed"' in told[-1]
     assert "[DONE]" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("why", "finish"), [(End.TURN, "stop"), (End.LENGTH, "length"), (End.LOOP, "stop"), (None, "stop")]
+)
+async def test_a_stream_ends_with_what_the_engine_tells_of_the_answer(why: End | None, finish: str) -> None:
+    told = [event async for event in _stream(_Words(why=why), _talk())]
+    *chunks, last = [json.loads(event.removeprefix("data: ")) for event in told[:-1]]
+    assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * 4 + [finish]
+    assert last["usage"] == {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
+    assert [c["usage"] for c in chunks] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("stops", "given"),
+    [
+        (["一\n二"], []),
+        (["二\n三"], ["一", "\n二\n"]),
+        (["三\n四"], ["一", "\n二\n二", "\n", "三"]),
+        (["一二", "二\n四"], ["一\n二\n", "二\n三"]),
+        (["\n"], ["一"]),
+    ],
+)
+async def test_nothing_of_a_stop_text_over_several_bubbles_is_given(stops: list[str], given: list[str]) -> None:
+    replier: Any = _Words()
+    assert [part async for part in parts(replier, _talk(*stops))] == given
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=4), st.lists(st.text("ab\n", min_size=1), max_size=2))
+def test_an_answer_is_all_that_is_said_or_the_part_before_a_stop_text(bubbles: list[str], stops: list[str]) -> None:
+    async def answer() -> str:
+        replier: Any = _Words(bubbles=bubbles)
+        return "".join([part async for part in parts(replier, _talk(*stops))])
+
+    whole, told = "\n".join(bubbles), asyncio.run(answer())
+    assert told == whole or whole[len(told) :].startswith(tuple(stops))
+    assert not any(stop in told for stop in stops)
 
 
 @pytest.mark.parametrize(
