@@ -25,6 +25,8 @@ from bot.shown import as_shown
 from bot.twin import Twin, now
 
 _OPENINGS_MAX = 1024
+_AGAIN_S = 120
+"""The same first words within so many seconds are a retry, or another answer wanted; later they begin a new talk."""
 _STEP = 8
 """Exchanges that leave a full window at a time: the prompt of the next request then still begins like this one."""
 
@@ -54,10 +56,13 @@ class Talks:
 
     Args:
         twin: personas, engine, settings.
+        clock: the time, aware.
     """
 
     twin: Twin
-    _openings: OrderedDict[str, datetime] = field(default_factory=OrderedDict)
+    clock: Callable[[], datetime] = now
+    _openings: OrderedDict[str, tuple[datetime, datetime]] = field(default_factory=OrderedDict)
+    """By key: when a talk began, and when it was last heard of."""
 
     async def understood(self, asked: ChatRequest) -> Talk:
         """What to answer, and whether.
@@ -77,7 +82,9 @@ class Talks:
         key = _key(persona.name, asked.messages)
         names = list(dict.fromkeys(turn.name for turn in asked.messages if turn.role == "user" and turn.name))
         scene = Scene("group" if len(names) > 1 else "private", key)
-        heard = self._exchanges(asked.messages, scene, self._opening(key))
+        at = self.clock()
+        opened = self._opening(key, at, answered=_answered(asked.messages))
+        heard = self._exchanges(asked.messages, scene, opened, at)
         told = [turn.text for turn in asked.messages if turn.role in ("system", "developer") and turn.text]
         here = system_of(persona.system_prompt, scene, "" if len(names) > 1 else "".join(names))
         system = "\n".join([here, *told])
@@ -104,18 +111,24 @@ class Talks:
             moment, version.calibration if version else None, self.twin.replier.shifts(moment, persona), draw
         ).speaks
 
-    def _opening(self, key: str) -> datetime:
-        """When a conversation was first heard of."""
-        opened = self._openings.pop(key, None) or now()
-        self._openings[key] = opened
+    def _opening(self, key: str, at: datetime, *, answered: bool) -> datetime:
+        """When a talk began, as far as it goes on: with an answer in it, and no more than a conversation's gap idle.
+
+        A request without one begins it, unless it comes again at once.
+        """
+        opened, seen = self._openings.pop(key, (at, at))
+        idle = (at - seen).total_seconds() > self.twin.settings.conversation.conversation_gap_s
+        if idle or (not answered and (at - opened).total_seconds() > _AGAIN_S):
+            opened = at
+        self._openings[key] = opened, at
         if len(self._openings) > _OPENINGS_MAX:
             self._openings.popitem(last=False)
         return opened
 
-    def _exchanges(self, turns: Sequence[Turn], scene: Scene, opened: datetime) -> list[Exchange]:
+    def _exchanges(self, turns: Sequence[Turn], scene: Scene, opened: datetime, at: datetime) -> list[Exchange]:
         """Exchanges as the model sees them; an empty answer between two messages is a silence."""
         found = [Exchange(opened=opened)]
-        answered, time = False, now()
+        answered = False
         for number, turn in enumerate(turns):
             if turn.role in ("system", "developer"):
                 continue
@@ -125,7 +138,7 @@ class Talks:
             if answered and not ours:
                 found.append(Exchange())
             for i, text in enumerate(filter(str.strip, texts)):
-                said = Message(f"{number}.{i}", scene, sender, turn.name or "", time, text, origin)
+                said = Message(f"{number}.{i}", scene, sender, turn.name or "", at, text, origin)
                 (found[-1].said if ours else found[-1].heard).append(as_shown(said, self.twin.settings.corpus))
             answered = ours
         return found
@@ -136,6 +149,12 @@ def _key(persona: str, turns: Sequence[Turn]) -> str:
     told = [turn.text for turn in turns if turn.role in ("system", "developer")]
     first = next(turn.text for turn in turns if turn.role == "user")
     return hashlib.sha256("\0".join([persona, *told, first]).encode()).hexdigest()[:16]
+
+
+def _answered(turns: Sequence[Turn]) -> bool:
+    """Whether an answer stands behind the first words; one before them is a greeting."""
+    spoken = [turn.role for turn in turns if turn.role in ("user", "assistant")]
+    return "assistant" in spoken[spoken.index("user") :]
 
 
 def _require_room(persona: Persona, n_ctx: int, ours: int, fixed: int) -> None:

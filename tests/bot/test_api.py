@@ -214,6 +214,32 @@ def _asked(*turns: tuple[str, str], **more: Any) -> ChatRequest:
     return ChatRequest.model_validate({"model": "xiaoman", "messages": told, **more})
 
 
+NEW = (("user", "早"),)
+ON = (*NEW, ("assistant", "早呀"), ("user", "在吗"))
+HEADED = (("system", "说英语"), ("assistant", "你好呀"), *NEW)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        # Minutes past eight, what is asked, and the minutes past eight it is headed with.
+        [(0, NEW, 0), (1, NEW, 0), (2, ON, 0), (25, ON, 0), (50, ON, 0)],
+        [(0, NEW, 0), (1, ON, 0), (3, NEW, 3), (4, ON, 3)],
+        [(0, NEW, 0), (2, NEW, 0), (3, NEW, 3), (4, NEW, 3)],
+        [(0, NEW, 0), (5, ON, 0), (36, ON, 36), (37, ON, 36)],
+        [(0, ON, 0), (20, ON, 0), (30, NEW, 30)],
+        [(0, HEADED, 0), (10, HEADED, 10)],
+    ],
+)
+async def test_a_talk_is_headed_with_the_time_it_began(
+    talks: Talks, asked: list[tuple[int, tuple[tuple[str, str], ...], int]]
+) -> None:
+    for minutes, turns, headed in asked:
+        talks.clock = lambda minutes=minutes: datetime(2026, 9, 1, 0, minutes, tzinfo=UTC)  # type: ignore[misc]
+        text = "".join(piece.text for piece in (await talks.understood(_asked(*turns))).request.pieces)
+        assert re.findall(r"【周二 08:(\d\d)】", text) == [f"{headed:02}"], minutes
+
+
 async def test_a_system_prompt_that_leaves_no_room_for_what_was_said_is_refused(talks: Talks) -> None:
     def asked(n: int) -> ChatRequest:
         return _asked(("system", "长" * n), ("user", "在吗"), max_tokens=400)
