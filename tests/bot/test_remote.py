@@ -437,11 +437,19 @@ async def test_template_and_loops_end_an_answer(parts: list[str], bubbles: list[
         assert await said(remote, request()) == bubbles
 
 
+AS_LLAMA_SERVER = peer.Answer(
+    [b'data: {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 7}}\n\n'],
+    kind="text/event-stream",
+)
+"""It counts in the event that ends the answer."""
+
+
 @pytest.mark.parametrize(
     ("answer", "ending"),
     [
         (peer.streamed("好", "呀", completion_tokens=3), Ending(3, End.TURN)),
         (peer.streamed("好", "呀", finish="length", completion_tokens=2), Ending(2, End.LENGTH)),
+        (AS_LLAMA_SERVER, Ending(7, End.LENGTH)),
         (peer.streamed("好呀", "\n走", finish="length"), Ending(4, End.LENGTH)),
         (peer.streamed("好", "<end_of_turn>", "\n我", finish="length", completion_tokens=9), Ending(6, End.TURN)),
         (peer.streamed(*["哈"] * 40, completion_tokens=40), Ending(16, End.LOOP)),
