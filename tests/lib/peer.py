@@ -76,6 +76,7 @@ class Peer:
                 "Transfer-Encoding: chunked\r\n\r\n".encode()
             )
             gone = asyncio.create_task(reader.read())
+            gone.add_done_callback(lambda read: read.cancelled() or read.exception())  # a reset is no fault here
             for part in answer.parts:
                 await asyncio.wait([gone], timeout=answer.pause_s)
                 if gone.done():
