@@ -14,6 +14,7 @@ from bot.cli.options import (
     night_of,
     personas_of,
     show,
+    to_stderr,
     whose,
 )
 
@@ -129,14 +130,14 @@ def export_modelfile(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → an Ollama Modelfile with the prompt it was trained with."""
-    from export import modelfile, place
+    from export import modelfile, place, source
 
     target = out or folder / "Modelfile"
     place.keep_existing(target, force=force)
     settings = config.load(config_path)
     spec = personas_of(settings).find(whose(folder, persona, settings)).spec
-    found = modelfile.source(folder, *base_of(settings, config_path))
-    file = modelfile.ollama(found, spec.sampling, target, force=force)
+    found = source.read(folder, lambda: base_of(settings, config_path))
+    file = modelfile.ollama(found, spec.sampling, target, to_stderr, force=force)
     typer.echo(f"{file}; then: ollama create NAME -f {file}")
 
 
@@ -149,19 +150,19 @@ def export_vllm(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → a LoRA folder for vLLM, with the start command in its README."""
-    from export import modelfile, place
+    from export import place, source, vllm
 
     target = out or folder / "vllm"
     place.keep_existing(target, force=force)
     settings = config.load(config_path)
     name = personas_of(settings).find(whose(folder, persona, settings)).name
-    found = modelfile.source(folder, *base_of(settings, config_path))
+    found = source.read(folder, lambda: base_of(settings, config_path))
     checkpoint = None
     if (model := settings.training.base) is not None:
         from training import hub
 
         checkpoint = hub.at_hand(model, settings.training.hub, settings.data / "models")
-    typer.echo(f"{modelfile.vllm(found, name, target, checkpoint, force=force)}: read its README.md")
+    typer.echo(f"{vllm.export(found, name, target, checkpoint, to_stderr, force=force)}: read its README.md")
 
 
 def _show_proof(figures: dict[str, Any], texts: Any) -> None:

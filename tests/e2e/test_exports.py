@@ -261,8 +261,11 @@ def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
     text = (version.folder / "Modelfile").read_text("utf-8")
     assert f"FROM {version.model}" in text
     assert "现在是QQ私聊。" in text
-    done(twin, "export", "modelfile", str(judged), "--out", str(tmp_path / "Modelfile"))
-    assert f"ADAPTER {judged / 'lora.gguf'}" in (tmp_path / "Modelfile").read_text("utf-8")
+    refused(
+        twin, "export", "modelfile", str(judged), said=f"merge it with `twin export gguf {judged}`"
+    )  # gemma3's LoRA
+    done(twin, "export", "modelfile", str(merged), "--out", str(tmp_path / "Modelfile"))
+    assert f"FROM {merged / 'model.gguf'}\n" in (tmp_path / "Modelfile").read_text("utf-8")
 
     (tmp_path / "generation_config.json").write_text('{"top_k": 64}', "utf-8")
     monkeypatch.setenv("TWIN__TRAINING__BASE", str(tmp_path))
