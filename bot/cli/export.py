@@ -1,7 +1,7 @@
 """`twin export …`: a run → the files llama.cpp and others serve."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from bot.cli.options import (
     to_stderr,
     whose,
 )
+
+if TYPE_CHECKING:
+    from bot.persona import Manifest
 
 app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
 WhoseOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: the one the folder is of.")]
@@ -58,6 +61,7 @@ def export_lora(
             night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
         )
         _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
     typer.echo(f"LoRA: {file}", err=True)
 
 
@@ -79,6 +83,7 @@ def export_merge(
     night = night_of(config.load(config_path), persona, config_path, run_folder)
     made = merged.checkpoint(night.trained, target, night.held_out, night.progress, force=force)
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
     typer.echo(f"checkpoint: {target}", err=True)
 
 
@@ -114,7 +119,10 @@ def export_gguf(
         imatrix=night.tune_texts if imatrix else None, manifest=night.manifest, force=force,
     )  # fmt: skip
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
     forced = "" if made.parity.as_judged else " --force, for it differs from what the night judged"
+    if night.manifest and not night.manifest.gate.get("passed", True):
+        forced = " --force, for the gate refused it"
     where = f"{target} (publish it: twin persona publish {night.persona.name} {target}{forced})"
     typer.echo(
         where if night.manifest else f"{target} (no night has judged the run, so it cannot be published)", err=True
@@ -163,6 +171,14 @@ def export_vllm(
 
         checkpoint = hub.at_hand(model, settings.training.hub, settings.data / "models")
     typer.echo(f"{vllm.export(found, name, target, checkpoint, to_stderr, force=force)}: read its README.md")
+
+
+def _tell_doubts(judged: "Manifest | None") -> None:
+    """What speaks against giving away what came of a run, where a night has judged it."""
+    from export.source import doubts
+
+    for doubt in doubts(judged) if judged is not None else ():
+        to_stderr(doubt)
 
 
 def _show_proof(figures: dict[str, Any], texts: Any) -> None:
