@@ -137,7 +137,7 @@ def _refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     others = {key: value for key, value in config.items() if value and key not in _PLAIN}
     found += [f"{_REFUSED.get(key, 'what is not known here')} ({key} {value!r})" for key, value in others.items()]
     if found:
-        raise ExportError(f"{label} uses what llama.cpp cannot apply: {'; '.join(found)}. Train it without")
+        raise ExportError(f"{label} uses what is not exported here: {'; '.join(found)}. Train it without")
 
 
 def _alpha(config: Mapping[str, Any], label: str) -> float:

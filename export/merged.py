@@ -87,7 +87,11 @@ def export(
             }  # fmt: skip
             if not proven.parity.as_judged:
                 why = f"as {name} it differs by {proven.parity.loss_gap:+.2f} nats from what a night judged"
-                changed["gate"] = {**manifest.gate, "passed": False, "reasons": [why]}
+                changed["gate"] = {
+                    **manifest.gate,
+                    "passed": False,
+                    "reasons": [*manifest.gate.get("reasons", ()), why],
+                }
             text = manifest.model_copy(update=changed).model_dump_json(indent=1)
             (beside / MANIFEST_FILE).write_text(text, "utf-8")
     return proven

@@ -295,6 +295,18 @@ def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path
     assert said["tokenizer.chat_template"] == jinja(FORMATS["chatml"], "")
 
 
+def test_the_licence_is_the_bases_and_else_what_the_checkpoints_card_names(llama: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama.tiny.hf, tmp_path / "carded")
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: of-the-card\n---\n", "utf-8")
+    told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+    said = []
+    for licence in ("", "gemma"):
+        out = tmp_path / f"{licence}.gguf"
+        converter.convert(folder, out, "F16", replace(told, licence=licence), llama.tiny.gguf)
+        said.append({key: field.value for key, field in fields(out, "general.license").items()})
+    assert said == [{"general.license": "other", "general.license.name": "of-the-card"}, {"general.license": "gemma"}]
+
+
 def test_a_model_that_the_converter_does_not_know_is_told(llama: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(llama.tiny.hf, tmp_path / "odd")
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -336,12 +348,13 @@ def test_a_verdict_is_not_inherited_by_what_quantizing_made_of_it(
     monkeypatch.setattr(parity.Parity, "as_judged", False)
     manifest = Manifest(
         version="run", created="2026-11-25T00:00:00+00:00", base=llama.base, format="chatml",
-        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, gate={"passed": True, "reasons": []},
+        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, gate={"passed": False, "reasons": ["leaks"]},
     )  # fmt: skip
     llama.merge("Q8_0", tmp_path / "merged", manifest=manifest)
     written = Manifest.model_validate_json((tmp_path / "merged" / "manifest.json").read_text("utf-8"))
     assert written.gate["passed"] is False
-    assert written.gate["reasons"][0].startswith("as Q8_0 it differs by ")
+    assert written.gate["reasons"][0] == "leaks"
+    assert written.gate["reasons"][1].startswith("as Q8_0 it differs by ")
 
 
 # -- the gate, broken on purpose ----------------------------------------------------------------
