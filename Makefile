@@ -46,7 +46,7 @@ $(VENV)/.made: | tools
 	@touch $@
 
 $(VENV)/.run0: $(VENV)/.made pyproject.toml constraints.txt
-	@echo "Installing; llama-cpp-python compiles for 5-8 minutes the first time."
+	@echo "Installing; llama-cpp-python compiles for 4-7 minutes the first time."
 	@date +%s > $(VENV)/.began
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
 	@test -f $(VENV)/.install_seconds || echo $$(( $$(date +%s) - $$(cat $(VENV)/.began) )) > $(VENV)/.install_seconds

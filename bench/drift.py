@@ -59,13 +59,13 @@ def figures(
         base_path: the base GGUF.
         file: a history of OneBot events.
         nights: how many, after the first one on the past.
-        steps: training windows of a night.
+        steps: optimizer steps of a night.
         past: messages learned first.
         trace: messages answered by the twin.
         start: as in bot.toml: each night from the base, or on from the last.
     """
     work = settings.data / "bench-likeness" / f"drift-{start}"
-    every, me, name = _read(file, work)
+    every, me, name = read(file, work)
     days = [every[past + trace * i // nights : past + trace * (i + 1) // nights] for i in range(nights)]
     until, digest = every[past - 1].time, checksum.digest(base_path)
     inner = settings.model_copy(
@@ -105,7 +105,7 @@ def _training(steps: int, start: Literal["fresh", "continue"]) -> config.Trainin
     )  # fmt: skip
 
 
-def _read(file: Path, work: Path) -> tuple[list[Message], str, str]:
+def read(file: Path, work: Path) -> tuple[list[Message], str, str]:
     """All messages of a history, oldest first, and whose it is."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

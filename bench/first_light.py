@@ -23,7 +23,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     Args:
         settings: bot.toml's.
         root: its folder.
-        full: also decoding beside a night, and a night on the family history where it lies beside the checkout.
+        full: also decoding beside a night, and a night on the family history where there is one.
         as_json: for programs.
     """
     path = base.resolve(settings.engine.base, settings.data, root)

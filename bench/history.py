@@ -1,4 +1,4 @@
-"""A foreign history to measure with, where one lies beside the checkout: ../shared/data/qq_sim/family.jsonl."""
+"""A foreign history to measure with: a simulated Chinese one of QQ, which is not shipped; `FAMILY`, where it is."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ from training import corpus, history
 
 MESSAGES, RUNS = 300_000, 3
 IMPORT_S, AGAIN_S, CORPUS_S, RSS_MIB = 6.0, 2.0, 15.0, 300.0
-"""Goals of the issue; half a minute is what is published for 300,000 messages elsewhere."""
+"""Goals; half a minute is what is published for 300,000 messages elsewhere."""
 _PEER, _PEER_S = "published elsewhere", 30.0
 
 

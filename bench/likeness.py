@@ -1,8 +1,9 @@
 """How like the person a twin gets: nights on foreign histories with planted canaries → every figure with its interval.
 
-Histories lie beside the checkout (../shared/data): two simulated Chinese ones, and a real person's English chats, of
-which many were never answered. Each trains for at most about half an hour on two cores. `--full` adds ten nights over a
-trace that the twin itself answers (bench/drift.py), about an hour for each way to start one.
+The histories are not shipped: two simulated Chinese ones of QQ (qq_sim), and a public set of a real person's English
+chats (chitchat), of which many were never answered; `DATA` says where they are looked for. Each trains for at most
+about half an hour on two cores. `--full` adds ten nights over a trace that the twin itself answers (bench/drift.py),
+about an hour for each way to start one.
 """
 
 import gzip
@@ -63,7 +64,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         as_json: for programs.
     """
     if not DATA.is_dir():
-        raise SystemExit(f"bench likeness needs the histories, which do not lie at {DATA}")
+        raise SystemExit(f"bench likeness needs histories that are not shipped; they do not lie at {DATA}")
     base_path = resolve(settings.engine.base, settings.data, root)
     figures: list[Figure] = []
     for found in HISTORIES:
@@ -241,7 +242,7 @@ def _canaries(
 
 
 def learned(name: str, manifest: Manifest) -> list[Figure]:
-    """The goals of the issue, met or not or not measured, and what else the night measured, from its manifest."""
+    """The goals, met or not or not measured, and what else the night measured, from its manifest."""
     m = manifest.metrics
     quiet, like = m["silence"], m["likeness"] or {"voices": {}, "leaks": {}}
     voices, leaks = like["voices"], like["leaks"]

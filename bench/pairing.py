@@ -1,8 +1,9 @@
-"""Which message an answer answers, against IRC's gold reply links, where they lie beside the checkout.
+"""Which message an answer answers, against IRC's gold reply links, which are not shipped.
 
-../shared/data/irc_disentangle/new-domains (Kummerfeld et al. 2019, CC BY 4.0): four channels, three stretches of 200
-annotated messages each. Stretches 0 and 1 of each channel are for fitting (`--full` fits the weights anew and prints
-them), stretch 2 is what the figures are of. A message may answer nothing: then the gold link is to itself.
+irc_disentangle/new-domains (Kummerfeld et al. 2019, CC BY 4.0; `IRC` says where it is looked for): four channels, three
+stretches of 200 annotated messages each. Stretches 0 and 1 of each channel are for fitting (`--full` fits the weights
+anew and prints them), stretch 2 is what the figures are of. A message may answer nothing: then the gold link is to
+itself.
 """
 
 import re

@@ -80,7 +80,7 @@ class _Trace:
         self._talking.discard(scene)
 
     def figures(self) -> list[Figure]:
-        """What the issue asks for."""
+        """Requests lost, waits, memory."""
         waits = sorted(self._waits)
         p50, p99 = statistics.median(waits), waits[int(len(waits) * 0.99)]
         warm = [rss for at, rss in self._rss if at > self._seconds / 3]

@@ -54,7 +54,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
 
 
 def _windows(settings: config.Settings, root: Path) -> list[Window]:
-    """Of the family history where it lies beside the checkout, else of the demo's."""
+    """Of the family history (bench/history.py) where there is one, else of the demo's."""
     work = settings.data / "bench-train"
     chosen = settings.training.model_copy(update={"model_max_length": _LENGTH})
     inner = settings.model_copy(update={"paths": config.Paths(data=work), "training": chosen})

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from bot.engine import Request
+from bot.engine import End, Request
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, Sampler, log_probs
 from bot.loras import Loras
@@ -64,6 +64,8 @@ class Job:
     unwanted: bool = False
     """Whether its sequence is to be dropped when it ends: its scene was forgotten while it waited."""
     made: list[int] = field(default_factory=list)
+    why: End | None = None
+    """Why its answer ended; None where something else stopped it."""
     asked: float = 0.0
     """When, by the clock of who evaluates it."""
     turned: int = 0
@@ -360,16 +362,18 @@ class Batcher:
             job.lines = Lines(job.put)
         token = self._context.sample(job.sampler, index)
         job.made.append(token)
-        looped = looping(job.made)
-        if token in self._model.ends or looped:
-            if not looped:
-                job.lines.end()
-            self._end(job, 0.0)
-            return
-        job.lines.feed(self._model.piece(token))
-        if len(job.made) >= job.request.sampling.max_tokens or len(job.ids) + len(job.made) >= self._n_ctx:
+        if looping(job.made):
+            job.why = End.LOOP
+        elif token in self._model.ends:
             job.lines.end()
-            self._end(job, 0.0)
+            job.why = End.TURN
+        else:
+            job.lines.feed(self._model.piece(token))
+            if len(job.made) < job.request.sampling.max_tokens and len(job.ids) + len(job.made) < self._n_ctx:
+                return
+            job.lines.end()
+            job.why = End.LENGTH
+        self._end(job, 0.0)
 
     def _end(self, job: Job, result: float | EngineError, *, drop: bool = False) -> None:
         """A job is over: its sequence is free for others, and who asked is told."""

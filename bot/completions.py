@@ -69,6 +69,21 @@ class Told:
     completion_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An event of a streamed completion.
+
+    Args:
+        text: what came with it.
+        finish: why the completion ended, `stop` or `length`; None before it has.
+        completion_tokens: tokens the server counted in the whole of it; None where the event does not say.
+    """
+
+    text: str
+    finish: str | None = None
+    completion_tokens: int | None = None
+
+
 class Completions:
     """A client of `<url>/completions`. Proxies of the environment are not used: chats go to the named server alone.
 
@@ -120,9 +135,7 @@ class Completions:
         answer = self._parsed(raw, response)
         if (choice := self._choice(answer, response)) is None:
             raise self._not_understood(response)
-        usage = answer.get("usage")
-        counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        return choice, counted if isinstance(counted, int) else None
+        return choice, _counted(answer, "prompt")
 
     async def chat(self, body: dict[str, Any]) -> Told:
         """The answer to a chat. One that breaks off is asked for again, as is one of a busy server.
@@ -136,9 +149,7 @@ class Completions:
         message = choice.get("message") if choice else None
         if choice is None or not isinstance(message, dict):
             raise self._not_understood(response)
-        usage = answer.get("usage")
-        counted = usage if isinstance(usage, dict) else {}
-        prompt, completion = (n if isinstance(n := counted.get(f"{k}_tokens"), int) else 0 for k in _COUNTED)
+        prompt, completion = (_counted(answer, kind) or 0 for kind in _COUNTED)
         return Told(str(message.get("content") or ""), choice.get("finish_reason") == "length", prompt, completion)
 
     async def models(self) -> list[str] | None:
@@ -167,8 +178,8 @@ class Completions:
             return None
         return len(told) if isinstance(told, list) else None
 
-    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """The text of a completion as it comes; closing the iterator closes the connection, which stops the server.
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[Part, None]:
+        """A completion as it comes; closing the iterator closes the connection, which stops the server.
 
         Raises:
             EngineError: of any fault; a stream that ends before the server said that it is finished is one.
@@ -176,7 +187,7 @@ class Completions:
         left_s = self._deadline_s
         began = time.monotonic()
         async with self._within(left_s):
-            response = await self._send({**body, "stream": True})
+            response = await self._send({**body, "stream": True, "stream_options": {"include_usage": True}})
         try:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._not_understood(response)
@@ -187,12 +198,13 @@ class Completions:
                         data = await anext(events, None)
                     if data is None or data == b"[DONE]":
                         break
-                    choice = self._choice(self._parsed(data, response), response) or {}
-                    finished = finished or choice.get("finish_reason") is not None
-                    if text := choice.get("text"):
-                        paused = time.monotonic()
-                        yield str(text)
-                        began += time.monotonic() - paused
+                    answer = self._parsed(data, response)
+                    choice = self._choice(answer, response) or {}
+                    finish = choice.get("finish_reason")
+                    finished = finished or finish is not None
+                    paused = time.monotonic()
+                    yield Part(str(choice.get("text") or ""), finish, _counted(answer, "completion"))
+                    began += time.monotonic() - paused
             if data is None and not finished:
                 raise self._cut(None)
         finally:
@@ -313,6 +325,13 @@ class Completions:
             raise EngineError(
                 f"{self.url} took longer for an answer than {self._named.deadline} = {self._deadline_s:g}"
             ) from None
+
+
+def _counted(answer: dict[str, Any], kind: str) -> int | None:
+    """Tokens of the prompt or the completion as the server counted them; None where it does not say."""
+    usage = answer.get("usage")
+    found = usage.get(f"{kind}_tokens") if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _is_whole(data: bytes) -> bool:

@@ -235,7 +235,8 @@ class Conversation(Section):
     conversation_gap_s: int = Field(1800, ge=60)
     """A scene silent for longer begins a new conversation (seconds)."""
     burst_gap_s: int = Field(20, ge=2)
-    """Others' bubbles closer together than this are one burst (seconds); strangers' follow-ups: median 10, p90 38."""
+    """Seconds within which somebody's further bubble belongs to the same burst, whoever of the others says it. In chats
+    between strangers half of the further bubbles come within 10 s, nine of ten within 38."""
     burst_cap: int = Field(12, ge=1)
     """Bubbles after which a burst is looked at even if it goes on."""
     answer_within_s: int = Field(14400, ge=0)
@@ -274,7 +275,8 @@ class Chat(Section):
     debounce_s: float = Field(1.5, ge=0)
     """Wait after each bubble before the twin looks, so that a run of bubbles is one turn (seconds)."""
     debounce_max_s: float = Field(5.0, ge=0)
-    """The wait grows to the speaker's own rhythm, up to this (seconds); not when they mention or quote."""
+    """Longest such wait (seconds): it grows to the time within which four of five further bubbles of that speaker come.
+    Whoever mentions the twin or quotes somebody is waited for debounce_s."""
     mark_as_read: bool = True
     """Show what was looked at as read, answered or not, where the client can. Turn it off on an account you read
     yourself."""
@@ -380,11 +382,12 @@ class Training(Section):
     use_liger_kernel: bool = False
     """Liger's fused norms, rotations and activations, where liger-kernel is installed (CUDA)."""
     r: int | None = Field(None, ge=1, le=1024)
-    """LoRA rank. Unset: 8 under 50 answers, 32 from 5,000 on, else 16."""
+    """LoRA rank. Unset: 8 under 50 answers, 32 from 5,000 on, else 16; when going on from a LoRA, that one's."""
     lora_alpha: int | None = Field(None, ge=1)
-    """LoRA strength is lora_alpha / r. Unset: 2r, the usual choice."""
+    """LoRA strength is lora_alpha / r. Unset: 2r, the usual choice; when going on from a LoRA, that one's."""
     lora_dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout on the LoRA's input. Unset: 0.05; 0 where experts or routers are trained, which PEFT cannot drop out."""
+    """Dropout on the LoRA's input. Unset: 0.05; 0 where experts or routers are trained, which PEFT cannot drop out;
+    when going on from a LoRA, that one's."""
     target_modules: tuple[str, ...] = Field(("all-linear",), min_length=1)
     """Layers that get a LoRA, by the last part of their names; "all-linear": all linear layers but the output layer."""
     use_rslora: bool = False
@@ -403,7 +406,8 @@ class Training(Section):
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; cosine after warm-up. Unset: 2e-4, half of it when going on from a LoRA."""
     num_train_epochs: float | None = Field(None, gt=0)
-    """Passes over the samples. Unset: 5 under 25 answers, 3 under 100, 2 under 5,000, else 1."""
+    """Passes over the samples. Unset: 5 under 25 answers, 3 under 100, 2 under 5,000, else 1; 1 when going on from a
+    LoRA."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps, whatever num_train_epochs says; unset: as the epochs give."""
     early_stopping_patience: int | None = Field(1, ge=1)
@@ -411,7 +415,8 @@ class Training(Section):
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Windows of a batch, which a processor reads in passes of 512 tokens. Unset: 4, or what memory holds."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
-    """Forward passes in one optimizer step. Unset: 4, fewer where the run would have under 60 steps."""
+    """Batches in one optimizer step. Unset: the most of 16, 8, 4 and 2 with which a step has at most 16 windows and the
+    run at least 60 steps; else 1. With batches of 4 that is 4, 2 or 1."""
     gradient_checkpointing: bool | None = None
     """Recompute activations: a third slower, several GB less. Unset: where they do not fit in memory."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
@@ -593,8 +598,9 @@ class Retrain(Section):
     """Answers it is judged by, and the person's own are compared in. At 30 the shipped persona's 200 read answers and
     the person's own all stayed inside the bands, and 211 of 221 blocks of other speakers did not."""
     corrected_max: float = Field(0.1, gt=0, lt=1)
-    """Part of its answers that may be corrected: rolled back when it is surely more (lower end of the 95 % interval),
-    and more than of the version before. An owner corrects only some of what is wrong."""
+    """Part of its answers that the owner may correct: a version goes back where four or more were, and the 95 %
+    interval of their part lies above this and above the part of the version before. Low, since an owner corrects only
+    some of what is wrong."""
     drift_sigmas: float = Field(4.0, gt=0)
     """Half-width of the person's band in standard deviations of their own blocks. At 3 the shipped persona left it in
     four blocks of six, at 4 in none."""
@@ -632,8 +638,9 @@ class Gate(Section):
     """Part of the sample answers that may loop, copy or speak for others, and part that may be empty: at temperature
     0.7 a small model does so now and then, and an empty answer is not sent."""
     leak_chars: int = Field(30, ge=8)
-    """Characters of a rare run of a training answer that is said again, word for word or letters and digits whatever
-    stands between; one is a leak. Shorter runs are how people speak."""
+    """A leak is a run of at least so many characters of a training answer, said again word for word or in its letters
+    and digits alone, that nobody but the person wrote, and they in one or two wordings. Shorter runs are how people
+    speak."""
     leaks_max: int = Field(0, ge=0)
     """Leaks a version may have: such runs, and numbers of the corpus that are told unasked."""
     newest_h: int = Field(24, ge=0)
@@ -649,7 +656,7 @@ class Gate(Section):
 
 
 class Log(Section):
-    """What is written down. Message text never is, below TRACE."""
+    """What is written down; message text never is."""
 
     level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity shown."""
@@ -684,6 +691,19 @@ class Settings(Section):
     def archive_url(self) -> str:
         """SQLAlchemy URL of the message store."""
         return self.paths.archive_url or f"sqlite:///{self.data / 'archive.db'}"
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether what people write stays on this machine: no server of a model is another one, nor the archive's."""
+        engine, gate = self.engine, self.gate
+        servers = (
+            engine.remote_url if engine.backend == "remote" or engine.caption_model is not None else None,
+            self.cleaning.url,
+            gate.judge_url if gate.judge_model is not None else None,
+            self.archive_url,
+        )
+        hosts = (urlsplit(url).hostname for url in servers if url is not None)
+        return all(host is None or loopback(host) for host in hosts)
 
     @property
     def zone(self) -> ZoneInfo:

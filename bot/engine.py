@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,30 @@ class Voice:
     model: Path | None = None
 
 
+class End(StrEnum):
+    """Why an answer ended."""
+
+    TURN = "turn"
+    """The model ended its turn."""
+    LENGTH = "length"
+    """It was cut off: by `max_tokens`, or by the end of the window."""
+    LOOP = "loop"
+    """Its newest tokens only repeated."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """What an engine tells of an answer when it is over.
+
+    Args:
+        tokens: made for it, an end of turn among them.
+        why: it ended; None where it was closed before.
+    """
+
+    tokens: int = 0
+    why: End | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One look at one scene.
@@ -38,6 +63,7 @@ class Request:
         sampling: how words are drawn.
         seed: same seed, prompt and settings → same text, where nobody else is answered meanwhile and the engine holds
             as much of the prompt as it did.
+        ending: the engine tells here how the answer ended, once its bubbles are exhausted or closed.
     """
 
     seat: str
@@ -45,6 +71,7 @@ class Request:
     pieces: Sequence[Piece]
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    ending: Ending = field(default_factory=Ending, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +111,7 @@ class ReplyEngine(Protocol):
     def bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         """The answer's bubbles, each as soon as its line is complete; the first token is never end-of-turn.
 
-        Closing the iterator stops the generation within one decode step.
+        Closing the iterator stops the generation within one decode step. How it ended is told in `request.ending`.
         """
         ...
 

@@ -9,6 +9,7 @@ TwinError
 ├── ExportError      a run cannot be turned into a GGUF, or is not equal to it
 ├── PersonaError     a persona folder or version is missing or does not verify
 ├── EngineError      a base or LoRA cannot be loaded or evaluated
+├── TooLong          a program's request leaves no room in the window for what was said
 └── SendError        the OneBot client did not take a message; says how it failed
 
 A message says what, which one (`!r`), what was expected and what to do. The command line prints
@@ -52,6 +53,10 @@ class PersonaError(TwinError):
 
 class EngineError(TwinError):
     """The reply engine cannot load or evaluate a model."""
+
+
+class TooLong(TwinError):
+    """What a program gives as its system prompt leaves no room in the window for what was said."""
 
 
 class SendFailure(StrEnum):

@@ -1,7 +1,7 @@
 """loguru, set up once: what is shown, and what never is.
 
-Chat text, tokens and names never reach a log above TRACE. NoneBot prints every message at SUCCESS and its whole
-configuration (the token in it) at DEBUG; uvicorn prints a refused handshake's URL with its query. All three end here.
+Chat text, tokens and names never reach a log. NoneBot prints every message at SUCCESS and its whole configuration (the
+token in it) at DEBUG; uvicorn prints a refused handshake's URL with its query. All three end here.
 """
 
 import re

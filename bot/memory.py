@@ -229,6 +229,12 @@ def prompt_budget(persona: Persona, n_ctx: int) -> int:
     return min(budget, trained or budget)
 
 
+def beginning_most(persona: Persona, n_ctx: int) -> int:
+    """Tokens of a prompt's beginning at most: the system prompt, with what surrounds it; the rest is to be heard."""
+    budget = prompt_budget(persona, n_ctx)
+    return budget - min(_LEAST_HEARD, budget // 8)
+
+
 def require_room(persona: Persona, n_ctx: int, fixed: int) -> None:
     """That a prompt's beginning leaves something to be heard.
 
@@ -240,9 +246,9 @@ def require_room(persona: Persona, n_ctx: int, fixed: int) -> None:
     Raises:
         EngineError: it leaves too little; says what to shorten or to enlarge.
     """
-    budget = prompt_budget(persona, n_ctx)
-    if budget - fixed >= min(_LEAST_HEARD, budget // 8):
+    if fixed <= beginning_most(persona, n_ctx):
         return
+    budget = prompt_budget(persona, n_ctx)
     trained = persona.version.window_tokens if persona.version else None
     by_version = trained is not None and trained <= budget
     larger = (

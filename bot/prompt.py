@@ -186,7 +186,7 @@ def spoken_by(message: Message, people: frozenset[str]) -> bool:
 
 
 def exchanges(messages: Iterable[Message], people: frozenset[str], rules: Conversation) -> list[Exchange]:
-    """Cut a scene's messages, in order, into exchanges (DESIGN: burst, decision point, conversation).
+    """Cut a scene's messages, in order, into exchanges.
 
     Args:
         messages: one scene's, oldest first, without recalled and system ones.

@@ -22,7 +22,7 @@ from loguru import logger
 from bot import config
 from bot.batching import looping
 from bot.completions import Completions, Refused
-from bot.engine import Measure, Request, Voice
+from bot.engine import End, Ending, Measure, Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import Alternative, alternatives, missing
 from bot.llama import Model
@@ -141,7 +141,7 @@ class RemoteEngine:
             body["logit_bias"] = {**body.get("logit_bias", {}), **ban}
         stops = {"stop": markers, "stop_token_ids": self._ends(request)}
         try:
-            async with aclosing(self._said({**body, **stops, "min_tokens": 1})) as lines:
+            async with aclosing(self._said({**body, **stops, "min_tokens": 1}, request.ending)) as lines:
                 async for line in lines:
                     yield line
             return
@@ -153,7 +153,7 @@ class RemoteEngine:
         else:
             body["seed"] = (body["seed"] + 1) & 0xFFFFFFFF
         try:
-            async with aclosing(self._said({**body, **stops}, opening)) as lines:
+            async with aclosing(self._said({**body, **stops}, request.ending, opening)) as lines:
                 async for line in lines:
                     yield line
         except _NothingSaidError:
@@ -358,30 +358,46 @@ class RemoteEngine:
             f"{self._server.url} draws no word even with the end of turn banned; does it take logit_bias?"
         )
 
-    async def _said(self, body: dict[str, Any], text: str = "") -> AsyncGenerator[str, None]:
-        """Lines of a streamed answer that begins with `text`; raises _NothingSaidError when there is none.
+    async def _said(self, body: dict[str, Any], ending: Ending, opening: str = "") -> AsyncGenerator[str, None]:
+        """Lines of a streamed answer that begins with `opening`; raises _NothingSaidError when there is none.
 
         It ends where the newest parts only repeat, as the local engine's do; a part is a token where servers do not
-        put some together.
+        put some together. Where the server counts no tokens, those of the text are told.
         """
         marker = re.compile("|".join(map(re.escape, body["stop"])))
-        parts, said = [text], False
-        async with aclosing(self._server.stream(body)) as stream:
-            async for part in stream:
-                parts.append(part)
-                if looping(parts):
-                    return
-                text, *cut = marker.split(text + part, maxsplit=1)
-                *lines, text = text.split("\n")
-                for line in filter(None, map(str.strip, lines)):
-                    said = True
-                    yield line
-                if cut:
-                    break
-        if text.strip():
-            yield text.strip()
-        elif not said:
-            raise _NothingSaidError
+        parts, text, said = [opening], opening, False
+        finish = End.TURN
+        counted: int | None = None
+        ending.why = None
+        try:
+            async with aclosing(self._server.stream(body)) as stream:
+                async for part in stream:
+                    finish = End.LENGTH if part.finish == "length" else finish
+                    counted = counted if part.completion_tokens is None else part.completion_tokens
+                    if not part.text:
+                        continue
+                    parts.append(part.text)
+                    if looping(parts):
+                        ending.why = End.LOOP
+                        return
+                    text, *cut = marker.split(text + part.text, maxsplit=1)
+                    *lines, text = text.split("\n")
+                    for line in filter(None, map(str.strip, lines)):
+                        said = True
+                        yield line
+                    if cut:
+                        finish = End.TURN
+                        break
+            if text.strip():
+                yield text.strip()
+            elif not said:
+                raise _NothingSaidError
+            ending.why = finish
+        finally:
+            if counted is None:
+                ending.tokens = self.count([Piece("".join(parts))])
+            else:
+                ending.tokens = self.count([Piece(opening)]) + counted
 
 
 class _NothingSaidError(Exception):

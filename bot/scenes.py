@@ -1,7 +1,7 @@
 """What is set for a scene: by a command typed there, else for it in bot.toml, else for all.
 
 What was typed is in the archive's scene log, so that it outlives a restart. Whether the twin is on is told apart from
-the rest: labels depend on it, moment by moment (DESIGN: whose silence).
+the rest: labels depend on it, moment by moment.
 """
 
 from datetime import UTC, datetime

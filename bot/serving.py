@@ -15,7 +15,7 @@ from pathlib import Path
 from bot import config
 from bot.batching import Job
 from bot.checksum import sha256
-from bot.engine import Measure, Request, Voice
+from bot.engine import End, Measure, Request, Voice
 from bot.errors import EngineError
 from bot.llama import Model
 from bot.models import Models, Served
@@ -103,12 +103,15 @@ class LlamaEngine:
         lines: asyncio.Queue[str | float | EngineError] = asyncio.Queue()
         async with self._reaching(request) as (served, unwanted):
             job = self._submit(served, request, lines.put_nowait, lines.put_nowait, unwanted=unwanted)
+            why: End | None = None
             try:
                 while isinstance(line := await lines.get(), str):
                     yield line
                 _value(line)
+                why = job.why
             finally:
                 job.stop.set()
+                request.ending.tokens, request.ending.why = len(job.made), why
 
     async def forget(self, wanted: Callable[[str], bool]) -> None:
         """Drop the sequences of some seats, and what was spilled of them, in every model; of one being loaded later."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from bot.errors import ExportError
 from export import experts
-from export.tensors import Array, Stored, checkpoint_tensors, stored
+from export.tensors import Array, Stored, checkpoint_tensors, stored, text_name
 
 _PREFIX = "base_model.model."
 _EXACT_INITS = (True, False, "gaussian", "eva", "orthogonal")
@@ -48,7 +48,7 @@ class Delta:
     """One adapted weight; its halves are read when asked for, so that one at a time is in memory.
 
     Args:
-        module: name in the checkpoint, `model.layers.0.self_attn.q_proj`, or `….mlp.experts.gate_proj` of a mixture.
+        module: its text name, `model.layers.0.self_attn.q_proj`, or `….mlp.experts.gate_proj` of a mixture.
         a: reads A, (r, in), of a mixture (experts, r, in).
         b: reads B, (out, r), of a mixture (experts, out, r).
         shapes: of A and B.
@@ -98,8 +98,8 @@ def read(peft: Path, checkpoint: Path) -> Deltas:
     config = _config(peft / "adapter_config.json", label, "was the training run finished?")
     _refuse_unsupported(config, label)
     rank, alpha = int(config["r"]), _alpha(config, label)
-    weights = checkpoint_tensors(checkpoint)
-    pairs = _pairs(peft, label)
+    weights = {text_name(name): weight for name, weight in checkpoint_tensors(checkpoint).items()}
+    pairs = {text_name(module): pair for module, pair in _pairs(peft, label).items()}
     parts = []
     for module, pair in pairs.items():
         if experts.is_fused(module):
@@ -139,7 +139,7 @@ def _refuse_unsupported(config: Mapping[str, Any], label: str) -> None:
     others = {key: value for key, value in config.items() if value and key not in _PLAIN}
     found += [f"{_REFUSED.get(key, 'what is not known here')} ({key} {value!r})" for key, value in others.items()]
     if found:
-        raise ExportError(f"{label} uses what llama.cpp cannot apply: {'; '.join(found)}. Train it without")
+        raise ExportError(f"{label} uses what is not exported here: {'; '.join(found)}. Train it without")
 
 
 def _alpha(config: Mapping[str, Any], label: str) -> float:

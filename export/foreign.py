@@ -80,7 +80,7 @@ def result(
         force: also where the LoRA names another base; its shapes must fit all the same.
 
     Raises:
-        ExportError: the LoRA is of another base, or what llama.cpp cannot apply.
+        ExportError: the LoRA is of another base, or what is not exported here.
     """
     if not force:
         _check_name(source, names)

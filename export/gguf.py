@@ -34,7 +34,7 @@ class About:
         base: name of the base.
         base_sha256: its hash.
         version: our manifest's id.
-        licence: of the base, as its GGUF or model card names it; empty when unknown.
+        licence: of the base, as its GGUF names it; empty: as the converter finds it in the checkpoint's model card.
         counts: of the corpus.
         template: chat template, Jinja.
     """
@@ -60,7 +60,7 @@ def convert(
         kind: of the matrices; vectors stay F32.
         about: metadata.
         base: the base where it is a GGUF: its tokenizer is taken over. None: llama.cpp's own vocabulary code.
-        instead: name in the checkpoint → makes what is written in its place, float32 of its shape (`merge.sums`).
+        instead: text name in the checkpoint → makes what is written in its place, float32 of its shape (`merge.sums`).
 
     Raises:
         ExportError: llama.cpp's converter does not know the model, or its tokenizer.
@@ -140,8 +140,9 @@ def _put(writer: gguf.GGUFWriter, about: About) -> None:
     writer.add_name(about.name)
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, about.base)
-    keys.pop("general.license", None)
     if about.licence:
+        for key in [k for k in keys if k.startswith("general.license")]:
+            del keys[key]
         writer.add_license(about.licence)
     keys.pop("tokenizer.chat_template", None)
     writer.add_chat_template(about.template)

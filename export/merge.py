@@ -1,9 +1,10 @@
 """Checkpoint + PEFT LoRA → a checkpoint with the LoRA in its weights, for people who need one model.
 
 Every file of the checkpoint is copied and the adapted weights are overwritten in place, one at a time: W + alpha / r ·
-B·A in float32, rounded to the type the weight is stored in. So a model larger than memory can be merged, shard by
-shard, and its names, types and sizes stay. The tokenizer comes along; the chat template becomes the one trained with,
-and its end of turn is among the tokens that who serves the folder stops at.
+B·A in float32, rounded to the type the weight is stored in, unless float32 is asked for: what a young LoRA changes is
+often less than bf16 can tell. So a model larger than memory can be merged, shard by shard, under the same names. The
+tokenizer comes along; the chat template becomes the one trained with, and its end of turn is among the tokens that who
+serves the folder stops at.
 """
 
 import json
@@ -19,7 +20,7 @@ from bot.errors import ExportError
 from bot.prompt import ChatFormat
 from export import deltas, place, stops
 from export.template import jinja
-from export.tensors import Array, Stored
+from export.tensors import Array, Stored, checkpoint_tensors, text_name, widen
 
 TEMPLATE_FILE = "chat_template.jinja"
 """Where transformers and vLLM look first."""
@@ -27,7 +28,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 def merge(
     peft: Path, checkpoint: Path, fmt: ChatFormat, out: Path, progress: Callable[[int, int], None], *,
-    force: bool = False,
+    float32: bool = False, force: bool = False,
 ) -> Path:  # fmt: skip
     """Write the merged checkpoint; gives `out`.
 
@@ -37,6 +38,7 @@ def merge(
         fmt: the chat format it was trained with.
         out: the folder to make.
         progress: told (weights merged, of how many).
+        float32: write every weight as float32; else as it is stored in the checkpoint.
         force: replace what lies at `out`.
 
     Raises:
@@ -45,29 +47,36 @@ def merge(
     """
     found = deltas.read(peft, checkpoint)
     files = [p for p in sorted(checkpoint.iterdir()) if p.is_file()]
-    with place.written(out, sum(p.stat().st_size for p in files), force=force) as beside:
+    needed = sum(p.stat().st_size for p in files)
+    if float32:
+        needed += sum(4 * w.n_numbers - w.n_bytes for w in checkpoint_tensors(checkpoint).values())
+    with place.written(out, needed, force=force) as beside:
         beside.mkdir()
         for file in files:
-            shutil.copyfile(file, beside / file.name)
-        total = sum(len(part.weights) for part in found.parts)
+            copy = widen if float32 and file.suffix == ".safetensors" else shutil.copyfile
+            copy(file, beside / file.name)
+        copied, total = checkpoint_tensors(beside), sum(len(part.weights) for part in found.parts)
         for done, (weight, change) in enumerate(_changes(found), 1):
-            with (beside / weight.file.name).open("r+b") as f:
-                weight.overwrite(f, _finite(weight.read() + found.strength * change, weight))
+            into = copied[weight.name]
+            with into.file.open("r+b") as f:
+                into.overwrite(f, _finite(weight.read() + found.strength * change, into))
             progress(done, total)
+        if float32:
+            _name_float32(beside, sum(w.n_bytes for w in copied.values()))
         _put_template(beside, checkpoint, fmt)
         _put_end(beside, checkpoint, fmt)
     return out
 
 
 def sums(peft: Path, checkpoint: Path) -> dict[str, Callable[[], Array]]:
-    """Each adapted weight's name → makes it with the LoRA, float32, in the checkpoint's shape: nothing is rounded.
+    """Each adapted weight's `text_name` → makes it with the LoRA, float32, in the checkpoint's shape, nothing rounded.
 
     Raises:
         ExportError: the LoRA does not fit the checkpoint; or, when made, a file is damaged or the run diverged.
     """
     found = deltas.read(peft, checkpoint)
     return {
-        weight.name: partial(_sum, part, expert, found.strength)
+        text_name(weight.name): partial(_sum, part, expert, found.strength)
         for part in found.parts
         for expert, weight in enumerate(part.weights)
     }
@@ -91,6 +100,19 @@ def _finite(values: Array, weight: Stored) -> Array:
     if weight.dtype == "F16" and np.abs(values).max() >= 65504:
         raise ExportError(f"{weight.name!r} with the LoRA goes beyond float16's range; the run diverged")
     return values
+
+
+def _name_float32(folder: Path, size: int) -> None:
+    """Let config.json say what the weights are now, and the index how many bytes: loaded as bf16 they were rounded."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    for part in (config, config.get("text_config", {})):
+        part.update({key: "float32" for key in ("dtype", "torch_dtype") if key in part})
+    file.write_text(json.dumps(config, ensure_ascii=False, indent=1), "utf-8")
+    for file in folder.glob("*.safetensors.index.json"):
+        index = json.loads(file.read_text("utf-8"))
+        index.setdefault("metadata", {})["total_size"] = size
+        file.write_text(json.dumps(index, ensure_ascii=False, indent=1), "utf-8")
 
 
 def _put_template(folder: Path, checkpoint: Path, fmt: ChatFormat) -> None:

@@ -13,8 +13,8 @@ from bot.checksum import sha256
 from bot.persona import MANIFEST_FILE, MODEL_FILE, Manifest
 from export import gguf, merge, place, proof
 from export.metadata import fields
-from export.quantize import Imatrix, kind_of, quantize, require
-from export.reference import Reference
+from export.quantize import Imatrix, quantize, quantized_bytes, require
+from export.reference import Reference, require_memory, require_watchable
 from export.template import jinja
 from export.tensors import checkpoint_tensors
 
@@ -24,6 +24,7 @@ IMATRIX_TOKENS_MAX = 16_384
 (llama.cpp's tools/perplexity/README.md)."""
 WINDOWS_BEFORE = 8
 """Held-out windows on which the whole file is proven before it is quantized: a wrong row shows on any of them there."""
+_ROUNDED = "; rounded to {} a small change is lost: `twin export merge --type F32` or `twin export gguf` keep it"
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -32,11 +33,11 @@ def export(
     progress: Progress, *, imatrix: Sequence[Sequence[int]] | None = None, manifest: Manifest | None = None,
     force: bool = False,
 ) -> proof.Proof:  # fmt: skip
-    """Make a folder with `model.gguf`, its proof, and, where the run has one, its manifest and LoRA.
+    """Make a folder with `model.gguf`, its proof, and, where the run has one, its manifest.
 
     Args:
         trained: the run's result.
-        base: the base GGUF, for the tokenizer.
+        base: the base GGUF, for the tokenizer, and for what the LoRA gained over it.
         about: what the file says of itself.
         kind: quantization type.
         out: the folder.
@@ -50,13 +51,14 @@ def export(
         ExportError: unknown type, too little room, a step failed, or the result is not what was trained.
     """
     require(kind, imatrix=imatrix is not None)
-    name, chosen = kind.upper(), kind_of(kind)
     weights = checkpoint_tensors(trained.checkpoint)
-    numbers = sum(w.n_numbers for w in weights.values())
+    if imatrix is not None:
+        require_watchable(weights)
+    require_memory(trained.checkpoint)
+    name = kind.upper()
     full: gguf.Unquantized = "F32" if name == "F32" else "BF16" if name == "BF16" else "F16"
-    full_bytes = numbers * (4 if full == "F32" else 2)
     found = None
-    needed = full_bytes + (0 if name == full else int(numbers * chosen.bits / 8))
+    needed = sum(quantized_bytes(kind, weights.values()) for kind in {full, name})
     with place.written(out, needed, force=force) as beside:
         beside.mkdir()
         made = beside / MODEL_FILE
@@ -75,7 +77,7 @@ def export(
             quantize(whole, made, name, _step(progress, "quantize"), found, held_out.n_threads)
             place.remove(whole)
         progress("parity", 0, 0, "")
-        proven = proof.prove(trained, made, None, held_out)
+        proven = proof.prove(trained, made, None, held_out, base)
         proven = replace(proven, parity=proven.parity.model_copy(update={"imatrix": found is not None}))
         proof.require_passed(proven.parity, f"{name} of run {about.version!r}")
         figures = _put_proof(beside, proven)
@@ -85,15 +87,20 @@ def export(
             }  # fmt: skip
             if not proven.parity.as_judged:
                 why = f"as {name} it differs by {proven.parity.loss_gap:+.2f} nats from what a night judged"
-                changed["gate"] = {**manifest.gate, "passed": False, "reasons": [why]}
+                changed["gate"] = {
+                    **manifest.gate,
+                    "passed": False,
+                    "reasons": [*manifest.gate.get("reasons", ()), why],
+                }
             text = manifest.model_copy(update=changed).model_dump_json(indent=1)
             (beside / MANIFEST_FILE).write_text(text, "utf-8")
     return proven
 
 
 def checkpoint(
-    trained: proof.Trained, out: Path, held_out: proof.HeldOut, progress: Progress, *, force: bool = False
-) -> proof.Proof:
+    trained: proof.Trained, out: Path, held_out: proof.HeldOut, progress: Progress, *, float32: bool = False,
+    force: bool = False,
+) -> proof.Proof:  # fmt: skip
     """Make a Hugging Face folder of checkpoint and LoRA (`export.merge`), with its proof.
 
     Args:
@@ -101,16 +108,20 @@ def checkpoint(
         out: the folder.
         held_out: what the proof asks.
         progress: told (step, done, total, words).
+        float32: as `merge.merge`.
         force: replace what lies at `out`.
 
     Raises:
         ExportError: as `merge.merge`; or the folder is not what was trained.
     """
+    require_memory(trained.checkpoint)
     with place.written(out, 0, force=force) as beside:
-        merge.merge(trained.peft, trained.checkpoint, trained.format, beside, _step(progress, "merge"))
+        step = _step(progress, "merge")
+        merge.merge(trained.peft, trained.checkpoint, trained.format, beside, step, float32=float32)
         progress("parity", 0, 0, "")
         proven = proof.prove_merged(trained, beside, held_out)
-        proof.require_passed(proven.parity, f"{out.name!r}")
+        coarse = proven.parity.kind != "F32"
+        proof.require_passed(proven.parity, f"{out.name!r}", _ROUNDED.format(proven.parity.kind) if coarse else "")
         _put_proof(beside, proven)
     return proven
 

@@ -25,6 +25,9 @@ LOSS_GAP_MAX = 0.03
 measured, on F16 0.0001."""
 PUBLISHED_FACTOR = 2
 """A merged model may lose this many times what its type costs an 8B model, on top: small models lose more."""
+LEARNED_LOST_MAX = 0.5
+"""But never more than this part of what the LoRA gained over the bare base: what Q2_K may cost a large model is all
+that a small one has learned."""
 SILENCE_GAP_MAX, SILENCE_GAP_MAX_EVER = 0.02, 0.1
 """Mean |ΔP(silent)|: a decision should not hang on which library asked; nor, beyond the second, on any type."""
 NOISE_MAX = 0.3
@@ -143,6 +146,8 @@ class Parity(BaseModel):
     """Answers written greedily on both sides."""
     greedy_equal: int = 0
     """Those with the same words; shown, not judged: one rounding turns the rest of a text."""
+    loss_base: float | None = None
+    """The bare base over the same passages, where a merged model was compared with it (nats per token)."""
     loss_nf4: float | None = None
     """NF4 base + LoRA as it was trained, where it was; shown beside, not judged (nats per token)."""
 
@@ -166,7 +171,20 @@ class Parity(BaseModel):
         Without the noise 43 in 100 equal exports of twenty held-out tokens would be refused, and the same each night.
         """
         noise = min(self.loss_gap_se, NOISE_MAX / math.sqrt(max(1, self.n_tokens)))
-        return LOSS_GAP_MAX + 2 * noise + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+        return LOSS_GAP_MAX + 2 * noise + self._quantizing_limit
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def learned_lost(self) -> float | None:
+        """Part of what the LoRA gained over the bare base that is gone; None: not measured, or it gained nothing."""
+        learned = None if self.loss_base is None else self.loss_base - self.loss_trained
+        return self.loss_gap / learned if learned is not None and learned > 0 else None
+
+    @property
+    def _quantizing_limit(self) -> float:
+        """What quantizing anew may cost on top (nats per token)."""
+        ever = math.inf if self.loss_base is None else max(0.0, self.loss_base - self.loss_trained) * LEARNED_LOST_MAX
+        return min(PUBLISHED_FACTOR * (self.loss_gap_published or 0.0), ever)
 
     @property
     def faults(self) -> list[str]:
@@ -183,8 +201,9 @@ class Parity(BaseModel):
                 f"the chat template renders {self.templates_differing} probes otherwise than they were trained"
             )
         if not abs(self.loss_gap) <= self.loss_gap_limit:
+            gone = "" if self.learned_lost is None else f", {self.learned_lost:.0%} of what was learned"
             limit = f"{self.loss_gap_limit:.3f}"
-            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token (limit {limit})")
+            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token{gone} (limit {limit})")
         if self.token_gap_limit is not None and not self.token_gap <= self.token_gap_limit:
             found.append(f"single tokens differ by {self.token_gap:.4f} nats on average (limit {self.token_gap_limit})")
         if self.silence_gap is not None and not self.silence_gap <= self.silence_gap_limit:
@@ -210,8 +229,7 @@ class Parity(BaseModel):
     @property
     def as_judged(self) -> bool:
         """Whether it is as near to what was trained as a LoRA on the base must be, so that a verdict on that holds."""
-        wider = PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
-        near = abs(self.loss_gap) <= self.loss_gap_limit - wider
+        near = abs(self.loss_gap) <= self.loss_gap_limit - self._quantizing_limit
         return self.passed and near and (self.silence_gap or 0.0) <= SILENCE_GAP_MAX
 
     @computed_field  # type: ignore[prop-decorator]
@@ -229,6 +247,7 @@ def compare(
     kind: str,
     merged: bool,
     greedy: Sequence[tuple[str, str]] = (),
+    loss_base: float | None = None,
     loss_nf4: float | None = None,
 ) -> Parity:
     """The figures from both sides' scores.
@@ -240,6 +259,7 @@ def compare(
         kind: type of the served weights.
         merged: whether the LoRA is in them.
         greedy: (trained, served) texts.
+        loss_base: loss of the bare base over the same passages, where it was asked.
         loss_nf4: loss of the NF4 base + LoRA, where training used one.
 
     Raises:
@@ -274,6 +294,7 @@ def compare(
         silence_gap=float(np.abs(trained.p_silent - served.p_silent).mean()) if decisions else None,
         greedy=len(greedy),
         greedy_equal=sum(ours == theirs for ours, theirs in greedy),
+        loss_base=loss_base,
         loss_nf4=loss_nf4,
     )
 

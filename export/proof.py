@@ -21,7 +21,7 @@ from export import lora, parity, place, stops, template
 from export.merge import bos_text
 from export.metadata import fields
 from export.quantize import KINDS
-from export.reference import Reference
+from export.reference import Reference, require_memory
 from export.tensors import checkpoint_tensors, stored_as
 from export.vocabulary import Vocabulary
 
@@ -77,7 +77,7 @@ class Proof:
     texts: tuple[tuple[str, str], ...]
 
 
-def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut) -> Proof:
+def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut, base: Path | None = None) -> Proof:
     """Compare what was trained with what will be served.
 
     Args:
@@ -85,6 +85,7 @@ def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut
         model: the other: the base GGUF, or a merged one.
         adapter: the LoRA GGUF on the base; None where `model` is merged.
         held_out: what both are asked.
+        base: the bare base GGUF, to see what part of what was learned a merged model keeps; None: it is not asked.
 
     Raises:
         ExportError: the checkpoint or LoRA cannot be loaded, or there is nothing held out.
@@ -97,7 +98,16 @@ def prove(trained: Trained, model: Path, adapter: Path | None, held_out: HeldOut
         served = asked.of(scorer)
     finally:
         scorer.close()
-    return _compared(trained, asked, served, vocabulary, kind_of_file(model), merged=adapter is None)
+    bare = None if base is None else _loss(base, held_out, asked.end)
+    return _compared(trained, asked, served, vocabulary, kind_of_file(model), merged=adapter is None, bare=bare)
+
+
+def _loss(base: Path, held_out: HeldOut, end: int) -> float:
+    scorer = Scorer(base, None, held_out.n_ctx, held_out.n_threads, held_out.settings)
+    try:
+        return parity.scores(scorer, held_out.passages, end).loss
+    finally:
+        scorer.close()
 
 
 def prove_merged(trained: Trained, folder: Path, held_out: HeldOut) -> Proof:
@@ -140,7 +150,7 @@ class _Asked:
 
 def _compared(
     trained: Trained, asked: _Asked, served: tuple[parity.Scores, list[list[int]]], vocabulary: parity.Vocabulary,
-    kind: str, *, merged: bool,
+    kind: str, *, merged: bool, bare: float | None = None,
 ) -> Proof:  # fmt: skip
     known, ours = asked.of(Reference(trained.checkpoint, trained.peft))
     nf4 = None
@@ -149,7 +159,9 @@ def _compared(
         nf4 = parity.scores(reference, asked.held_out.passages, asked.end).loss
     say = _vocabulary_of(trained.checkpoint).decode
     texts = tuple((say(a), say(b)) for a, b in zip(ours, served[1], strict=True))
-    found = parity.compare(known, served[0], vocabulary, kind=kind, merged=merged, greedy=texts, loss_nf4=nf4)
+    found = parity.compare(
+        known, served[0], vocabulary, kind=kind, merged=merged, greedy=texts, loss_base=bare, loss_nf4=nf4
+    )
     return Proof(found, texts)
 
 
@@ -171,6 +183,7 @@ def prove_lora(
     Raises:
         ExportError: as `lora.export`; or the file is not what was trained.
     """
+    require_memory(trained.checkpoint)
     with place.written(out, 0, force=force) as beside:
         lora.export(trained.peft, trained.checkpoint, base, beside, precision)
         found = prove(trained, model, beside, held_out)
@@ -178,10 +191,10 @@ def prove_lora(
     return found
 
 
-def require_passed(found: parity.Parity, what: str) -> None:
-    """Raise ExportError with everything that is over a limit: such a file is no version."""
+def require_passed(found: parity.Parity, what: str, remedy: str = "") -> None:
+    """Raise ExportError with everything that is over a limit, and a remedy: such a file is no version."""
     if not found.passed:
-        raise ExportError(f"{what} is not what was trained, so it is not kept: {'; '.join(found.faults)}")
+        raise ExportError(f"{what} is not what was trained, so it is not kept: {'; '.join(found.faults)}{remedy}")
 
 
 def kind_of_file(gguf: Path) -> str:

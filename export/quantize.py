@@ -9,7 +9,7 @@ import ctypes
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bot.errors import ExportError
+from export.tensors import Stored
 
 _PERPLEXITY = 6.2316
 """Of Llama 3 8B in F16, which the published differences are added to."""
@@ -80,6 +81,9 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 """Types by llama.cpp's name, the best first; F32, F16 and BF16 are the converter's. Left out: those for models trained
 in them (ternary, MXFP4, NVFP4)."""
+_WITHOUT_IMATRIX = frozenset({"F32", "F16", "BF16", "Q8_0"})
+_FALLBACK_BITS, _BLOCK = 8.5, 256
+_WIDER = re.compile(r"embed|lm_head")
 _PROGRESS = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 Imatrix = Mapping[str, npt.NDArray[np.float32]]
 """GGUF tensor name → mean square of each of its inputs."""
@@ -98,9 +102,30 @@ def kind_of(name: str) -> Kind:
 
 
 def require(name: str, *, imatrix: bool) -> None:
-    """Raise ExportError when there is no such type, or it needs an importance matrix and none is wanted."""
+    """Raise ExportError when there is no such type, or it needs an importance matrix, or has no use for one."""
     if kind_of(name).needs_imatrix and not imatrix:
         raise ExportError(f"{name} needs an importance matrix: give --imatrix, or take a larger type")
+    if name.upper() in _WITHOUT_IMATRIX and imatrix:
+        raise ExportError(
+            f"an importance matrix changes nothing in {name}: leave --imatrix out, or take a smaller type"
+        )
+
+
+def quantized_bytes(name: str, weights: Iterable[Stored]) -> int:
+    """What a checkpoint's weights take in a file of this type, at most.
+
+    Rows that are no multiple of a K type's block fall back to larger types, Q8_0 at most; embeddings and output layer
+    are kept in such ones anyway, and vectors in float32.
+    """
+    bits = kind_of(name).bits
+    wider = max(bits, _FALLBACK_BITS)
+
+    def of(weight: Stored) -> float:
+        if len(weight.shape) == 1:
+            return 32
+        return wider if weight.shape[-1] % _BLOCK or _WIDER.search(weight.name) else bits
+
+    return math.ceil(sum(weight.n_numbers * of(weight) / 8 for weight in weights))
 
 
 def quantize(

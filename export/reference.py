@@ -4,7 +4,7 @@ Logits are made at asked positions only: all of a 262,144-word vocabulary would 
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bot.errors import ExportError
-from export.tensors import checkpoint_tensors
+from export.tensors import checkpoint_tensors, text_name
 
 _CHUNK = 64
 """Positions whose logits are held at once; 64 of 262,144 words are 67 MB."""
@@ -38,6 +38,12 @@ def require_memory(checkpoint: Path) -> None:
             f"to be proven, {checkpoint.name!r} is held in float32: that takes {needed / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free; end what else runs, or take a smaller base"
         )
+
+
+def require_watchable(names: Iterable[str]) -> None:
+    """Raise ExportError where these parameters are a mixture's: no importance matrix is made of one."""
+    if any("experts" in name for name in names):
+        raise ExportError("no importance matrix is made of a mixture of experts; choose a type without one")
 
 
 class Reference:
@@ -115,14 +121,13 @@ class Reference:
         """
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         names = gguf.get_tensor_name_map(arch, int(self._model.config.get_text_config().num_hidden_layers))
-        if any("experts" in name for name, _ in self._model.named_parameters()):
-            raise ExportError("no importance matrix is made of a mixture of experts; choose a type without one")
+        require_watchable(name for name, _ in self._model.named_parameters())
         sums: dict[str, torch.Tensor] = {}
         with _watched(self._model, sums):
             for ids in texts:
                 self._decoder(input_ids=torch.tensor([list(ids)]), use_cache=False)
         tokens = max(1, sum(len(ids) for ids in texts))
-        found = {names.get_name(module): total for module, total in sums.items()}
+        found = {names.get_name(text_name(module)): total for module, total in sums.items()}
         return {f"{name}.weight": (total / tokens).numpy() for name, total in found.items() if name is not None}
 
 

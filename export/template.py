@@ -36,22 +36,29 @@ PROBES: tuple[Talk, ...] = (
 def jinja(fmt: ChatFormat, bos: str) -> str:
     """The Jinja template of a format.
 
+    A developer is the system by another name; no content is a silence; a role that was never trained is refused.
+
     Args:
         fmt: the format.
         bos: text of the token that opens a prompt, empty where the model has none. It is part of the template, as
             transformers and vLLM expect; llama-server leaves a second one out.
     """
     say = {name: "{{- " + json.dumps(text, ensure_ascii=False) + " -}}" for name, text in _texts(fmt).items()}
+    system = "message['role'] == 'system' or message['role'] == 'developer'"
+    content = "{%- if message['content'] -%}{{- message['content'] -}}{%- endif -%}"
     return (
-        ("{{- " + json.dumps(bos) + " -}}" if bos else "") + "{%- set ns = namespace(first=false) -%}"
+        ("{{- " + json.dumps(bos, ensure_ascii=False) + " -}}" if bos else "")
+        + "{%- set ns = namespace(first=false) -%}"
         "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}"
-        f"{say['system_open']}{{{{- message['content'] -}}}}{say['system_close']}{{%- set ns.first = true -%}}"
+        f"{{%- if {system} -%}}"
+        f"{say['system_open']}{content}{say['system_close']}{{%- set ns.first = true -%}}"
         "{%- elif message['role'] == 'user' -%}"
         f"{{%- if ns.first -%}}{say['first_user_open']}{{%- else -%}}{say['user_open']}{{%- endif -%}}"
-        f"{{%- set ns.first = false -%}}{{{{- message['content'] -}}}}{say['user_close']}"
+        f"{{%- set ns.first = false -%}}{content}{say['user_close']}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{say['assistant_open']}{content}{say['end']}{say['after']}"
         "{%- else -%}"
-        f"{say['assistant_open']}{{{{- message['content'] -}}}}{say['end']}{say['after']}"
+        "{{- raise_exception('no role but system, developer, user and assistant was trained') -}}"
         "{%- endif -%}"
         "{%- endfor -%}"
         f"{{%- if add_generation_prompt -%}}{say['assistant_open']}{{%- endif -%}}"

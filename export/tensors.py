@@ -6,6 +6,7 @@ little endian, the header as JSON, then the tensors' bytes, row-major.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bot.errors import ExportError
 Array = npt.NDArray[np.float32]
 _HEADER_MAX = 100_000_000
 """Longest header the format allows (bytes)."""
+_BESIDE_VISION = re.compile(r"^(language_model\.model|model\.language_model)\.")
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -102,6 +104,24 @@ def stored(file: Path) -> dict[str, Stored]:
     return found
 
 
+def widen(file: Path, out: Path) -> None:
+    """Copy a safetensors file with every tensor in float32, one at a time.
+
+    Raises:
+        ExportError: as `stored`, or a tensor cannot be read.
+    """
+    tensors, entries, end = stored(file).values(), {}, 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.n_numbers * _BYTES["F32"]
+        entries[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": (begin, end)}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin aligned
+    with out.open("wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        for tensor in tensors:
+            f.write(_raw(tensor.read(), "F32"))
+
+
 def checkpoint_tensors(checkpoint: Path) -> dict[str, Stored]:
     """Every weight of a Hugging Face checkpoint, from all its files.
 
@@ -114,6 +134,14 @@ def checkpoint_tensors(checkpoint: Path) -> dict[str, Stored]:
     if not found:
         raise ExportError(f"checkpoint {checkpoint.name!r} holds no .safetensors; is it the one trained on?")
     return found
+
+
+def text_name(name: str) -> str:
+    """A module's or weight's name as it would be without the vision tower beside: `model.layers.0.…`.
+
+    Of models that see pictures files say `language_model.model.`, transformers and PEFT `model.language_model.`.
+    """
+    return _BESIDE_VISION.sub("model.", name)
 
 
 def stored_as(tensors: Mapping[str, Stored]) -> str:

@@ -25,7 +25,7 @@ from bot import corrections
 from bot.archive import Archive
 from bot.checksum import digest, sha256
 from bot.config import Training
-from bot.errors import TrainingError, TwinError
+from bot.errors import ExportError, TrainingError, TwinError
 from bot.llama import Model
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, ChatFormat, Piece
@@ -71,6 +71,9 @@ REPORT_FILE = "report.md"
 SAMPLES_FILE = "samples.md"
 """Sample answers beside the person's: chat text, so it stays in the run and is no part of the version, which may be
 given away."""
+_EXPORT_FILE, _PROOF_FILE = "export.json", "parity.json"
+_PROVEN_BY = ("llama-cpp-python", "transformers", "torch", "peft")
+"""Libraries that a kept proof is of."""
 ATTEMPTS_FILE = "attempts.json"
 """What ended each attempt of a night, and whether one is under way: one that a start finds so was killed."""
 ATTEMPTS_MAX = 3
@@ -244,8 +247,16 @@ class Night(Groundwork):
         elif world.is_first():
             self.progress("prefer", 0, 0, "not done: corrections are learned by a run of one process alone")
         if settings.merge_and_save and world.is_first():
-            merged.checkpoint(self.trained, self.folder / "merged", self.held_out, self.progress, force=True)
+            self._merge_and_save()
         return self.folder
+
+    def _merge_and_save(self) -> None:
+        """A checkpoint to take away: where there is none to be had, the LoRA serves all the same."""
+        try:
+            merged.checkpoint(self.trained, self.folder / "merged", self.held_out, self.progress, force=True)
+        except ExportError as e:
+            logger.warning("no merged checkpoint: {}", e)
+            self.progress("merge", 0, 0, f"not saved: {e}")
 
     def prefer(self) -> dict[str, Any]:
         """Let the trained LoRA prefer what the owner's corrections wanted; gives what was done."""
@@ -356,35 +367,75 @@ class Night(Groundwork):
         Args:
             force: replace another LoRA that lies there.
         """
-        out, peft = self.folder / LORA_FILE, self.folder / runs.LORA_FOLDER
-        record = self.folder / "export.json"
-        kept = read_state(record) or {}
-        ours = out.is_file() and kept.get("sha256") == sha256(out)
-        place.keep_existing(out, force=force or ours)
-        made_of = _digest([self.base_sha256, base.fingerprint(self.checkpoint), *_hashes(peft)])
-        if ours and kept.get("made_of") == made_of:
-            return out
+        if (known := self.exported) is not None:
+            return known
+        out, peft, checkpoint = self.folder / LORA_FILE, self.folder / runs.LORA_FOLDER, self.checkpoint
+        place.keep_existing(out, force=force)
         self.progress("export", 0, 0, "")
-        lora.export(peft, self.checkpoint, self.gguf_base, out, force=force)
-        write_state(record, {"made_of": made_of, "sha256": sha256(out)})
+        lora.export(peft, checkpoint, self.gguf_base, out, force=force)
+        self._note_exported(out)
         return out
+
+    def export_proven(self, *, force: bool = False) -> proof.Proof:
+        """The same file by itself: it gets to its place when it is proven, and stays only if it is.
+
+        Raises:
+            ExportError: it is not what was trained.
+            TwinError: another LoRA lies there, and it is not forced.
+        """
+        if self.exported is None:
+            made = proof.prove_lora(
+                self.trained, self.base_path, self.gguf_base, self.folder / LORA_FILE, "f16", self.held_out, force=force
+            )
+            self._note_exported(self.folder / LORA_FILE)
+            self._note_proof(made)
+            return made
+        found = self.prove()
+        if not found.passed:
+            self.exported.unlink()
+        proof.require_passed(found, f"the LoRA of run {self.folder.name!r}")
+        return proof.Proof(found, tuple(self.texts))
+
+    def _note_exported(self, out: Path) -> None:
+        write_state(self.folder / _EXPORT_FILE, {"made_of": self._lora_made_of, "sha256": sha256(out)})
+
+    @property
+    def exported(self) -> Path | None:
+        """The LoRA GGUF, where one lies there that this run's LoRA gave."""
+        out, kept = self.folder / LORA_FILE, read_state(self.folder / _EXPORT_FILE) or {}
+        ours = out.is_file() and kept.get("sha256") == sha256(out)
+        return out if ours and kept.get("made_of") == self._lora_made_of else None
+
+    @property
+    def _lora_made_of(self) -> str:
+        peft = self.folder / runs.LORA_FOLDER
+        return _digest([self.base_sha256, base.fingerprint(self.checkpoint), *_hashes(peft)])
 
     def prove(self) -> parity.Parity:
         """Compare what was trained with what will be served."""
-        file, exported, trained = self.folder / "parity.json", self.export(), self.trained
-        held_out = self.held_out
-        made_of = _digest([
-            self.base_sha256, base.fingerprint(trained.checkpoint), sha256(exported), *_hashes(trained.peft),
-            repr(trained.nf4), repr(held_out.passages),
-        ])  # fmt: skip
-        kept = read_state(file) or {}
-        if kept.get("made_of") == made_of:
+        exported, kept = self.export(), read_state(self.folder / _PROOF_FILE) or {}
+        if kept.get("made_of") == self._proof_made_of:
             with suppress(ValidationError):
                 return parity.Parity.model_validate(kept["parity"])
         self.progress("parity", 0, 0, "")
-        found = proof.prove(trained, self.base_path, exported, held_out)
-        write_state(file, {"made_of": made_of, "parity": found.parity.model_dump(mode="json"), "greedy": found.texts})
+        found = proof.prove(self.trained, self.base_path, exported, self.held_out)
+        self._note_proof(found)
         return found.parity
+
+    def _note_proof(self, found: proof.Proof) -> None:
+        figures = found.parity.model_dump(mode="json")
+        write_state(
+            self.folder / _PROOF_FILE, {"made_of": self._proof_made_of, "parity": figures, "greedy": found.texts}
+        )
+
+    @property
+    def _proof_made_of(self) -> str:
+        trained = self.trained
+        return _digest([
+            self.base_sha256, base.fingerprint(trained.checkpoint), sha256(self.folder / LORA_FILE),
+            *_hashes(trained.peft), repr(trained.nf4), repr(self.held_out.passages), repr(self.settings.engine),
+            *map(version, _PROVEN_BY),
+        ])  # fmt: skip
 
     @cached_property
     def trained(self) -> proof.Trained:
@@ -429,7 +480,7 @@ class Night(Groundwork):
     @property
     def texts(self) -> list[tuple[str, str]]:
         """What trained and served model answered greedily in the last proof."""
-        kept = read_state(self.folder / "parity.json") or {}
+        kept = read_state(self.folder / _PROOF_FILE) or {}
         return [(str(ours), str(theirs)) for ours, theirs in kept.get("greedy", [])]
 
     @property

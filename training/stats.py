@@ -99,8 +99,9 @@ def in_words(found: dict[str, Any]) -> str:
     delays = [f"{kind} {_spread(told)}" for kind, told in found["reply_delay_s"].items() if told]
     faces = [f"{name} {n}" for name, n in list(found["stickers"]["faces"].items())[:_FACES_TOLD]]
     table = found["redaction_on_test_table"]
+    learned = found["turns"] - sum(found.get(f"masked_{reason}", 0) for reason in Reason)
     rows = {
-        "turns": f"{found['turns']:,} answers in {found['bubbles']:,} bubbles are there to be learned",
+        "turns": f"{learned:,} answers are there to be learned, of {found['turns']:,} in {found['bubbles']:,} bubbles",
         "silences": f"{found['silences']:,} times somebody spoke and was not answered{unknown}",
         "silence_rate": ", ".join(rates),
         "left out": cleaned_in_words(found),

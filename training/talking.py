@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from bot.batching import Lines, looping
-from bot.engine import Measure, Request, Voice
+from bot.engine import End, Measure, Request, Voice
 from bot.errors import EngineError
 from bot.llama import BLANKS, BLANKS_MAX
 from bot.persona import Sampling
@@ -166,9 +166,12 @@ class TransformersEngine:
             yield from done[sent:]
             sent = len(done)
             row = self._feed([token])
-        if not looping(made):
+        looped = looping(made)
+        if not looped:
             lines.end()
         yield from done[sent:]
+        why = End.LOOP if looped else End.TURN if made[-1] in self._ends else End.LENGTH
+        request.ending.tokens, request.ending.why = len(made), None if stop.is_set() else why
 
 
 def _chain(sampling: Sampling) -> LogitsProcessorList:

@@ -95,7 +95,8 @@ def lora_config(settings: Training, found: Targets, model: nn.Module) -> LoraCon
     same = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     return LoraConfig(
         **{name: getattr(settings, name) for name in same}, task_type="CAUSAL_LM",
-        target_modules=_shortest(found.modules, list(_linear(model))), target_parameters=list(found.parameters) or None,
+        target_modules=_shortest(found.modules, [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]),
+        target_parameters=list(found.parameters) or None,
     )  # fmt: skip
 
 
@@ -143,18 +144,22 @@ def lora_size(model: nn.Module, found: Targets, r: int) -> int:
     return total
 
 
+def _of_text(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules of the language model with their full names: chats never reach a vision tower beside it."""
+    base: Any = model
+    decoder = base.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    yield from decoder.named_modules(prefix=prefix)
+
+
 def _linear(model: nn.Module) -> Iterator[str]:
     """Names of linear layers but the output layer."""
-    base: Any = model
-    output = base.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not output:
-            yield name
+    return (name for name, module in _of_text(model) if isinstance(module, nn.Linear))
 
 
 def _bare_parameters(model: nn.Module) -> Iterator[str]:
     """Names of matrices (of all experts at once: three axes) that are no linear layer's or embedding's."""
-    for name, module in model.named_modules():
+    for name, module in _of_text(model):
         if isinstance(module, nn.Linear | nn.Embedding):
             continue
         for part, parameter in module.named_parameters(recurse=False):

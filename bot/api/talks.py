@@ -15,8 +15,8 @@ from datetime import datetime
 from bot.api.wire import ChatRequest, Turn
 from bot.decision import decide, moment_of
 from bot.engine import Request
-from bot.errors import PersonaError
-from bot.memory import prompt_budget, require_room, shortened
+from bot.errors import PersonaError, TooLong
+from bot.memory import beginning_most, prompt_budget, require_room, shortened
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona
 from bot.prompt import Exchange, Piece, Renderer, render, system_of
@@ -25,6 +25,8 @@ from bot.shown import as_shown
 from bot.twin import Twin, now
 
 _OPENINGS_MAX = 1024
+_AGAIN_S = 120
+"""The same first words within so many seconds are a retry, or another answer wanted; later they begin a new talk."""
 _STEP = 8
 """Exchanges that leave a full window at a time: the prompt of the next request then still begins like this one."""
 
@@ -37,7 +39,6 @@ class Talk:
         request: for the engine.
         speaks: whether the person would say something.
         prompt_tokens: of the prompt.
-        count: tokens of a text.
         stops: texts that end the answer before them.
         repeats: whether a bubble may be said twice.
     """
@@ -45,7 +46,6 @@ class Talk:
     request: Request
     speaks: bool
     prompt_tokens: int
-    count: Callable[[str], int]
     stops: tuple[str, ...]
     repeats: bool
 
@@ -56,16 +56,20 @@ class Talks:
 
     Args:
         twin: personas, engine, settings.
+        clock: the time, aware.
     """
 
     twin: Twin
-    _openings: OrderedDict[str, datetime] = field(default_factory=OrderedDict)
+    clock: Callable[[], datetime] = now
+    _openings: OrderedDict[str, tuple[datetime, datetime]] = field(default_factory=OrderedDict)
+    """By key: when a talk began, and when it was last heard of."""
 
     async def understood(self, asked: ChatRequest) -> Talk:
         """What to answer, and whether.
 
         Raises:
             PersonaError: no such persona, or no version of it verifies.
+            TooLong: the program's system prompt leaves no room for what was said.
             EngineError: the model cannot be evaluated.
         """
         persona = self.twin.load(asked.model)
@@ -78,22 +82,22 @@ class Talks:
         key = _key(persona.name, asked.messages)
         names = list(dict.fromkeys(turn.name for turn in asked.messages if turn.role == "user" and turn.name))
         scene = Scene("group" if len(names) > 1 else "private", key)
-        heard = self._exchanges(asked.messages, scene, self._opening(key))
+        at = self.clock()
+        opened = self._opening(key, at, answered=_answered(asked.messages))
+        heard = self._exchanges(asked.messages, scene, opened, at)
         told = [turn.text for turn in asked.messages if turn.role in ("system", "developer") and turn.text]
         here = system_of(persona.system_prompt, scene, "" if len(names) > 1 else "".join(names))
         system = "\n".join([here, *told])
         renderer = Renderer(voice.format, system, self.twin.settings.zone, not scene.private)
         own = Renderer(voice.format, here, self.twin.settings.zone, not scene.private)
-        require_room(persona, measure.n_ctx, measure.count(own.opening()) + 2)
+        fixed, ours = (measure.count(each.opening()) + 2 for each in (renderer, own))
+        _require_room(persona, measure.n_ctx, ours, fixed)
         kept = _fitting(heard, renderer, measure.count, prompt_budget(persona, measure.n_ctx))
         pieces = render(renderer, kept, _no_quote)
         rng = random.Random(asked.seed)
         request = Request(f"api|{persona.name}|{key}", voice, pieces, sampling, rng.getrandbits(32))
         speaks = not self.twin.settings.api.silences or await self._speaks(request, persona, kept, rng.random())
-        return Talk(
-            request, speaks, measure.count(pieces), lambda text: measure.count([Piece(text)] if text else []),
-            asked.stops, repeats(persona),
-        )  # fmt: skip
+        return Talk(request, speaks, measure.count(pieces), asked.stops, repeats(persona))
 
     async def _speaks(self, request: Request, persona: Persona, history: Sequence[Exchange], draw: float) -> bool:
         settings, version = self.twin.settings, persona.version
@@ -107,18 +111,24 @@ class Talks:
             moment, version.calibration if version else None, self.twin.replier.shifts(moment, persona), draw
         ).speaks
 
-    def _opening(self, key: str) -> datetime:
-        """When a conversation was first heard of."""
-        opened = self._openings.pop(key, None) or now()
-        self._openings[key] = opened
+    def _opening(self, key: str, at: datetime, *, answered: bool) -> datetime:
+        """When a talk began, as far as it goes on: with an answer in it, and no more than a conversation's gap idle.
+
+        A request without one begins it, unless it comes again at once.
+        """
+        opened, seen = self._openings.pop(key, (at, at))
+        idle = (at - seen).total_seconds() > self.twin.settings.conversation.conversation_gap_s
+        if idle or (not answered and (at - opened).total_seconds() > _AGAIN_S):
+            opened = at
+        self._openings[key] = opened, at
         if len(self._openings) > _OPENINGS_MAX:
             self._openings.popitem(last=False)
         return opened
 
-    def _exchanges(self, turns: Sequence[Turn], scene: Scene, opened: datetime) -> list[Exchange]:
+    def _exchanges(self, turns: Sequence[Turn], scene: Scene, opened: datetime, at: datetime) -> list[Exchange]:
         """Exchanges as the model sees them; an empty answer between two messages is a silence."""
         found = [Exchange(opened=opened)]
-        answered, time = False, now()
+        answered = False
         for number, turn in enumerate(turns):
             if turn.role in ("system", "developer"):
                 continue
@@ -128,7 +138,7 @@ class Talks:
             if answered and not ours:
                 found.append(Exchange())
             for i, text in enumerate(filter(str.strip, texts)):
-                said = Message(f"{number}.{i}", scene, sender, turn.name or "", time, text, origin)
+                said = Message(f"{number}.{i}", scene, sender, turn.name or "", at, text, origin)
                 (found[-1].said if ours else found[-1].heard).append(as_shown(said, self.twin.settings.corpus))
             answered = ours
         return found
@@ -139,6 +149,29 @@ def _key(persona: str, turns: Sequence[Turn]) -> str:
     told = [turn.text for turn in turns if turn.role in ("system", "developer")]
     first = next(turn.text for turn in turns if turn.role == "user")
     return hashlib.sha256("\0".join([persona, *told, first]).encode()).hexdigest()[:16]
+
+
+def _answered(turns: Sequence[Turn]) -> bool:
+    """Whether an answer stands behind the first words; one before them is a greeting."""
+    spoken = [turn.role for turn in turns if turn.role in ("user", "assistant")]
+    return "assistant" in spoken[spoken.index("user") :]
+
+
+def _require_room(persona: Persona, n_ctx: int, ours: int, fixed: int) -> None:
+    """That both system prompts leave room for what was said: the persona's own (`ours` tokens), and with the program's.
+
+    Raises:
+        EngineError: the persona's own leaves none.
+        TooLong: the program's leaves none.
+    """
+    require_room(persona, n_ctx, ours)
+    if fixed > (most := beginning_most(persona, n_ctx)):
+        budget = prompt_budget(persona, n_ctx)
+        raise TooLong(
+            f"the system messages take {fixed - ours} tokens where {most - ours} fit: of its window of {n_ctx} tokens "
+            f"{persona.name!r} has {budget} for a prompt, of which its own beginning takes {ours} and what was said "
+            f"must have {budget - most}; shorten the system prompt"
+        )
 
 
 def _fitting(

@@ -1,7 +1,7 @@
 """`twin export …`: a run → the files llama.cpp and others serve."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,14 @@ from bot.cli.options import (
     night_of,
     personas_of,
     show,
+    to_stderr,
     whose,
 )
+from bot.errors import ExportError
+from bot.persona import LORA_FILE
+
+if TYPE_CHECKING:
+    from bot.persona import Manifest
 
 app = typer.Typer(no_args_is_help=True, help="A run → the files llama.cpp serves.")
 WhoseOption = Annotated[str | None, typer.Option("--persona", help="Persona; default: the one the folder is of.")]
@@ -46,23 +52,22 @@ def export_lora(
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
     if file is None:
-        file = night.export(force=force)
-        found = night.prove()
-        _show_proof(found.model_dump(mode="json"), night.texts)
-        if not found.passed:
-            file.unlink()
-        proof.require_passed(found, f"the LoRA of run {run_folder.name!r}")
+        made = night.export_proven(force=force)
     else:
         made = proof.prove_lora(
             night.trained, night.base_path, night.gguf_base, file, precision, night.held_out, force=force
         )
-        _show_proof(made.parity.model_dump(mode="json"), made.texts)
-    typer.echo(f"LoRA: {file}", err=True)
+    _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
+    typer.echo(f"LoRA: {file or run_folder / LORA_FILE}", err=True)
 
 
 @app.command("merge")
 def export_merge(
     run_folder: RunArgument,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="F32: rounded nowhere; default: as the base is stored.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; default: merged in the run.")] = None,
     force: ForceOption = False,
     persona: WhoseOption = None,
@@ -71,13 +76,18 @@ def export_merge(
     """The LoRA merged into the base's weights, proven equal: a Hugging Face checkpoint with tokenizer and template."""
     from export import place
 
+    if kind is not None and kind.upper() != "F32":
+        raise ExportError(f"a checkpoint is written as its base is stored, or in F32, not as {kind!r}")
     target = out or run_folder / "merged"
     place.keep_existing(target, force=force)
     from export import merged
 
     night = night_of(config.load(config_path), persona, config_path, run_folder)
-    made = merged.checkpoint(night.trained, target, night.held_out, night.progress, force=force)
+    made = merged.checkpoint(
+        night.trained, target, night.held_out, night.progress, float32=kind is not None, force=force
+    )
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
     typer.echo(f"checkpoint: {target}", err=True)
 
 
@@ -113,7 +123,10 @@ def export_gguf(
         imatrix=night.tune_texts if imatrix else None, manifest=night.manifest, force=force,
     )  # fmt: skip
     _show_proof(made.parity.model_dump(mode="json"), made.texts)
+    _tell_doubts(night.manifest)
     forced = "" if made.parity.as_judged else " --force, for it differs from what the night judged"
+    if night.manifest and not night.manifest.gate.get("passed", True):
+        forced = " --force, for the gate refused it"
     where = f"{target} (publish it: twin persona publish {night.persona.name} {target}{forced})"
     typer.echo(
         where if night.manifest else f"{target} (no night has judged the run, so it cannot be published)", err=True
@@ -129,14 +142,14 @@ def export_modelfile(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → an Ollama Modelfile with the prompt it was trained with."""
-    from export import modelfile, place
+    from export import modelfile, place, source
 
     target = out or folder / "Modelfile"
     place.keep_existing(target, force=force)
     settings = config.load(config_path)
     spec = personas_of(settings).find(whose(folder, persona, settings)).spec
-    found = modelfile.source(folder, *base_of(settings, config_path))
-    file = modelfile.ollama(found, spec.sampling, target, force=force)
+    found = source.read(folder, lambda: base_of(settings, config_path))
+    file = modelfile.ollama(found, spec.sampling, target, to_stderr, force=force)
     typer.echo(f"{file}; then: ollama create NAME -f {file}")
 
 
@@ -149,19 +162,27 @@ def export_vllm(
     config_path: ConfigOption = CONFIG,
 ) -> None:
     """A version → a LoRA folder for vLLM, with the start command in its README."""
-    from export import modelfile, place
+    from export import place, source, vllm
 
     target = out or folder / "vllm"
     place.keep_existing(target, force=force)
     settings = config.load(config_path)
     name = personas_of(settings).find(whose(folder, persona, settings)).name
-    found = modelfile.source(folder, *base_of(settings, config_path))
+    found = source.read(folder, lambda: base_of(settings, config_path))
     checkpoint = None
     if (model := settings.training.base) is not None:
         from training import hub
 
         checkpoint = hub.at_hand(model, settings.training.hub, settings.data / "models")
-    typer.echo(f"{modelfile.vllm(found, name, target, checkpoint, force=force)}: read its README.md")
+    typer.echo(f"{vllm.export(found, name, target, checkpoint, to_stderr, force=force)}: read its README.md")
+
+
+def _tell_doubts(judged: "Manifest | None") -> None:
+    """What speaks against giving away what came of a run, where a night has judged it."""
+    from export.source import doubts
+
+    for doubt in doubts(judged) if judged is not None else ():
+        to_stderr(doubt)
 
 
 def _show_proof(figures: dict[str, Any], texts: Any) -> None:

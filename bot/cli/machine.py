@@ -20,13 +20,17 @@ BENCHES = {
     "chat": "chatting",
     "likeness": "likeness",
     "train": "training",
+    "night": "whole_night",
 }
 """Modules of bench/ by name."""
 
 
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
-    full: Annotated[bool, typer.Option("--full", help="Also what takes an hour: nights on foreign histories.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also the long part, minutes to hours; some needs histories that are not shipped."),
+    ] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = CONFIG,
 ) -> None:

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from loguru import logger
 from pydantic import ValidationError
 
-from bot.api.answers import events, finish, parts
+from bot.api.answers import events, finish, parts, used
 from bot.api.talks import Talks
-from bot.api.wire import ChatRequest, completion, failure, usage
-from bot.errors import PersonaError, TwinError
+from bot.api.wire import ChatRequest, completion, failure
+from bot.errors import PersonaError, TooLong, TwinError
 
 _BODY_MAX = 4 << 20
 """Bytes of a request; a window of any model is far less."""
@@ -66,14 +66,15 @@ async def _answered(talks: Talks, asked: ChatRequest) -> Response:
                 events(talks.twin.replier, talk, head, with_usage=with_usage), media_type="text/event-stream"
             )
         text = "".join([part async for part in parts(talks.twin.replier, talk)])
+    except TooLong as e:
+        return _failed(400, str(e), "invalid_request_error", "context_length_exceeded")
     except PersonaError as e:
         return _failed(503, str(e), "server_error", "persona_unavailable")
     except TwinError as e:
         return _failed(503, str(e), "server_error", "engine_unavailable")
-    used = usage(talk.prompt_tokens, talk.count(text))
-    logger.info("api: {} tokens as {} in {:.1f} s", used["completion_tokens"], talk.request.voice.name,
-                time.monotonic() - started)  # fmt: skip
-    return JSONResponse(completion(head, text, finish(talk, used), used))
+    logger.info("api: {} tokens as {} in {:.1f} s, end: {}", talk.request.ending.tokens, talk.request.voice.name,
+                time.monotonic() - started, talk.request.ending.why or "none")  # fmt: skip
+    return JSONResponse(completion(head, text, finish(talk), used(talk)))
 
 
 async def _body(request: Request) -> bytes | None:

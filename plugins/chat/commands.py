@@ -55,9 +55,13 @@ def register(twin: Twin) -> None:
 
     async def about(call: Call) -> str:
         persona = twin.persona_of(call.scene)
-        version = persona.version.name if persona.version else texts.BASE_VERSION
-        names = " ".join(f"/{name}" for name in twin.commands.names())
-        return texts.ABOUT.format(persona=persona.spec.display_name, version=version, commands=names)
+        return texts.ABOUT.format(
+            persona=persona.spec.display_name,
+            model=texts.ABOUT_TRAINED if persona.version else texts.ABOUT_UNTRAINED,
+            where=texts.ABOUT_HERE if twin.settings.stays_here else texts.ABOUT_SENT,
+            version=persona.version.name if persona.version else texts.BASE_VERSION,
+            commands=" ".join(f"/{name}" for name in twin.commands.names()),
+        )
 
     twin.commands.add("twin", Who.GROUP_ADMIN, switch)
     twin.commands.add("memory", Who.GROUP_ADMIN, memory)

@@ -58,10 +58,9 @@ PLANNED_WHY = {
 }  # fmt: skip
 OPENINGS = {"own": "（自己先开口的）", "schedule": "（按计划先开口的）"}
 OUTCOME_FAILED = "想说，没发出去（{how}）"
-ABOUT = (
-    "我是「{persona}」的数字分身（qqtwin），不是本人：用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。\n"
-    "版本：{version}。命令：{commands}"
-)
+ABOUT = "我是「{persona}」的数字分身（qqtwin），不是本人：{model}，{where}。\n版本：{version}。命令：{commands}"
+ABOUT_TRAINED, ABOUT_UNTRAINED = "用聊天记录训练的小模型", "还没训练过的模型"
+ABOUT_HERE, ABOUT_SENT = "在主人自己的电脑上运行，数据不出本机", "聊天内容会发到主人指定的服务器"
 CORRECTED = "记下了：「{said}」不像。"
 CORRECTED_WANTED = "记下了：不该说「{said}」，该说「{wanted}」。"
 CORRECTED_HUSH = "记下了：「{said}」不该说，该不说话。"

@@ -17,7 +17,7 @@ import tinymodel
 
 from bot import config
 from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines, looping
-from bot.engine import Request, Voice
+from bot.engine import End, Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
 from bot.loras import Loras
@@ -194,7 +194,8 @@ def test_a_prompt_and_its_answer_stay_within_the_window(served: Served) -> None:
     asked = Asked("a", 508, answers=True, max_tokens=100)
     served.batcher.submit(asked.job)
     assert asked.result() == 0.0
-    assert len(asked.job.ids) + len(asked.job.made) <= 512
+    assert len(asked.job.ids) + len(asked.job.made) == 512
+    assert asked.job.why is End.LENGTH
     looks(served)
 
 
@@ -472,6 +473,7 @@ def test_an_answer_that_is_stopped_is_out_before_the_next_step(model: Model) -> 
         assert other.result() == 0.0
     assert [len(step) for step in steps[:6]] == [2, 2, 2, 2, 2, 1]
     assert len(asked.job.made) == 5
+    assert asked.job.why is None
     assert len(other.job.made) > 10
 
 
@@ -596,6 +598,7 @@ def test_an_answer_has_as_many_tokens_as_it_may(served: Served, most: int) -> No
     served.batcher.submit(asked.job)
     assert asked.result() == 0.0
     assert len(asked.job.made) == most
+    assert asked.job.why is End.LENGTH
     text = b"".join(map(served.model.piece, asked.job.made)).decode("utf-8", "ignore")
     assert told == [line.strip() for line in text.split("\n") if line.strip()], "its last words, too"
 
@@ -613,6 +616,7 @@ def test_an_answer_ends_at_an_end_of_turn_which_is_not_said(served: Served) -> N
     served.model.ends = frozenset({words[at]})
     ended, told = asked()
     assert ended.job.made == words[: at + 1]
+    assert ended.job.why is End.TURN
     text = b"".join(map(served.model.piece, words[:at])).decode("utf-8", "ignore")
     assert told == [line.strip() for line in text.split("\n") if line.strip()]
 
@@ -623,6 +627,7 @@ def test_of_a_loop_the_half_line_is_not_said(served: Served) -> None:
     served.batcher.submit(asked.job)
     assert asked.result() == 0.0
     assert looping(asked.job.made)
+    assert asked.job.why is End.LOOP
     whole, _, half = b"".join(map(served.model.piece, asked.job.made)).decode("utf-8", "ignore").rpartition("\n")
     assert half.strip()
     assert told == [line.strip() for line in whole.split("\n") if line.strip()]

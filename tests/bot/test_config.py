@@ -208,6 +208,26 @@ def test_a_cleaning_model_on_another_machine_must_be_confirmed(
     assert "4711" not in line
 
 
+@pytest.mark.parametrize(("text", "stays"), [
+    ("", True),
+    ("[engine]\nbackend = 'remote'\nremote_url = 'http://127.0.0.1:8000/v1'", True),
+    ("[engine]\nbackend = 'remote'\nremote_url = 'http://192.168.1.5:8000/v1'", False),
+    ("[engine]\nremote_url = 'http://192.168.1.5:8000/v1'", True),
+    ("[engine]\nremote_url = 'http://192.168.1.5:8000/v1'\ncaption_model = 'qwen2-vl'", False),
+    ("[engine]\nremote_url = 'http://[::1]:8000/v1'\ncaption_model = 'qwen2-vl'", True),
+    ("[cleaning]\nurl = 'http://localhost:8080/v1'", True),
+    ("[cleaning]\nurl = 'https://api.example.com/v1'\nallow_remote = true", False),
+    ("[gate]\njudge_url = 'https://api.example.com/v1'\njudge_model = 'm'", False),
+    ("[gate]\njudge_url = 'http://127.0.0.1:8000/v1'\njudge_model = 'm'", True),
+    ("[paths]\narchive_url = 'postgresql+psycopg://twin@db.example.com/twin'", False),
+    ("[paths]\narchive_url = 'postgresql+psycopg://twin@localhost/twin'", True),
+])  # fmt: skip
+def test_what_is_written_stays_here_unless_a_server_that_is_used_is_another_machine(
+    tmp_path: Path, text: str, stays: bool
+) -> None:
+    assert load(tmp_path, text).stays_here is stays
+
+
 def test_no_cleaning_model_is_asked_unless_one_is_named() -> None:
     assert config.Settings().cleaning.url is None
 

@@ -45,6 +45,7 @@ def bot_toml(tmp_path: Path) -> Path:
         (["compare", "--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
         (["compare", "--personas", "base,base"], "--personas 'base,base': name each persona once"),
         (["eval", "--blind-result", "nowhere.json"], "'nowhere.json' is no file that the blind test's page saved"),
+        (["export", "merge", "nowhere", "--type", "q8_0"], "written as its base is stored, or in F32, not as 'q8_0'"),
         (["export", "lora", "nowhere", "--type", "q3"], "there is no LoRA type 'q3'; known are f16, f32, q8_0"),
         (["export", "gguf", "nowhere", "--type", "Q9"], "there is no quantization type 'Q9'; known are F32, F16"),
         (["export", "gguf", "nowhere", "--type", "IQ2_S"], "IQ2_S needs an importance matrix: give --imatrix"),

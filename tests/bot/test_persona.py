@@ -97,7 +97,7 @@ def test_a_logit_bias_is_a_word_and_a_number_in_range(bias: dict[str, object]) -
         Sampling.model_validate({"logit_bias": bias})
 
 
-def test_sampling_defaults_are_the_issues() -> None:
+def test_sampling_defaults_stay() -> None:
     assert (Sampling().temperature, Sampling().top_p, Sampling().max_tokens) == (0.7, 0.9, 512)
 
 

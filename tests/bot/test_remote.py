@@ -25,7 +25,7 @@ from bench import llama_server
 from bench.llama_server import LlamaServer
 from bot import config, doctor
 from bot.completions import Completions, Refused
-from bot.engine import Request, Voice
+from bot.engine import End, Ending, Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import alternatives, missing
 from bot.llama import Model
@@ -160,7 +160,9 @@ async def test_words_and_silences_are_those_of_the_local_engine(server: str, bas
         else:
             assert true < 2 * told, "not among the 20 likeliest: half of what it can be"
         words = await said(local, asked)
+        why = asked.ending.why
         assert await said(remote, asked) == words
+        assert asked.ending.why is why
         silent_first += true > 0.5
     assert silent_first >= 2, "answers whose likeliest first token was the end of turn"
     assert remote.takes_ids is False, "llama_cpp.server takes texts only"
@@ -378,11 +380,13 @@ async def test_the_first_word_is_a_word(base: Path, vocabulary: Model) -> None:
                 return peer.whole("\ufffd")
             return peer.whole("好\ufffd" if banned else "", prompt_tokens=counted(body, vocabulary))
         began = body["prompt"][-1] != encode(prompt("在吗"), vocabulary)[0][-1]
-        return peer.streamed("的", "呢") if began else peer.streamed()
+        return peer.streamed("的", "呢", completion_tokens=3) if began else peer.streamed(completion_tokens=1)
 
     async with peer.serving(answer) as other:
         remote = connect(settings(other.url), base)
-        assert await said(remote, request("在吗")) == ["好的呢"]
+        asked = request("在吗")
+        assert await said(remote, asked) == ["好的呢"]
+        assert asked.ending == Ending(len(vocabulary.tokens("好", control=False)) + 3, End.TURN)
         bias = other.asked[-2]["logit_bias"]
         [opens] = vocabulary.tokens("<start_of_turn>", control=True)
         assert bias == {str(i): -100.0 for i in {*vocabulary.ends, *vocabulary.no_first_word, opens}}
@@ -431,6 +435,41 @@ async def test_template_and_loops_end_an_answer(parts: list[str], bubbles: list[
     async with peer.serving(lambda _: peer.streamed(*parts)) as other:
         remote = connect(settings(other.url, remote_format="gemma"), None)
         assert await said(remote, request()) == bubbles
+
+
+AS_LLAMA_SERVER = peer.Answer(
+    [b'data: {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 7}}\n\n'],
+    kind="text/event-stream",
+)
+"""It counts in the event that ends the answer."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "ending"),
+    [
+        (peer.streamed("好", "呀", completion_tokens=3), Ending(3, End.TURN)),
+        (peer.streamed("好", "呀", finish="length", completion_tokens=2), Ending(2, End.LENGTH)),
+        (AS_LLAMA_SERVER, Ending(7, End.LENGTH)),
+        (peer.streamed("好呀", "\n走", finish="length"), Ending(4, End.LENGTH)),
+        (peer.streamed("好", "<end_of_turn>", "\n我", finish="length", completion_tokens=9), Ending(6, End.TURN)),
+        (peer.streamed(*["哈"] * 40, completion_tokens=40), Ending(16, End.LOOP)),
+    ],
+)
+async def test_how_an_answer_ended_is_what_the_server_tells(answer: peer.Answer, ending: Ending) -> None:
+    """And where it does not, or was not asked to go on, what is counted in the text (a third of its bytes)."""
+    async with peer.serving(lambda _: answer) as other:
+        asked = request()
+        await said(connect(settings(other.url, remote_format="gemma"), None), asked)
+        assert asked.ending == ending
+        assert other.asked[0]["stream_options"] == {"include_usage": True}
+
+
+async def test_an_answer_that_is_closed_has_no_end() -> None:
+    async with peer.serving(lambda _: peer.streamed(*["好\n"] * 9, pause_s=0.02)) as other:
+        asked = request()
+        async with aclosing(connect(settings(other.url, remote_format="gemma"), None).bubbles(asked)) as bubbles:
+            assert await anext(bubbles)
+        assert asked.ending == Ending(2, None)
 
 
 async def test_blanks_are_no_answer() -> None:

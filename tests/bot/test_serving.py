@@ -19,7 +19,7 @@ from loguru import logger
 
 from bot import config
 from bot.batching import looping
-from bot.engine import Request, Voice
+from bot.engine import End, Ending, Request, Voice
 from bot.errors import EngineError
 from bot.llama import Context, Model, log_probs
 from bot.models import Served
@@ -439,6 +439,21 @@ async def test_the_first_token_is_never_the_end_of_turn(engine: LlamaEngine) -> 
     assert not ends & set(made)
     assert all(engine.base.model.piece(token).strip() for token in made), "and never blank"
     assert len(set(made)) > 100, "the draws were spread wide enough to have met it"
+
+
+async def test_how_an_answer_ended_is_told_with_its_request(engine: LlamaEngine) -> None:
+    wild = Sampling(max_tokens=400, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    cut = request("a", "在吗", sampling=wild.model_copy(update={"max_tokens": 9}))
+    closed = request("b", "在吗", sampling=wild)
+    await said(engine, cut)
+    assert cut.ending == Ending(9, End.LENGTH)
+    async with aclosing(engine.bubbles(closed)) as bubbles:
+        assert await anext(bubbles)
+    assert closed.ending.why is None
+    assert 0 < closed.ending.tokens < 400
+    engine.base.model.ends = frozenset(range(engine.base.model.n_vocab))
+    await said(engine, closed)
+    assert closed.ending == Ending(1, End.TURN)
 
 
 async def test_a_cancelled_answer_leaves_the_engine_usable(engine: LlamaEngine, cold: LlamaEngine) -> None:

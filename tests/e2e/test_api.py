@@ -1,7 +1,9 @@
 """The twin as an API, spoken to by the official client over HTTP; the daemon is a child process."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,8 @@ async def test_a_stream_is_the_same_answer_a_bubble_at_a_time(client: AsyncOpenA
     chunks = [chunk async for chunk in stream]
     assert [c.choices[0].delta.content for c in chunks if c.choices] == ["", "吃面", "\n加个蛋", None]
     assert [c.choices[0].finish_reason for c in chunks if c.choices] == [None, None, None, "stop"]
+    assert ["usage" in c.model_fields_set for c in chunks] == [True] * len(chunks)
+    assert [c.usage for c in chunks[:-1]] == [None] * 4
     assert chunks[-1].usage.completion_tokens > 0
     assert len({c.id for c in chunks}) == 1
 
@@ -111,12 +115,35 @@ async def test_names_make_a_group_whose_lines_carry_them(client: AsyncOpenAI) ->
 async def test_a_stop_text_ends_the_answer_before_it(client: AsyncOpenAI) -> None:
     assert (await _say(client, "吃什么", stop="蛋")).choices[0].message.content == "吃面\n加个"
     assert (await _say(client, "吃什么", stop=["\n"])).choices[0].message.content == "吃面"
+    assert (await _say(client, "吃什么", stop="面\n加")).choices[0].message.content == "吃"
 
 
-async def test_max_tokens_ends_the_answer_and_says_so(client: AsyncOpenAI) -> None:
-    answer = await _say(client, "吃什么", max_tokens=1)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 1
+async def test_length_is_said_where_max_tokens_cut_the_answer_and_nowhere_else(client: AsyncOpenAI) -> None:
+    whole = (await _say(client, "吃什么")).usage.completion_tokens
+    for most in range(1, whole + 2):
+        answer = await _say(client, "吃什么", max_tokens=most)
+        assert answer.choices[0].finish_reason == ("length" if most < whole else "stop")
+        assert answer.usage.completion_tokens == min(most, whole), "its end of turn is the last of them"
+    assert whole > 3, "a loop of several"
+
+
+async def test_a_system_prompt_that_leaves_no_room_is_refused_with_what_fits(client: AsyncOpenAI) -> None:
+    async def ask(n: int, **more: Any) -> Any:
+        told: list[Any] = [{"role": "system", "content": "说短一点。" * n}, {"role": "user", "content": "在吗"}]
+        return await client.chat.completions.create(model="xiaoman", messages=told, **more)
+
+    used: list[int] = []
+    with pytest.raises(BadRequestError) as caught:  # noqa: PT012 - which of them is found out here
+        for n in range(1, 200):
+            used.append((await ask(n)).usage.prompt_tokens)
+    assert len({after - before for before, after in pairwise(used)}) == 1, "what was said was heard whole up to there"
+    found = re.search(r"take (\d+) tokens where (\d+) fit: of its window of 512 tokens", caught.value.message)
+    assert found is not None
+    assert int(found[1]) > int(found[2]) >= int(found[1]) - (used[1] - used[0])
+    for n, more in ((len(used) + 1, {"stream": True}), (5000, {})):
+        with pytest.raises(BadRequestError, match="shorten the system prompt") as caught:
+            await ask(n, **more)
+        assert (caught.value.code, caught.value.type) == ("context_length_exceeded", "invalid_request_error")
 
 
 async def test_a_history_longer_than_the_window_is_answered_from_its_end(client: AsyncOpenAI) -> None:

@@ -261,8 +261,11 @@ def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
     text = (version.folder / "Modelfile").read_text("utf-8")
     assert f"FROM {version.model}" in text
     assert "现在是QQ私聊。" in text
-    done(twin, "export", "modelfile", str(judged), "--out", str(tmp_path / "Modelfile"))
-    assert f"ADAPTER {judged / 'lora.gguf'}" in (tmp_path / "Modelfile").read_text("utf-8")
+    refused(
+        twin, "export", "modelfile", str(judged), said=f"merge it with `twin export gguf {judged}`"
+    )  # gemma3's LoRA
+    done(twin, "export", "modelfile", str(merged), "--out", str(tmp_path / "Modelfile"))
+    assert f"FROM {merged / 'model.gguf'}\n" in (tmp_path / "Modelfile").read_text("utf-8")
 
     (tmp_path / "generation_config.json").write_text('{"top_k": 64}', "utf-8")
     monkeypatch.setenv("TWIN__TRAINING__BASE", str(tmp_path))
@@ -284,3 +287,22 @@ def test_a_judged_run_is_published_merged_and_goes_out_in_every_shape(
     assert Personas(twin.data / "personas").load("her-2").version == version.__class__(
         twin.data / "personas" / "her-2" / "versions" / version.name, version.manifest
     )
+
+
+def test_what_the_gate_refused_goes_out_with_a_word(twin: Daemon, judged: Path, tmp_path: Path) -> None:
+    file = judged / "manifest.json"
+    before = file.read_text("utf-8")
+    known = json.loads(before) | {"gate": {"passed": False, "reasons": ["leaks"]}}
+    file.write_text(json.dumps(known), "utf-8")
+    words = f"The gate refused version {judged.name} (leaks).\n"
+    try:
+        for what in ("lora", "merge", "vllm"):
+            assert words in done(twin, "export", what, str(judged), "--out", str(tmp_path / what)).stderr
+        ended = done(twin, "export", "gguf", str(judged), "--type", "F16", "--out", str(tmp_path / "f16"))
+        assert words in ended.stderr
+        assert ended.stderr.endswith(f"{tmp_path / 'f16'} --force, for the gate refused it)\n")
+    finally:
+        file.write_text(before, "utf-8")
+    ended = done(twin, "export", "modelfile", str(tmp_path / "f16"), "--persona", "xiaoman")
+    assert "The gate refused version" in ended.stderr
+    assert "# The gate refused version" in (tmp_path / "f16" / "Modelfile").read_text("utf-8")

@@ -83,6 +83,27 @@ def test_shards_are_merged_one_by_one_and_types_stay(tmp_path):
     assert count > 20
 
 
+def test_in_float32_nothing_is_rounded_and_shards_and_config_say_so(tmp_path):
+    tiny = tinymodel.build(tmp_path / "base", "qwen3")
+    peft = tinymodel.random_lora(tiny, tmp_path / "peft")
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny.hf, dtype=torch.bfloat16).save_pretrained(sharded, max_shard_size="200KB")
+    for file in tiny.hf.glob("tokenizer*"):
+        shutil.copy2(file, sharded)
+
+    out = merge(peft, sharded, FORMATS["qwen3"], tmp_path / "merged", nothing, float32=True)
+
+    base = AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, peft).merge_and_unload().state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert loaded.dtype == torch.float32
+    assert len(list(out.glob("*.safetensors"))) == len(list(sharded.glob("*.safetensors"))) > 1
+    for name, tensor in loaded.state_dict().items():
+        assert torch.allclose(tensor, expected[name], rtol=1e-6, atol=1e-9), name
+    index = json.loads((out / "model.safetensors.index.json").read_text("utf-8"))
+    assert index["metadata"]["total_size"] == 4 * sum(w.n_numbers for w in checkpoint_tensors(out).values())
+
+
 def test_tokenizer_and_template_come_along(tmp_path):
     tiny = tinymodel.build(tmp_path / "base", "gemma3")
     peft = tinymodel.random_lora(tiny, tmp_path / "peft")

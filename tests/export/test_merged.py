@@ -15,7 +15,7 @@ import tinymodel
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, SiglipVisionConfig
 
 from bot.checksum import sha256
 from bot.config import Training
@@ -30,6 +30,7 @@ from export.gguf import CORPUS_KEY, VERSION_KEY
 from export.metadata import fields
 from export.parity import Passage
 from export.probes import PROBES
+from export.quantize import quantized_bytes
 from export.template import jinja
 from export.tensors import checkpoint_tensors
 from export.vocabulary import Vocabulary
@@ -53,9 +54,9 @@ SAID = {
 class Run:
     """A tiny model that learned a few answers by heart, and what an export of it is asked."""
 
-    def __init__(self, folder: Path, architecture: str) -> None:
+    def __init__(self, folder: Path, architecture: str, tiny: tinymodel.Tiny | None = None) -> None:
         # K types take blocks of 256 weights: narrower rows would fall back to other types.
-        self.tiny = tinymodel.build(folder, architecture, hidden=256)
+        self.tiny = tiny or tinymodel.build(folder, architecture, hidden=256)
         self.architecture = architecture
         fmt = FORMATS[TINY[architecture]]
         tokenizer = HFTokenizer(self.tiny.hf)
@@ -125,6 +126,29 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def test_a_base_that_sees_pictures_too_is_trained_and_exported_as_its_text_model(tmp_path: Path) -> None:
+    text = tinymodel.build(tmp_path / "text", "gemma3", hidden=256)
+    both = shutil.copytree(text.hf, tmp_path / "both")
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    inner = AutoModelForCausalLM.from_pretrained(text.hf, dtype=torch.float32)
+    config = Gemma3Config(text_config=inner.config, vision_config=vision, mm_tokens_per_image=4)
+    seeing = AutoModelForCausalLM.from_config(config)
+    seeing.get_decoder().load_state_dict(inner.get_decoder().state_dict())
+    seeing.tie_weights()
+    seeing.save_pretrained(both)
+
+    run = Run(tmp_path / "run", "gemma3", tinymodel.Tiny(both, text.gguf))
+    trained = load_file(run.trained.peft / "adapter_model.safetensors")
+    assert len(trained) == 2 * 2 * 7
+    assert all(".language_model.layers." in name for name in trained)
+    out = tmp_path / "lora.gguf"
+    assert proof.prove_lora(run.trained, text.gguf, run.base, out, "f16", run.held_out, force=False).parity.passed
+    assert run.merge("F16", tmp_path / "merged").parity.passed
+    assert merged.checkpoint(run.trained, tmp_path / "folder", run.held_out, lambda *_: None).parity.passed
 
 
 def test_trained_and_exported_as_lora_is_the_same_model(run: Run, tmp_path: Path) -> None:
@@ -205,6 +229,54 @@ def test_of_a_bf16_base_no_change_is_rounded_away(llama: Run, tmp_path: Path) ->
     np.testing.assert_allclose(written, stands + 16 / 32 * (b @ a), rtol=1e-6, atol=1e-9)
 
 
+def test_what_a_bf16_checkpoint_would_round_away_is_told_with_the_way_to_keep_it(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "TOKEN_GAP_MAX", 1e-4)  # a tiny model's loss hangs on few bits
+    base = shutil.copytree(llama.tiny.hf, tmp_path / "bf16")
+    AutoModelForCausalLM.from_pretrained(llama.tiny.hf, dtype=torch.bfloat16).save_pretrained(base)
+    learned = replace(llama.trained, checkpoint=base)
+    with pytest.raises(
+        ExportError, match=r"single tokens differ .*; rounded to BF16 .* `twin export merge --type F32`"
+    ):
+        merged.checkpoint(learned, tmp_path / "rounded", llama.held_out, lambda *_: None)
+    assert not (tmp_path / "rounded").exists()
+    made = merged.checkpoint(learned, tmp_path / "exact", llama.held_out, lambda *_: None, float32=True)
+    assert (made.parity.passed, made.parity.kind) == (True, "F32")
+    assert made.parity.token_gap < 1e-4
+
+
+def test_too_little_memory_for_the_proof_and_a_mixture_are_told_first(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+
+    def step(name: str, *_: object) -> None:
+        told.append(name)
+
+    ways = {
+        "gguf": lambda: merged.export(
+            llama.trained, llama.tiny.gguf, about, "Q8_0", tmp_path / "out", llama.held_out, step
+        ),
+        "merge": lambda: merged.checkpoint(
+            llama.trained, tmp_path / "out", llama.held_out, lambda s, *_: told.append(s)
+        ),
+        "lora": lambda: proof.prove_lora(
+            llama.trained, llama.tiny.gguf, llama.base, tmp_path / "out", "f16", llama.held_out, force=False
+        ),
+    }  # fmt: skip
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
+    monkeypatch.setattr("export.lora.export", lambda *_: told.append("lora"))
+    for way in ways.values():
+        with pytest.raises(ExportError, match="is held in float32"):
+            way()
+    monkeypatch.setattr(merged, "checkpoint_tensors", lambda _: {"model.layers.0.mlp.experts.gate_up_proj": None})
+    with pytest.raises(ExportError, match="no importance matrix is made of a mixture"):
+        llama.merge("Q4_0", tmp_path / "out", imatrix=[[1, 2]])
+    assert told == []
+
+
 def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path) -> None:
     told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {"turns": 6})
     assert (told.base, told.licence) == ("Hf", "")  # what the converter guessed, and nothing
@@ -224,6 +296,18 @@ def test_a_gguf_says_of_itself_what_it_is_and_no_more(llama: Run, tmp_path: Path
     assert said["tokenizer.chat_template"] == jinja(FORMATS["chatml"], "")
 
 
+def test_the_licence_is_the_bases_and_else_what_the_checkpoints_card_names(llama: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama.tiny.hf, tmp_path / "carded")
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: of-the-card\n---\n", "utf-8")
+    told = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v1", {})
+    said = []
+    for licence in ("", "gemma"):
+        out = tmp_path / f"{licence}.gguf"
+        converter.convert(folder, out, "F16", replace(told, licence=licence), llama.tiny.gguf)
+        said.append({key: field.value for key, field in fields(out, "general.license").items()})
+    assert said == [{"general.license": "other", "general.license.name": "of-the-card"}, {"general.license": "gemma"}]
+
+
 def test_a_model_that_the_converter_does_not_know_is_told(llama: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(llama.tiny.hf, tmp_path / "odd")
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -236,8 +320,9 @@ def test_a_model_that_the_converter_does_not_know_is_told(llama: Run, tmp_path: 
 def test_room_for_all_that_is_made_on_the_way_is_asked_for_first(
     llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = sum(weight.n_numbers for weight in checkpoint_tensors(llama.tiny.hf).values())
-    needed = SPARE_BYTES + 2 * numbers + int(numbers * 8.5 / 8)  # both files lie there at once
+    weights = checkpoint_tensors(llama.tiny.hf).values()
+    both = quantized_bytes("F16", weights) + quantized_bytes("Q8_0", weights)  # they lie there at once
+    needed = SPARE_BYTES + both
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(ExportError, match=r"^'asked' needs .* MB on the way"):
         llama.merge("Q8_0", tmp_path / "asked")
@@ -264,12 +349,13 @@ def test_a_verdict_is_not_inherited_by_what_quantizing_made_of_it(
     monkeypatch.setattr(parity.Parity, "as_judged", False)
     manifest = Manifest(
         version="run", created="2026-11-25T00:00:00+00:00", base=llama.base, format="chatml",
-        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, gate={"passed": True, "reasons": []},
+        system_prompt="你是小满。", files={"lora.gguf": "0" * 64}, gate={"passed": False, "reasons": ["leaks"]},
     )  # fmt: skip
     llama.merge("Q8_0", tmp_path / "merged", manifest=manifest)
     written = Manifest.model_validate_json((tmp_path / "merged" / "manifest.json").read_text("utf-8"))
     assert written.gate["passed"] is False
-    assert written.gate["reasons"][0].startswith("as Q8_0 it differs by ")
+    assert written.gate["reasons"][0] == "leaks"
+    assert written.gate["reasons"][1].startswith("as Q8_0 it differs by ")
 
 
 # -- the gate, broken on purpose ----------------------------------------------------------------

@@ -231,6 +231,21 @@ def test_a_merged_model_may_lose_what_its_type_is_known_to_cost_and_shows_it():
     assert not compare(trained, served, Vocabulary(1, 0, True), **ON_BASE).passed
 
 
+def test_no_type_excuses_that_what_was_learned_is_gone():
+    trained, served = given([-2.0] * 9), given([-2.8] * 9)
+    alone = compare(trained, served, Vocabulary(1, 0, True), kind="Q2_K", merged=True)
+    assert alone.passed
+    assert alone.learned_lost is None
+    parity = compare(trained, served, Vocabulary(1, 0, True), kind="Q2_K", merged=True, loss_base=3.0)
+    assert parity.learned_lost == pytest.approx(0.8)
+    assert parity.faults == ["held-out loss differs by +0.8000 nats per token, 80% of what was learned (limit 0.530)"]
+    assert compare(trained, served, Vocabulary(1, 0, True), kind="Q2_K", merged=True, loss_base=4.0).passed
+    nothing = compare(trained, trained, Vocabulary(1, 0, True), kind="Q2_K", merged=True, loss_base=1.0)
+    assert nothing.passed
+    assert nothing.learned_lost is None
+    assert not nothing.model_copy(update={"loss_served": 2.04}).passed
+
+
 @pytest.mark.parametrize(("n", "gap"), [(20, 0.6), (60, 0.35), (160, 0.2)])
 def test_damage_that_scatters_single_tokens_does_not_pass_for_noise(n, gap):
     rng = np.random.default_rng(n)

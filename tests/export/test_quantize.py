@@ -10,7 +10,8 @@ import tinymodel
 
 from bot.errors import ExportError
 from export.metadata import fields
-from export.quantize import KINDS, Imatrix, kind_of, quantize, require
+from export.quantize import KINDS, Imatrix, kind_of, quantize, quantized_bytes, require
+from export.tensors import checkpoint_tensors
 
 CONVERTED = ("F32", "F16", "BF16")
 """Types the converter writes."""
@@ -43,12 +44,25 @@ def test_llama_cpp_writes_the_types_that_are_offered(whole: Path, tmp_path: Path
             continue
         seen: list[tuple[int, int]] = []
         out = tmp_path / f"{name}.gguf"
-        quantize(whole, out, name.lower(), lambda *done, seen=seen: seen.append(done), imatrix, 1)
+        needed = None if name == "Q8_0" else imatrix
+        quantize(whole, out, name.lower(), lambda *done, seen=seen: seen.append(done), needed, 1)
         assert fields(out, "general.file_type")["general.file_type"].value == kind.ftype, name
         assert seen[-1][0] == seen[-1][1] > 0, name
         sizes[name] = out.stat().st_size
     assert len(sizes) == 21
     assert sizes["Q8_0"] == max(sizes.values()) < whole.stat().st_size
+
+
+@pytest.mark.parametrize("hidden", [64, 256])
+def test_a_file_takes_no_more_than_room_is_asked_for(tmp_path: Path, hidden: int) -> None:
+    tiny = tinymodel.build(tmp_path, "llama", hidden=hidden, layers=2)
+    imatrix, weights = imatrix_of(tiny.gguf), checkpoint_tensors(tiny.hf).values()
+    for name in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M"):
+        needed = None if name == "Q8_0" else imatrix
+        quantize(tiny.gguf, out := tmp_path / "out.gguf", name, lambda *_: None, needed, 1)
+        taken = sum(int(t.n_bytes) for t in gguf.GGUFReader(out).tensors)
+        assert taken <= quantized_bytes(name, weights) < 2.2 * taken, name
+        out.unlink()
 
 
 def test_the_best_types_stand_first_and_none_is_free(whole: Path) -> None:
@@ -69,6 +83,13 @@ def test_types_that_need_an_importance_matrix_are_refused_without(whole: Path, t
             quantize(whole, tmp_path / "out.gguf", name, lambda *_: None)
         require(name, imatrix=True)
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["F32", "bf16", "F16", "Q8_0"])
+def test_an_importance_matrix_that_changes_nothing_is_refused(whole: Path, name: str) -> None:
+    with pytest.raises(ExportError, match=f"changes nothing in {name}"):
+        require(name, imatrix=True)
+    require(name, imatrix=False)
 
 
 def test_what_llama_cpp_refuses_is_told_with_its_reason(whole: Path, tmp_path: Path) -> None:

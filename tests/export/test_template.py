@@ -2,6 +2,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bot.prompt import FORMATS
 from export.template import PROBES, chat, differing, differing_formats, go, jinja, rendered
@@ -9,7 +11,7 @@ from export.template import PROBES, chat, differing, differing_formats, go, jinj
 FORMAT_NAMES = sorted(FORMATS)
 
 
-@pytest.mark.parametrize("bos", ["", "<bos>"])
+@pytest.mark.parametrize("bos", ["", "<bos>", "<｜begin▁of▁sentence｜>", "<🌟>"])
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_the_jinja_template_renders_what_the_prompt_renders(name, bos):
     assert differing(jinja(FORMATS[name], bos), FORMATS[name], bos) == 0
@@ -34,6 +36,32 @@ def test_any_other_template_is_found_out(name, change):
 @pytest.mark.parametrize("broken", ["", "{{ messages", "{{ nothing.at.all }}", "{{ raise_exception('x') }}"])
 def test_a_template_that_does_not_run_differs_in_every_probe(broken):
     assert differing(broken, FORMATS["gemma"], "") == len(PROBES)
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_no_content_is_a_silence_and_a_developer_is_the_system(name):
+    ours = [
+        {"role": "system", "content": "你是小满。"}, {"role": "user", "content": "在吗"},
+        {"role": "assistant", "content": ""}, {"role": "user", "content": ""},
+    ]  # fmt: skip
+    theirs = [
+        {"role": "developer", "content": "你是小满。"}, ours[1], {"role": "assistant", "content": None},
+        {"role": "user"},
+    ]  # fmt: skip
+    run = ImmutableSandboxedEnvironment().from_string(jinja(FORMATS[name], "<bos>")).render
+    assert run(messages=theirs, add_generation_prompt=True) == run(messages=ours, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "observation"])
+def test_a_role_that_was_never_trained_is_refused(role):
+    def raise_exception(words: str) -> None:  # as transformers and vLLM have it
+        raise TemplateError(words)
+
+    environment = ImmutableSandboxedEnvironment()
+    environment.globals["raise_exception"] = raise_exception
+    run = environment.from_string(jinja(FORMATS["chatml"], "")).render
+    with pytest.raises(TemplateError, match="no role but system, developer, user and assistant was trained"):
+        run(messages=[{"role": role, "content": "23 °C"}], add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)

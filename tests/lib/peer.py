@@ -76,6 +76,7 @@ class Peer:
                 "Transfer-Encoding: chunked\r\n\r\n".encode()
             )
             gone = asyncio.create_task(reader.read())
+            gone.add_done_callback(lambda read: read.cancelled() or read.exception())  # a reset is no fault here
             for part in answer.parts:
                 await asyncio.wait([gone], timeout=answer.pause_s)
                 if gone.done():
@@ -119,11 +120,16 @@ def chatted(text: str, finish: str = "stop", prompt_tokens: int = 7, completion_
     return Answer([json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()], **how)
 
 
-def streamed(*texts: str, finish: str | None = "stop", done: bool = True, **how: Any) -> Answer:
+def streamed(
+    *texts: str, finish: str | None = "stop", done: bool = True, completion_tokens: int | None = None, **how: Any
+) -> Answer:
     """A completion as server-sent events, as vLLM and llama-server write them: UTF-8 that is not escaped."""
     choices = [{"text": text, "finish_reason": None} for text in texts]
     if finish:
         choices.append({"text": "", "finish_reason": finish})
-    events = [f"data: {json.dumps({'choices': [c]}, ensure_ascii=False)}\n\n".encode() for c in choices]
+    told: list[dict[str, Any]] = [{"choices": [c], "usage": None} for c in choices]
+    if completion_tokens is not None:
+        told.append({"choices": [], "usage": {"completion_tokens": completion_tokens}})
+    events = [f"data: {json.dumps(each, ensure_ascii=False)}\n\n".encode() for each in told]
     end = [b"data: [DONE]\n\n"] if done else []
     return Answer([b": ping\n\n", *events, *end], kind="text/event-stream; charset=utf-8", **how)

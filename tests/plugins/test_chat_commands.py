@@ -16,7 +16,7 @@ from stage import Stage
 from bot import base
 from bot.archive import Archive, Decision
 from bot.commands import Commands
-from bot.config import PerScene
+from bot.config import Engine, PerScene
 from bot.errors import SendFailure
 from bot.memory import Memory
 from bot.message import Message, Scene
@@ -211,6 +211,28 @@ async def test_a_persona_is_switched_everywhere_by_the_owner_alone(chat: Chat, a
     archive.note(elsewhere, "persona", "xiaoman", datetime.now(UTC) + timedelta(seconds=1))
     assert [scenes.persona(s) for s in (GROUP, elsewhere)] == ["shitou", "xiaoman"], "what is typed later goes first"
     assert "用法" in str(await chat.type("/persona switch 石头 明天"))
+
+
+@pytest.mark.parametrize(("elsewhere", "trained", "told"), [
+    (False, True, "用聊天记录训练的小模型，在主人自己的电脑上运行，数据不出本机。"),
+    (False, False, "还没训练过的模型，在主人自己的电脑上运行，数据不出本机。"),
+    (True, True, "用聊天记录训练的小模型，聊天内容会发到主人指定的服务器。"),
+    (True, False, "还没训练过的模型，聊天内容会发到主人指定的服务器。"),
+])  # fmt: skip
+async def test_about_says_what_model_it_is_and_whether_words_leave_the_machine(
+    archive: Archive, elsewhere: bool, trained: bool, told: str
+) -> None:
+    stage = Stage(archive)
+    if elsewhere:
+        remote = Engine(backend="remote", remote_url="http://192.168.1.5:8000/v1")
+        stage.settings = stage.settings.model_copy(update={"engine": remote})
+    if trained:
+        version = Personas(SHIPPED, base.EMBEDDED_SHA256).load("xiaoman").version
+        stage.persona = replace(stage.persona, version=version)
+    said = await Chat(stage).type("/about", sender=OTHER)
+    assert said is not None
+    name = stage.persona.spec.display_name
+    assert said.split("\n")[0] == f"我是「{name}」的数字分身（qqtwin），不是本人：{told}"
 
 
 def test_every_outcome_has_its_words() -> None:

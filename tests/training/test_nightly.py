@@ -29,7 +29,7 @@ from bot.archive import Archive
 from bot.checksum import sha256
 from bot.cli.training import train
 from bot.config import Engine, Gate, Paths, Retrain, Settings, Training
-from bot.errors import EngineError, PersonaError, TrainingError
+from bot.errors import EngineError, ExportError, PersonaError, TrainingError
 from bot.llama import Model
 from bot.message import Message, Origin, Scene
 from bot.persona import Base, Manifest, Personas, Version
@@ -839,3 +839,22 @@ def test_a_run_leaves_a_merged_checkpoint_where_that_is_set(settings: Settings, 
     run = Night(merging, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None).train()
     assert json.loads((run / "merged" / "parity.json").read_text("utf-8"))["parity"]["passed"]
     assert (run / "merged" / "config.json").is_file()
+
+
+def test_a_merge_that_is_refused_costs_no_run_its_lora(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, told = tinymodel.build(tmp_path / "tiny"), []
+    chat(settings, range(40))
+    training = Training(precision="none", r=4, max_steps=1, model_max_length=128, threads=1, merge_and_save=True)
+    merging = settings.model_copy(update={"training": training})
+
+    def too_little(checkpoint: Path) -> None:
+        raise ExportError("no room")
+
+    monkeypatch.setattr("export.merged.require_memory", too_little)
+    night = Night(merging, "xiaoman", tiny.gguf, sha256(tiny.gguf), lambda *words: told.append(words), None)
+    run = night.train()
+    assert (run / "peft" / "adapter_model.safetensors").is_file()
+    assert not (run / "merged").exists()
+    assert any(step == "merge" and words == "not saved: no room" for step, _, _, words in told)

@@ -1,4 +1,4 @@
-"""Windows: labels as DESIGN says, the same rendering as live, every label once."""
+"""Windows: whose silence is a label, the same rendering as live, every label once."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -63,7 +63,7 @@ def test_a_person_reads_the_figures_and_no_words(archive: Archive) -> None:
     first, *rows = told.splitlines()
     assert first == "8 messages, 2 scenes, 2 conversations, 2026-11-20"
     shown = {row[2:20].strip(): row[20:] for row in rows if row[2] != " "}
-    assert shown["turns"] == "3 answers in 4 bubbles are there to be learned"
+    assert shown["turns"] == "2 answers are there to be learned, of 3 in 4 bubbles"
     assert shown["silences"] == "1 times somebody spoke and was not answered"
     assert shown["silence_rate"] == "private 0%, group 33%"
     assert shown["left out"] == "masked repeat 1"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,10 @@ async def test_it_says_what_llama_cpp_says(engine: TransformersEngine, tiny: tin
     for turns in TURNS:
         asked = request(turns)
         assert await engine.p_silent(asked) == pytest.approx(await theirs.p_silent(asked), rel=0.05)
-        answer = await said(engine, asked)
+        answer, ending = await said(engine, asked), replace(asked.ending)
         assert answer == await said(theirs, asked)
+        assert asked.ending == ending
+        assert ending.tokens
         words += bool(answer)
     assert words >= 3
     await theirs.close()
