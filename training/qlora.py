@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,7 +139,7 @@ class _Session:
         last = world.first(lambda: runs.last_checkpoint(self.run_dir))
         if last is not None and world.is_first():
             self.options.tell(f"training goes on from {last.name}")
-        with _signals(watch.stop):
+        with _signals(watch.stop), closing(watch):
             made.train(resume_from_checkpoint=str(last) if last else None)
         if not watch.best_step:
             raise made.unusable(math.nan)

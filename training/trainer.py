@@ -179,7 +179,7 @@ def trainer(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        report_to="tensorboard" if importlib.util.find_spec("tensorboard") else "none",
+        report_to="none",  # `training.watch` does
         disable_tqdm=True,
         use_cpu=not cuda,
         ddp_backend="gloo" if world.size() > 1 and not cuda else None,

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from bot.config import Training
 from training import world
 from training.batches import Row, collate
+from training.events import Events
 from training.loss import measuring
 from training.runs import BEST_FOLDER, METRICS_FILE, cut_metrics
 from training.state import read_state, write_state
@@ -73,6 +74,7 @@ class Watch(TrainerCallback):
         self._rows, self._settings = sorted(tune, key=lambda r: len(r.ids)), settings
         self._began = 0.0
         self._stop_signal: int | None = None
+        self._events: Events | None = None
         self.resumed_at = 0
         """Step this session began at."""
         self.tune: list[dict[str, float]] = []
@@ -102,6 +104,9 @@ class Watch(TrainerCallback):
             self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
         if world.is_first():
             cut_metrics(self._run_dir, state.global_step)
+            self._events = Events(self._run_dir, state.global_step)
+            for later in (x for x in self.tune if x["step"] > state.global_step):  # and is not measured again
+                self._note(int(later["step"]), {"tune/loss": later["loss"]})
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure every `eval_steps`; obey a signal."""
@@ -132,9 +137,11 @@ class Watch(TrainerCallback):
         if logs is None or loss is None or not world.is_first():
             return
         rate = self._tokens_done() / max(self.seconds, 1e-9)
-        line = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        line: dict[str, float] = {x: logs[x] for x in ("loss", "learning_rate", "grad_norm") if x in logs}
+        line["trained_tokens_per_s"] = round(rate, 2)
         with (self._run_dir / METRICS_FILE).open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": state.global_step, **line, "trained_tokens_per_s": round(rate, 2)}) + "\n")
+            f.write(json.dumps({"step": state.global_step, **line}) + "\n")
+        self._note(state.global_step, {f"train/{name}": x for name, x in line.items()})
         if self._progress is not None:
             a_step = self.seconds / max(state.global_step - self.resumed_at, 1)
             left = (state.max_steps - state.global_step) * a_step
@@ -164,10 +171,20 @@ class Watch(TrainerCallback):
         self.tune.append({**place, "loss": now})
         if world.is_first():
             write_state(self._run_dir / "tune.json", {"tune": self.tune})
+            self._note(state.global_step, {"tune/loss": now})
         patience = self._settings.early_stopping_patience
         since_best = [x["loss"] for x in self.tune if x["step"] > self.best_step]
         if patience is not None and len(since_best) >= patience:
             control.should_training_stop = True
+
+    def _note(self, step: int, figures: dict[str, float]) -> None:
+        if self._events is not None:
+            self._events.add(step, figures)
+
+    def close(self) -> None:
+        """End what is written."""
+        if self._events is not None:
+            self._events.close()
 
     def _tune_loss(self) -> float | None:
         """Mean loss on the tune split in nats per token, or None without any."""

@@ -377,6 +377,35 @@ def test_metrics_and_what_was_chosen_lie_in_the_run_folder(base: Path, samples: 
     assert trained == sum(t.numel() for t in lora(run).values())
 
 
+def test_tensorboards_events_stay_in_the_run_folder_and_those_of_a_run_that_goes_on_are_behind_them(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = with_(SETTINGS, per_device_train_batch_size=4, save_steps=4, eval_steps=2, early_stopping_patience=None)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 7:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(samples, base, tmp_path / "run", settings, die)
+    run = train(samples, base, tmp_path / "run", settings)
+    assert run.record["resumed_at"] == 4
+    assert not (run.folder / "checkpoints").exists()
+    read = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    shown = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    assert set(shown) == {"tune/loss", *(f"train/{x}" for x in ("loss", "learning_rate", "grad_norm",
+                                                              "trained_tokens_per_s"))}  # fmt: skip
+    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [step for step, _ in shown["train/loss"]] == list(range(1, run.record["steps"] + 1))
+    assert shown["train/loss"] == [(x["step"], pytest.approx(x["loss"])) for x in lines]
+    assert sorted(shown["tune/loss"]) == [(x["step"], pytest.approx(x["loss"])) for x in run.record["tune"]]
+    train(samples, base, tmp_path / "run", with_(settings, max_steps=1))
+    assert len(list((run.folder / "tensorboard").iterdir())) == 1, "another run's are gone"
+
+
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     base: Path, samples: list[Window], tmp_path: Path
 ) -> None:
