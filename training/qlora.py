@@ -141,8 +141,14 @@ class _Session:
             self.options.tell(f"training goes on from {last.name}")
         with _signals(watch.stop), closing(watch):
             made.train(resume_from_checkpoint=str(last) if last else None)
-        if not watch.best_step:
+        if watch.best_step is None:
             raise made.unusable(math.nan)
+        if watch.best_step == 0 and world.is_first():
+            logger.warning(
+                "no step made the held-out loss better ({}): the LoRA is kept as it was gone on with; lower [training] "
+                "learning_rate, or set start = 'fresh'",
+                ", ".join(f"{x['loss']:.3f}" for x in watch.tune),
+            )
         record = self._record(made, watch, found)
         world.first(lambda: self._finish(record))
         watch.end_if_asked()  # during the last measurement, after the last step
@@ -189,7 +195,7 @@ class _Session:
             self._tell(found, trained, total)
         watch = Watch(
             made.model, lambda: made.tokens_done, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
-            settings,
+            settings, going_on=going_on is not None,
         )  # fmt: skip
         made.add_callback(watch)
         return made, watch

@@ -56,6 +56,7 @@ class Watch(TrainerCallback):
         run_dir: the run folder.
         progress: told at every log.
         settings: the run's: batch size, when to measure, patience.
+        going_on: a LoRA is gone on with: it is measured before the first step, and kept where every step made it worse.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Watch(TrainerCallback):
         run_dir: Path,
         progress: Callable[[Progress], None] | None,
         settings: Training,
+        *,
+        going_on: bool = False,
     ) -> None:
         self._model, self._tokens_done, self._run_dir, self._progress = model, tokens_done, run_dir, progress
-        self._parts = parts
+        self._parts, self._going_on = parts, going_on
         # By length, so that little is padding.
         self._rows, self._settings = sorted(tune, key=lambda r: len(r.ids)), settings
         self._began = 0.0
@@ -79,8 +82,8 @@ class Watch(TrainerCallback):
         """Step this session began at."""
         self.tune: list[dict[str, float]] = []
         """Held-out loss in nats per token by step and epoch."""
-        self.best_step = 0
-        """Step whose LoRA is kept; 0: none, since no held-out loss was a number."""
+        self.best_step: int | None = None
+        """Step whose LoRA is kept, 0: as it was gone on with; None: none, since no held-out loss was a number."""
 
     @property
     def seconds(self) -> float:
@@ -96,17 +99,19 @@ class Watch(TrainerCallback):
         self._stop_signal = number
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take up what an interrupted session measured."""
+        """Take up what an interrupted session measured; else measure a LoRA that is gone on with."""
         self._began, self.resumed_at = time.monotonic(), state.global_step
         file = self._run_dir / "tune.json"
         if file.is_file() and (self._run_dir / BEST_FOLDER).is_dir():
             self.tune = (read_state(file) or {}).get("tune", [])
-            self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
+            self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else None
         if world.is_first():
             cut_metrics(self._run_dir, state.global_step)
             self._events = Events(self._run_dir, state.global_step)
             for later in (x for x in self.tune if x["step"] > state.global_step):  # and is not measured again
                 self._note(int(later["step"]), {"tune/loss": later["loss"]})
+        if self._going_on and self._rows and state.global_step == 0:
+            self._keep_if_best(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure every `eval_steps`; obey a signal."""
@@ -173,7 +178,7 @@ class Watch(TrainerCallback):
             write_state(self._run_dir / "tune.json", {"tune": self.tune})
             self._note(state.global_step, {"tune/loss": now})
         patience = self._settings.early_stopping_patience
-        since_best = [x["loss"] for x in self.tune if x["step"] > self.best_step]
+        since_best = [x["loss"] for x in self.tune if x["step"] > (self.best_step or 0)]
         if patience is not None and len(since_best) >= patience:
             control.should_training_stop = True
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
+from bot.cli.training import _ended
 from bot.config import Training
 from bot.errors import TrainingError
 from training import known, precision
@@ -541,6 +542,39 @@ def test_a_lora_is_gone_on_with_from_where_it_was(base: Path, samples: list[Wind
     assert (second.record["settings"]["r"], second.record["settings"]["learning_rate"]) == (4, 1e-4)
     assert second.record["going_on"] == "first"
     assert set(lora(second)) == set(lora(first))
+
+
+def test_a_lora_that_every_step_makes_worse_is_kept_as_it_was_and_that_is_told(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    first = train(samples, base, tmp_path / "first", with_(SETTINGS, num_train_epochs=4))
+    options = Options(going_on=first.peft)
+    wild = with_(SETTINGS, learning_rate=1.0, max_steps=5, eval_steps=1, save_steps=2, early_stopping_patience=None)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(samples, base, tmp_path / "run", wild, die, options)
+    run, lines = told_by(lambda: train(samples, base, tmp_path / "run", wild, options=options))
+    assert run.record["resumed_at"] == 2
+    tune = run.record["tune"]
+    assert [x["step"] for x in tune] == [0, 1, 2, 3, 4, 5]
+    assert tune[0]["loss"] == pytest.approx(first.record["tune"][-1]["loss"], rel=1e-4)
+    assert (run.record["best_step"], min(x["loss"] for x in tune)) == (0, tune[0]["loss"])
+    assert all(torch.equal(weight, lora(first)[name]) for name, weight in lora(run).items())
+    (told,) = [line for line in lines if "kept as it was gone on with" in line]
+    assert f"({', '.join(format(x['loss'], '.3f') for x in tune)})" in told
+    assert _ended(run.folder, "xiaoman")[0] == (
+        f"held-out loss: {tune[0]['loss']:.3f} nats per token at step 0 of 5: no step made it better, the LoRA is the "
+        "one it went on from"
+    )
+    # The first that is worse counts for the early stop; without anything held out nothing is compared.
+    few = train(samples, base, tmp_path / "few", with_(wild, early_stopping_patience=1), options=options)
+    assert (few.record["steps"], few.record["best_step"]) == (1, 0)
+    blind = Options(going_on=first.peft, extra=Extra(held_out=()))
+    assert train(samples, base, tmp_path / "blind", with_(wild, max_steps=2), options=blind).record["best_step"] == 2
 
 
 def test_a_lora_of_another_base_or_rank_is_refused(base: Path, samples: list[Window], tmp_path: Path) -> None:
