@@ -110,7 +110,7 @@ class Watch(TrainerCallback):
             self._events = Events(self._run_dir, state.global_step)
             for later in (x for x in self.tune if x["step"] > state.global_step):  # and is not measured again
                 self._note(int(later["step"]), {"tune/loss": later["loss"]})
-        if self._going_on and self._rows and state.global_step == 0:
+        if self._going_on and state.global_step == 0:
             self._keep_if_best(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
