@@ -168,7 +168,7 @@ class _Session:
         data = choices.Data(
             self.selected.answers, len(rows), max(len(r.ids) for r in rows), held_out=bool(self.selected.tune)
         )
-        going_on = None if self.options.going_on is None else known.known(self.options.going_on, given)
+        going_on = None if self.options.going_on is None else known.on(model, self.options.going_on, given)
         found = choices.choose(
             given, data, shape_of(model), self.device, self.how, self.device.free_bytes(), going_on=going_on,
             processes=world.size(), at_once=self.at_once,

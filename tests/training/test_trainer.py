@@ -603,6 +603,27 @@ def test_a_lora_is_gone_on_with_as_it_is_or_not_at_all(change: dict[str, Any], t
         known.known(tmp_path, with_(SETTINGS, **change))
 
 
+def test_a_lora_that_lies_on_other_layers_stays_on_them_and_says_so_or_is_refused(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    few = with_(SETTINGS, max_steps=1, target_modules=("q_proj", "v_proj"))
+    first, told = train(samples, base, tmp_path / "first", few), list[str]()
+    options = Options(going_on=first.peft, tell=told.append)
+    run = train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1), options=options)
+    words = "target_modules = q_proj, v_proj: of the LoRA that is gone on with, on which it stays; others need start ="
+    assert [line for line in told if line.startswith("target_modules")] == [f"{words} 'fresh'"]
+    assert set(lora(run)) == set(lora(first))
+    assert run.record["settings"]["target_modules"] == ["q_proj", "v_proj"]
+    told.clear()
+    again = train(samples, base, tmp_path / "again", few, options=options)
+    assert [line for line in told if line.startswith("target_modules")] == []
+    assert again.record["settings"]["target_modules"] == ["q_proj", "v_proj"]
+    others = with_(few, target_modules=("q_proj", "k_proj"))
+    with pytest.raises(TrainingError, match=r"\['q_proj', 'k_proj'\] .* lies on, q_proj, v_proj; leave both out"):
+        train(samples, base, tmp_path / "others", others, options=options)
+    assert not (tmp_path / "others" / "peft").exists()
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
