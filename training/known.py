@@ -63,8 +63,8 @@ def on(model: Any, folder: Path, settings: Training) -> Known:
     if asked and names != tuple(sorted({_last(name) for name in ours})):
         raise TrainingError(
             f"[training] target_modules = {list(settings.target_modules)} and moe_scope = {settings.moe_scope!r} mean "
-            f"other layers than the LoRA to go on with lies on, {', '.join(names)}; leave both out to stay on those, or "
-            "set start = 'fresh'"
+            f"other layers than the LoRA to go on with lies on, {', '.join(names)}; leave both out to stay on those, "
+            "or set start = 'fresh'"
         )
     return replace(found, target_modules=names)
 

@@ -194,7 +194,7 @@ class _Session:
         if world.is_first():
             self._tell(found, trained, total)
         watch = Watch(
-            made.model, lambda: made.tokens_done, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
+            made.model, made.tokens_together, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
             settings, going_on=going_on is not None,
         )  # fmt: skip
         made.add_callback(watch)
@@ -237,7 +237,7 @@ class _Session:
             "labels_per_epoch": labels,
             "trained_tokens": round(labels * epoch),
             "seconds": round(watch.seconds, 1),
-            "trained_tokens_per_s": round(made.tokens_done / max(watch.seconds, 1e-9), 2),
+            "trained_tokens_per_s": round(made.tokens_together() / max(watch.seconds, 1e-9), 2),
             "resumed_at": watch.resumed_at,
             "loss": [{k: x[k] for k in ("step", "loss", "learning_rate")} for x in state.log_history if "loss" in x],
             "tune": watch.tune,

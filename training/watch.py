@@ -50,7 +50,7 @@ class Watch(TrainerCallback):
 
     Args:
         model: the PEFT model that is trained.
-        tokens_done: gives the trained tokens of this session.
+        tokens_done: gives the trained tokens of this session, in all processes, which ask at the same points.
         parts: gives the pieces that a batch is read in since memory ran out; held-out rows are read alone then.
         tune: held-out rows; without any, the last state is kept.
         run_dir: the run folder.
@@ -139,9 +139,11 @@ class Watch(TrainerCallback):
     ) -> None:
         """Write down and report."""
         loss = (logs or {}).get("loss")
-        if logs is None or loss is None or not world.is_first():
+        if logs is None or loss is None:
             return
         rate = self._tokens_done() / max(self.seconds, 1e-9)
+        if not world.is_first():
+            return
         line: dict[str, float] = {x: logs[x] for x in ("loss", "learning_rate", "grad_norm") if x in logs}
         line["trained_tokens_per_s"] = round(rate, 2)
         with (self._run_dir / METRICS_FILE).open("a", encoding="utf-8") as f:
