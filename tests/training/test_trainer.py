@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +19,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM
 
 from bot.cli.training import _ended
 from bot.config import Training
 from bot.errors import TrainingError
-from training import known, precision
+from training import dryrun, known, precision
 from training.batches import IGNORED, collate, pack, rows_of, wide
 from training.device import Device
 from training.loss import teach_sparse_loss
@@ -496,6 +498,68 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
     assert not (folder / "peft").exists()
     run = train(samples, base, folder, settings)
     assert run.record["resumed_at"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "warm"),
+    [
+        ({"max_steps": 10, "warmup_ratio": 0.2}, 2),
+        ({"num_train_epochs": 2, "gradient_accumulation_steps": 2, "warmup_ratio": 0.3}, 3),
+        ({"max_steps": 6, "warmup_ratio": 0.0}, 0),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_as_a_cosine_and_every_weight_decays(
+    change: dict[str, Any], warm: int, base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    used: list[list[dict[str, Any]]] = []
+
+    def look(optimizer: Any, *_: Any) -> None:
+        used.append([dict(group) for group in optimizer.param_groups])
+
+    settings = with_(
+        SETTINGS, per_device_train_batch_size=4, weight_decay=0.03, early_stopping_patience=None, **change
+    )  # fmt: skip
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        run = train(samples, base, tmp_path / "run", settings)
+    finally:
+        handle.remove()
+    total = run.record["steps"]
+    falls = [0.5 * (1 + math.cos(math.pi * n / (total - warm))) for n in range(total - warm)]
+    parts = [*(n / warm for n in range(warm)), *falls]
+    assert all(len({g["lr"] for g in groups}) == 1 for groups in used)
+    rates = [groups[0]["lr"] for groups in used]
+    assert rates == pytest.approx([5e-3 * part for part in parts])
+    assert max(rates) == pytest.approx(5e-3)
+    decays = [(g["weight_decay"], len(g["params"])) for g in used[0] if g["params"]]
+    assert decays == [(0.03, len(lora(run)))]
+
+
+def test_python_of_a_checkpoint_runs_only_where_it_is_trusted(
+    base: Path, samples: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own, ran = shutil.copytree(base, tmp_path / "own"), tmp_path / "ran"
+    (own / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import Qwen3Config, Qwen3ForCausalLM\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+        "class Own(Qwen3ForCausalLM):\n    config_class = OwnConfig\n",
+        "utf-8",
+    )
+    config = json.loads((own / "config.json").read_text("utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (own / "config.json").write_text(json.dumps(config), "utf-8")
+    few = with_(SETTINGS, max_steps=1)
+    for work in (lambda: train(samples, own, tmp_path / "run", few), lambda: dryrun.lines(own, few)):
+        with pytest.raises(TrainingError, match=r"'own' needs Python .*trust_remote_code = true if you trust"):
+            work()
+    assert not ran.exists()
+    trusted = with_(few, trust_remote_code=True)
+    assert dryrun.lines(own, trusted)
+    assert ran.exists()
+    assert train(samples, own, tmp_path / "run", trusted).record["steps"] == 1
 
 
 # -- going on -------------------------------------------------------------------------------------
