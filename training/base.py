@@ -181,7 +181,8 @@ def load(folder: Path, precision: Precision, *, attn_implementation: str = "sdpa
         trust: run Python that the checkpoint brings along.
 
     Raises:
-        TrainingError: the folder is not a checkpoint of a causal language model, or is damaged.
+        TrainingError: the folder is not a checkpoint of a causal language model, is damaged, or brings Python along
+            that it needs.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
@@ -197,10 +198,25 @@ def load(folder: Path, precision: Precision, *, attn_implementation: str = "sdpa
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     except _READING_ERRORS as e:
+        if needs_trust(e):
+            raise TrainingError(untrusted(folder)) from e
         raise TrainingError(f"checkpoint {folder.name!r} cannot be loaded ({_short(e)}); fetch it anew") from e
     # Not peft's prepare_model_for_kbit_training: it casts the embedding to float32, 335 MB more for Gemma 3 270M.
     model.requires_grad_(False)
     return model
+
+
+def needs_trust(error: Exception) -> bool:
+    """Whether transformers refused to run Python that a checkpoint brings along."""
+    return isinstance(error, ValueError) and "trust_remote_code" in str(error)
+
+
+def untrusted(folder: Path) -> str:
+    """That it was refused, told."""
+    return (
+        f"checkpoint {folder.name!r} needs Python that it brings along, and that is not run unasked; set [training] "
+        "trust_remote_code = true if you trust its authors with this machine, or choose another base"
+    )
 
 
 def _short(error: Exception) -> str:

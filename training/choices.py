@@ -52,11 +52,14 @@ class Known:
         r: its rank.
         lora_alpha: its strength times r.
         lora_dropout: on its input.
+        target_modules: last parts of the names it lies on, where those are others than the settings mean; None: the
+            same.
     """
 
     r: int
     lora_alpha: int
     lora_dropout: float
+    target_modules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,9 @@ def choose(
         found.fill("r", going_on.r, "of the LoRA that is gone on with")
         found.fill("lora_alpha", going_on.lora_alpha, "of the LoRA that is gone on with")
         found.fill("lora_dropout", going_on.lora_dropout, "of the LoRA that is gone on with")
+        if going_on.target_modules is not None:
+            words = "of the LoRA that is gone on with, on which it stays; others need start = 'fresh'"
+            found.put("target_modules", going_on.target_modules, words)
     found.fill("r", 8 if data.answers < 50 else 16 if data.answers < 5000 else 32, answers)
     found.fill("lora_alpha", 2 * found.value("r"), "2r")
     parts = settings.moe_scope != "off"
@@ -166,12 +172,17 @@ class _Filling:
     def put(self, name: str, value: Any, reason: str) -> None:
         """Choose, whatever stands there."""
         self.values[name] = value
-        shown = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
-        self.reasons.append(f"{name} = {shown}: {reason}")
+        self.reasons.append(f"{name} = {_shown(value)}: {reason}")
 
     def value(self, name: str) -> Any:
         """As it stands now."""
         return self.values.get(name, getattr(self.settings, name))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _epochs(answers: int) -> float:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bot.config import Training
 from bot.errors import TrainingError
 from training import choices, device, precision
+from training.base import needs_trust, untrusted
 from training.memory import AT_ONCE_TOKENS, shape_of, training_bytes
 from training.targets import cannot_serve, counts, lora_size, targets
 
@@ -60,7 +61,7 @@ def on_meta(checkpoint: Path, *, trust: bool = False) -> Any:
     """A model without weights.
 
     Raises:
-        TrainingError: transformers does not know it.
+        TrainingError: transformers does not know it, or it needs Python that it brings along.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust)
@@ -68,6 +69,8 @@ def on_meta(checkpoint: Path, *, trust: bool = False) -> Any:
             make: Any = AutoModelForCausalLM.from_config
             return make(config, dtype=torch.bfloat16, trust_remote_code=trust)
     except (ValueError, KeyError, OSError) as e:
+        if needs_trust(e):
+            raise TrainingError(untrusted(checkpoint)) from e
         reason = next(iter(str(e).splitlines()), type(e).__name__)[:200]
         raise TrainingError(
             f"checkpoint {checkpoint.name!r} is no causal language model that transformers knows ({reason}); choose a "

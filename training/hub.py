@@ -8,6 +8,7 @@ ranges (redirected to its storage); what was broken off goes on, and every file 
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,7 @@ Hub = Literal["huggingface", "modelscope"]
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 _MODELSCOPE = "https://modelscope.cn"
 _AT_ONCE, _TRIES = 4, 4
+_ANOTHER_CACHE = "set HF_HOME to a folder with more of it"
 
 
 def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
@@ -38,7 +40,7 @@ def fetch(model: str, source: Hub, models: Path | None = None) -> Path:
         models: where ModelScope's are kept; None: the working folder's `models/`.
 
     Raises:
-        TrainingError: the hub cannot be reached, has no such model, or a file arrives broken.
+        TrainingError: the hub cannot be reached, has no such model, a file arrives broken, or there is no room.
     """
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", model):
         raise TrainingError(f"model {model!r} is no folder here, and no id on a hub such as 'Qwen/Qwen3-0.6B'")
@@ -74,12 +76,27 @@ def _kept(model: str, models: Path) -> Path:
 
 
 def _from_huggingface(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    cache = Path(constants.HF_HUB_CACHE)
+    # Of the client that huggingface_hub brings: httpx, or since 2.0 httpx2.
+    faults: tuple[type[Exception], ...] = (HFValidationError, OSError, HfHubHTTPError.__mro__[1])
+    with suppress(*faults):  # without the network: what is at hand is told below
+        info = HfApi().model_info(model, files_metadata=True)
+        files = [f for f in info.siblings or () if any(fnmatch(f.rfilename, pattern) for pattern in _FILES)]
+        lacking = (
+            f for f in files if not isinstance(try_to_load_from_cache(model, f.rfilename, revision=info.sha), str)
+        )
+        _require_room(model, sum(f.size or 0 for f in lacking), cache, _ANOTHER_CACHE)
     try:
         return Path(snapshot_download(model, allow_patterns=list(_FILES), max_workers=_AT_ONCE))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as e:
+    except faults as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise TrainingError(
+                f"model {model!r} cannot be written to {str(cache)!r} ({e.strerror}), where {_free(cache) / 1e6:,.0f} "
+                f"MB are free; make room, or {_ANOTHER_CACHE}, and start it again: what came whole is kept"
+            ) from e
         raise TrainingError(
             f"model {model!r} is no folder, and the hub gives no such model ({type(e).__name__}); give a checkpoint's "
             "folder, or a hub id while the hub can be reached (HF_ENDPOINT names a mirror; [training] hub = "
@@ -112,6 +129,8 @@ class _ModelScope:
         with httpx.Client(timeout=60, follow_redirects=True) as client:
             files = self._listed(client)
             self._size = sum(f.size for f in files)
+            lacking = sum(f.size - self._arrived(f) for f in files)
+            _require_room(self.model, lacking, self.folder, "give [paths] data another place")
             self.folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda file: self._get(client, file), files))
@@ -121,6 +140,13 @@ class _ModelScope:
     def _is_there(self, path: str, size: int) -> bool:
         final = self.folder / PurePosixPath(path)
         return final.is_file() and final.stat().st_size == size
+
+    def _arrived(self, file: _File) -> int:
+        """Bytes of a file that are here."""
+        if self._is_there(file.path, file.size):
+            return file.size
+        part = _part(self.folder / PurePosixPath(file.path))
+        return min(part.stat().st_size, file.size) if part.is_file() else 0
 
     def _listed(self, client: httpx.Client) -> list[_File]:
         try:
@@ -143,7 +169,7 @@ class _ModelScope:
             self._count(file, file.size)
             return
         final.parent.mkdir(parents=True, exist_ok=True)
-        part = final.with_name(f".{final.name}.part")
+        part = _part(final)
         error: Exception | None = None
         for _ in range(_TRIES):
             try:
@@ -180,6 +206,29 @@ class _ModelScope:
         with self._lock:
             self._sizes[file.path] = size
             self._progress(sum(self._sizes.values()), self._size)
+
+
+def _require_room(model: str, needed: int, folder: Path, remedy: str) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        TrainingError: more bytes are needed than are free.
+    """
+    if needed > (free := _free(folder)):
+        raise TrainingError(
+            f"model {model!r} takes {needed / 1e6:,.0f} MB more in {str(folder)!r}, and {free / 1e6:,.0f} MB are free; "
+            f"make room, or {remedy}, and start it again"
+        )
+
+
+def _free(folder: Path) -> int:
+    """Free bytes where a folder is, or will be."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
+def _part(final: Path) -> Path:
+    """A file that has not come whole."""
+    return final.with_name(f".{final.name}.part")
 
 
 def _wanted(file: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from safetensors import SafetensorError, safe_open
 from bot.config import Training
 from bot.errors import TrainingError
 from training.choices import Known
+from training.targets import ALL_LINEAR, targets
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+"""What PEFT puts before a layer's name."""
 
 
 def known(folder: Path, settings: Training) -> Known:
@@ -36,6 +40,56 @@ def known(folder: Path, settings: Training) -> Known:
                 "start = 'fresh'"
             )
     return found
+
+
+def on(model: Any, folder: Path, settings: Training) -> Known:
+    """What a LoRA is like, and where on a base it lies if that is elsewhere than the settings mean.
+
+    Args:
+        model: the base.
+        folder: of the LoRA.
+        settings: bot.toml's.
+
+    Raises:
+        TrainingError: as `known`, or the settings name other places.
+    """
+    found, theirs = known(folder, settings), _places(model, folder)
+    wanted = targets(model, settings)
+    ours = {*wanted.modules, *wanted.parameters}
+    if theirs == ours or not theirs <= {*dict(model.named_modules()), *dict(model.named_parameters())}:
+        return found  # of another base: told by `onto`
+    names = tuple(sorted({_last(name) for name in theirs}))
+    asked = settings.moe_scope != "off" or settings.target_modules != (ALL_LINEAR,)
+    if asked and names != tuple(sorted({_last(name) for name in ours})):
+        raise TrainingError(
+            f"[training] target_modules = {list(settings.target_modules)} and moe_scope = {settings.moe_scope!r} mean "
+            f"other layers than the LoRA to go on with lies on, {', '.join(names)}; leave both out to stay on those, "
+            "or set start = 'fresh'"
+        )
+    return replace(found, target_modules=names)
+
+
+def _places(model: Any, folder: Path) -> set[str]:
+    """Full names of the layers and parameters a LoRA lies on; none where it cannot be read."""
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError):
+        return set()
+    fused = json.loads((folder / _CONFIG).read_text("utf-8")).get("target_parameters") or []
+    parameters = {n for n, _ in model.named_parameters() for f in fused if n == f or n.endswith(f".{f}")}
+    # PEFT wraps the module of a fused parameter, once for each of them.
+    wrapped = {k.removeprefix(_PREFIX).rpartition(".lora_")[0] for k in keys if ".lora_" in k}
+    layers = {name.replace(".base_layer", "") for name in wrapped}
+    return (layers - {_parent(n) for n in parameters}) | parameters
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def onto(model: Any, folder: Path) -> Any:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,10 +139,16 @@ class _Session:
         last = world.first(lambda: runs.last_checkpoint(self.run_dir))
         if last is not None and world.is_first():
             self.options.tell(f"training goes on from {last.name}")
-        with _signals(watch.stop):
+        with _signals(watch.stop), closing(watch):
             made.train(resume_from_checkpoint=str(last) if last else None)
-        if not watch.best_step:
+        if watch.best_step is None:
             raise made.unusable(math.nan)
+        if watch.best_step == 0 and world.is_first():
+            logger.warning(
+                "no step made the held-out loss better ({}): the LoRA is kept as it was gone on with; lower [training] "
+                "learning_rate, or set start = 'fresh'",
+                ", ".join(f"{x['loss']:.3f}" for x in watch.tune),
+            )
         record = self._record(made, watch, found)
         world.first(lambda: self._finish(record))
         watch.end_if_asked()  # during the last measurement, after the last step
@@ -162,7 +168,7 @@ class _Session:
         data = choices.Data(
             self.selected.answers, len(rows), max(len(r.ids) for r in rows), held_out=bool(self.selected.tune)
         )
-        going_on = None if self.options.going_on is None else known.known(self.options.going_on, given)
+        going_on = None if self.options.going_on is None else known.on(model, self.options.going_on, given)
         found = choices.choose(
             given, data, shape_of(model), self.device, self.how, self.device.free_bytes(), going_on=going_on,
             processes=world.size(), at_once=self.at_once,
@@ -188,8 +194,8 @@ class _Session:
         if world.is_first():
             self._tell(found, trained, total)
         watch = Watch(
-            made.model, lambda: made.tokens_done, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
-            settings,
+            made.model, made.tokens_together, lambda: made.parts, self.selected.tune, self.run_dir, self.progress,
+            settings, going_on=going_on is not None,
         )  # fmt: skip
         made.add_callback(watch)
         return made, watch
@@ -231,7 +237,7 @@ class _Session:
             "labels_per_epoch": labels,
             "trained_tokens": round(labels * epoch),
             "seconds": round(watch.seconds, 1),
-            "trained_tokens_per_s": round(made.tokens_done / max(watch.seconds, 1e-9), 2),
+            "trained_tokens_per_s": round(made.tokens_together() / max(watch.seconds, 1e-9), 2),
             "resumed_at": watch.resumed_at,
             "loss": [{k: x[k] for k in ("step", "loss", "learning_rate")} for x in state.log_history if "loss" in x],
             "tune": watch.tune,

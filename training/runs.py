@@ -1,7 +1,8 @@
 """A run folder: whose it is, what was chosen, its checkpoints, and how its result is put in place.
 
 `run.json` names the run and holds what was chosen; `checkpoints/` lie there while it runs; `metrics.jsonl` has a line
-for every log; `peft/` is the LoRA with the best held-out loss; `train.json`, written last, says what was done.
+for every log, `tensorboard/` the same for TensorBoard; `peft/` is the LoRA with the best held-out loss; `train.json`,
+written last, says what was done.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ LORA_FOLDER = "peft"
 BEST_FOLDER = "best"
 """The LoRA with the best held-out loss while the run lasts."""
 CHECKPOINTS = "checkpoints"
+EVENTS_FOLDER = "tensorboard"
 _STALE = (RECORD_FILE, "tune.json", "loss.png", METRICS_FILE)
 _OF_THE_MACHINE = {"threads", "logging_steps", "save_steps", "save_total_limit", "merge_and_save"}
 """Settings that change nothing of what comes out."""
@@ -77,7 +79,7 @@ def claim(folder: Path, name: str) -> dict[str, Any] | None:
 
 def clear(folder: Path) -> None:
     """Take away what a run made; its name stays."""
-    for stale in (CHECKPOINTS, BEST_FOLDER, LORA_FOLDER):
+    for stale in (CHECKPOINTS, BEST_FOLDER, LORA_FOLDER, EVENTS_FOLDER):
         shutil.rmtree(folder / stale, ignore_errors=True)
     for stale in _STALE:
         (folder / stale).unlink(missing_ok=True)

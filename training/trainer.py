@@ -46,7 +46,7 @@ class Trainer(SFTTrainer):
 
     admit: Callable[[int], None] = staticmethod(lambda _: None)
     tokens_done = 0
-    """Trained tokens of this session."""
+    """Trained tokens of this session, in this process."""
     parts = 1
     """Pieces a batch is read in since memory ran out."""
     at_once: int | None = None
@@ -68,6 +68,10 @@ class Trainer(SFTTrainer):
             return total / here.clamp(min=1)
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * scale / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+
+    def tokens_together(self) -> int:
+        """Trained tokens of this session, in all processes; asked by all at the same point."""
+        return world.total(self.tokens_done, self.args.device)
 
     def unusable(self, loss: float) -> Unusable:
         """A loss that is no number, told."""
@@ -179,7 +183,7 @@ def trainer(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        report_to="tensorboard" if importlib.util.find_spec("tensorboard") else "none",
+        report_to="none",  # `training.watch` does
         disable_tqdm=True,
         use_cpu=not cuda,
         ddp_backend="gloo" if world.size() > 1 and not cuda else None,

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from bot.config import Training
 from training import world
 from training.batches import Row, collate
+from training.events import Events
 from training.loss import measuring
 from training.runs import BEST_FOLDER, METRICS_FILE, cut_metrics
 from training.state import read_state, write_state
@@ -49,12 +50,13 @@ class Watch(TrainerCallback):
 
     Args:
         model: the PEFT model that is trained.
-        tokens_done: gives the trained tokens of this session.
+        tokens_done: gives the trained tokens of this session, in all processes, which ask at the same points.
         parts: gives the pieces that a batch is read in since memory ran out; held-out rows are read alone then.
         tune: held-out rows; without any, the last state is kept.
         run_dir: the run folder.
         progress: told at every log.
         settings: the run's: batch size, when to measure, patience.
+        going_on: a LoRA is gone on with: it is measured before the first step, and kept where every step made it worse.
     """
 
     def __init__(
@@ -66,19 +68,22 @@ class Watch(TrainerCallback):
         run_dir: Path,
         progress: Callable[[Progress], None] | None,
         settings: Training,
+        *,
+        going_on: bool = False,
     ) -> None:
         self._model, self._tokens_done, self._run_dir, self._progress = model, tokens_done, run_dir, progress
-        self._parts = parts
+        self._parts, self._going_on = parts, going_on
         # By length, so that little is padding.
         self._rows, self._settings = sorted(tune, key=lambda r: len(r.ids)), settings
         self._began = 0.0
         self._stop_signal: int | None = None
+        self._events: Events | None = None
         self.resumed_at = 0
         """Step this session began at."""
         self.tune: list[dict[str, float]] = []
         """Held-out loss in nats per token by step and epoch."""
-        self.best_step = 0
-        """Step whose LoRA is kept; 0: none, since no held-out loss was a number."""
+        self.best_step: int | None = None
+        """Step whose LoRA is kept, 0: as it was gone on with; None: none, since no held-out loss was a number."""
 
     @property
     def seconds(self) -> float:
@@ -94,14 +99,19 @@ class Watch(TrainerCallback):
         self._stop_signal = number
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take up what an interrupted session measured."""
+        """Take up what an interrupted session measured; else measure a LoRA that is gone on with."""
         self._began, self.resumed_at = time.monotonic(), state.global_step
         file = self._run_dir / "tune.json"
         if file.is_file() and (self._run_dir / BEST_FOLDER).is_dir():
             self.tune = (read_state(file) or {}).get("tune", [])
-            self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else 0
+            self.best_step = int(min(self.tune, key=lambda x: x["loss"])["step"]) if self.tune else None
         if world.is_first():
             cut_metrics(self._run_dir, state.global_step)
+            self._events = Events(self._run_dir, state.global_step)
+            for later in (x for x in self.tune if x["step"] > state.global_step):  # and is not measured again
+                self._note(int(later["step"]), {"tune/loss": later["loss"]})
+        if self._going_on and state.global_step == 0:
+            self._keep_if_best(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure every `eval_steps`; obey a signal."""
@@ -129,12 +139,16 @@ class Watch(TrainerCallback):
     ) -> None:
         """Write down and report."""
         loss = (logs or {}).get("loss")
-        if logs is None or loss is None or not world.is_first():
+        if logs is None or loss is None:
             return
         rate = self._tokens_done() / max(self.seconds, 1e-9)
-        line = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        if not world.is_first():
+            return
+        line: dict[str, float] = {x: logs[x] for x in ("loss", "learning_rate", "grad_norm") if x in logs}
+        line["trained_tokens_per_s"] = round(rate, 2)
         with (self._run_dir / METRICS_FILE).open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": state.global_step, **line, "trained_tokens_per_s": round(rate, 2)}) + "\n")
+            f.write(json.dumps({"step": state.global_step, **line}) + "\n")
+        self._note(state.global_step, {f"train/{name}": x for name, x in line.items()})
         if self._progress is not None:
             a_step = self.seconds / max(state.global_step - self.resumed_at, 1)
             left = (state.max_steps - state.global_step) * a_step
@@ -164,10 +178,20 @@ class Watch(TrainerCallback):
         self.tune.append({**place, "loss": now})
         if world.is_first():
             write_state(self._run_dir / "tune.json", {"tune": self.tune})
+            self._note(state.global_step, {"tune/loss": now})
         patience = self._settings.early_stopping_patience
-        since_best = [x["loss"] for x in self.tune if x["step"] > self.best_step]
+        since_best = [x["loss"] for x in self.tune if x["step"] > (self.best_step or 0)]
         if patience is not None and len(since_best) >= patience:
             control.should_training_stop = True
+
+    def _note(self, step: int, figures: dict[str, float]) -> None:
+        if self._events is not None:
+            self._events.add(step, figures)
+
+    def close(self) -> None:
+        """End what is written."""
+        if self._events is not None:
+            self._events.close()
 
     def _tune_loss(self) -> float | None:
         """Mean loss on the tune split in nats per token, or None without any."""

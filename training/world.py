@@ -66,6 +66,16 @@ def anywhere(flag: bool, device: torch.device) -> bool:
     return bool(seen)
 
 
+def total(number: int, device: torch.device) -> int:
+    """The sum of a number over all processes; asked by all at the same point."""
+    if size() == 1:
+        return number
+    _join()
+    found = torch.tensor(number, device=device)
+    distributed.all_reduce(found)
+    return int(found)
+
+
 def leave() -> None:
     """Take leave of the others, at the end of a program."""
     if distributed.is_available() and distributed.is_initialized():

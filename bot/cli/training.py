@@ -77,9 +77,10 @@ def _ended(run: Path, persona: str) -> list[str]:
     """What came of a training, and what to do with it."""
     record = json.loads((run / "train.json").read_text("utf-8"))
     best = min(record["tune"], key=lambda x: x["loss"], default=None)
+    unchanged = ": no step made it better, the LoRA is the one it went on from" if record["best_step"] == 0 else ""
     return [
         "held-out loss: not measured, nothing is held out yet" if best is None else
-        f"held-out loss: {best['loss']:.3f} nats per token at step {best['step']} of {record['steps']}",
+        f"held-out loss: {best['loss']:.3f} nats per token at step {best['step']} of {record['steps']}{unchanged}",
         f"next: twin export lora {run}, which proves it in llama.cpp; or twin night --persona {persona}, which trains, "
         "judges and publishes",
     ]  # fmt: skip

@@ -47,6 +47,7 @@ def main() -> None:
         "lora": digest,
         "wrapped": seen["wrapped"],
         "processes": run.record["processes"],
+        "total": world.total(int(os.environ["RANK"]) + 5, torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "patience_s": distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
     }

@@ -29,6 +29,7 @@ class ModelScope(BaseHTTPRequestHandler):
     asked: ClassVar[list[tuple[str, str | None]]] = []
     cut_once: ClassVar[set[str]] = set()
     broken: ClassVar[set[str]] = set()
+    claimed: ClassVar[dict[str, int]] = {}
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -37,9 +38,10 @@ class ModelScope(BaseHTTPRequestHandler):
             self._send(404, b"{}")
         elif url.path.endswith("/files"):
             listed: list[dict[str, Any]] = [
-                {"Path": p, "Size": len(b), "Sha256": hashlib.sha256(b).hexdigest(), "Type": "blob"}
+                {"Path": p, "Size": self.claimed.get(p, len(b)), "Sha256": hashlib.sha256(b).hexdigest(),
+                 "Type": "blob"}
                 for p, b in FILES.items()
-            ]
+            ]  # fmt: skip
             self._send(200, json.dumps({"Code": 200, "Data": {"Files": [*listed, {"Path": "original", "Size": 0,
                        "Type": "tree"}]}}).encode())  # fmt: skip
         else:
@@ -78,6 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ModelScope.asked.clear()
     ModelScope.cut_once.clear()
     ModelScope.broken.clear()
+    ModelScope.claimed.clear()
     made = ThreadingHTTPServer(("127.0.0.1", 0), ModelScope)
     threading.Thread(target=made.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{made.server_address[1]}"
@@ -173,3 +176,140 @@ def test_what_was_fetched_before_is_at_hand_without_asking(tmp_path: Path, monke
     assert at_hand() == [snapshot, mirrored]
     assert hub.at_hand(str(snapshot), "modelscope", tmp_path) == snapshot
     assert hub.at_hand(str(tmp_path / "gone"), "huggingface", tmp_path) is None
+
+
+def test_what_will_not_fit_is_not_begun(tmp_path: Path) -> None:
+    ModelScope.claimed["model-00001.safetensors"] = 10**18
+    words = r"'owner/tiny' takes 1,000,000,000,.* MB more in '.*owner--tiny', and [\d,]+ MB are free; .* \[paths\] data"
+    with pytest.raises(TrainingError, match=words):
+        hub.fetch(MODEL, "modelscope", tmp_path)
+    assert [path for path, _ in ModelScope.asked] == []
+    assert there(tmp_path) == {}
+
+
+# -- Hugging Face ---------------------------------------------------------------------------------
+
+COMMIT = "0" * 40
+
+
+class HuggingFace(BaseHTTPRequestHandler):
+    """Answers as huggingface.co does; a file may be said to be larger than any disk, or be cut off each time."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[str]] = []
+    claimed: ClassVar[dict[str, int]] = {}
+    cut: ClassVar[set[str]] = set()
+
+    def do_HEAD(self) -> None:
+        self._file(with_body=False)
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        sizes = {name: self.claimed.get(name, len(FILES[name])) for name in WANTED}
+        if path.startswith(f"/api/models/{MODEL}/tree/"):
+            self._json([{"type": "file", "path": n, "size": size, "oid": _oid(n)} for n, size in sizes.items()])
+        elif path.startswith(f"/api/models/{MODEL}"):
+            siblings = [{"rfilename": n, "size": size, "blobId": _oid(n)} for n, size in sizes.items()]
+            self._json({"id": MODEL, "sha": COMMIT, "siblings": siblings})
+        elif path.startswith(f"/{MODEL}/resolve/"):
+            self.asked.append(path.rpartition("/")[2])
+            self._file(with_body=True)
+        else:  # huggingface_hub looks up names of its own
+            self._send(404, b"{}")
+
+    def _file(self, *, with_body: bool) -> None:
+        name = urlsplit(self.path).path.rpartition("/")[2]
+        body = FILES[name]
+        self.send_response(200)
+        for header, value in (
+            ("ETag", f'"{_oid(name)}"'), ("X-Repo-Commit", COMMIT), ("Content-Length", str(len(body))),
+        ):  # fmt: skip
+            self.send_header(header, value)
+        self.end_headers()
+        if with_body and name in self.cut:
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif with_body:
+            self.wfile.write(body)
+
+    def _json(self, answer: Any) -> None:
+        self._send(200, json.dumps(answer).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+def _oid(name: str) -> str:
+    return hashlib.sha1(FILES[name]).hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cache of huggingface_hub, which asks a hub on loopback."""
+    for seen in (HuggingFace.asked, HuggingFace.claimed, HuggingFace.cut):
+        seen.clear()
+    made = ThreadingHTTPServer(("127.0.0.1", 0), HuggingFace)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{made.server_address[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield tmp_path / "cache"
+    made.shutdown()
+    made.server_close()
+
+
+def test_huggingface_gives_what_a_checkpoint_needs_once(cache: Path) -> None:
+    folder = hub.fetch(MODEL, "huggingface")
+    assert there(folder) == {name: FILES[name] for name in WANTED}
+    HuggingFace.asked.clear()
+    assert hub.fetch(MODEL, "huggingface") == folder
+    assert HuggingFace.asked == []
+    HuggingFace.claimed["model-00001.safetensors"] = 10**18
+    assert hub.fetch(MODEL, "huggingface") == folder, "what is here needs no room"
+
+
+def test_what_will_not_fit_is_not_asked_of_huggingface(cache: Path) -> None:
+    HuggingFace.claimed["model-00001.safetensors"] = 10**18
+    words = rf"'owner/tiny' takes 1,000,000,000,.* MB more in '{cache}', and [\d,]+ MB are free; .* set HF_HOME"
+    with pytest.raises(TrainingError, match=words):
+        hub.fetch(MODEL, "huggingface")
+    assert HuggingFace.asked == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_half_written_is_taken_for_whole(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    words = rf"cannot be written to '{cache}' \(File too large\), where [\d,]+ MB are free; make room, or set HF_HOME"
+    try:
+        with pytest.raises(TrainingError, match=words):
+            hub.fetch(MODEL, "huggingface")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not any(FILES["model-00001.safetensors"].startswith(p.read_bytes()) for p in cache.rglob("*/blobs/*"))
+    with monkeypatch.context() as alone:
+        alone.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(TrainingError, match="the hub gives no such model"):
+            hub.fetch(MODEL, "huggingface")
+    assert there(hub.fetch(MODEL, "huggingface")) == {name: FILES[name] for name in WANTED}
+
+
+def test_a_connection_that_breaks_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as nobody:
+        nobody.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(TrainingError, match=r"the hub gives no such model \(LocalEntryNotFoundError\)"):
+            hub.fetch(MODEL, "huggingface")
+    HuggingFace.cut.add("model-00001.safetensors")
+    with pytest.raises(TrainingError, match=r"the hub gives no such model \(RemoteProtocolError\)"):
+        hub.fetch(MODEL, "huggingface")

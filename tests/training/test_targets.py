@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3Config, Qwen3
 
 from bot.config import Training
 from bot.errors import TrainingError
-from training import dryrun
+from training import dryrun, known
 from training.loss import teach_sparse_loss
 from training.targets import cannot_serve, counts, lora_config, lora_size, targets
 
@@ -63,6 +63,25 @@ def test_a_scope_takes_its_part_of_a_mixture_and_trains_nothing_else(kind: str, 
     tuned = get_peft_model(model, lora_config(settings, found, model))
     assert counts(tuned)[0] == size
     _grads_everywhere_but_in_the_base(tuned)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_where_a_lora_of_a_mixture_lies_is_known(kind: str, tmp_path: Path) -> None:
+    def base() -> Any:
+        return AutoModelForCausalLM.from_config(MIXTURES[kind]())
+
+    for scope, names in (
+        ("expert_only", ("down_proj", "gate_up_proj")), ("off", None),
+        ("all", ("down_proj", "gate_up_proj", "k_proj", "o_proj", "q_proj", "v_proj", "weight")),
+    ):  # fmt: skip
+        settings, model = Training(moe_scope=scope, **FULL), base()
+        tuned = get_peft_model(model, lora_config(settings, targets(model, settings), model))
+        tuned.save_pretrained(tmp_path / scope, save_embedding_layers=False)
+        assert known.on(base(), tmp_path / scope, settings).target_modules is None
+        assert known.on(base(), tmp_path / scope, Training()).target_modules == names
+        for other in {"expert_only", "router_only", "all"} - {scope}:
+            with pytest.raises(TrainingError, match=rf"moe_scope = '{other}' mean other layers .* leave both out"):
+                known.on(base(), tmp_path / scope, Training(moe_scope=other))
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen3", "llama", "gemma2"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +19,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM
 
+from bot.cli.training import _ended
 from bot.config import Training
 from bot.errors import TrainingError
-from training import known, precision
+from training import dryrun, known, precision
 from training.batches import IGNORED, collate, pack, rows_of, wide
 from training.device import Device
 from training.loss import teach_sparse_loss
@@ -377,6 +380,35 @@ def test_metrics_and_what_was_chosen_lie_in_the_run_folder(base: Path, samples: 
     assert trained == sum(t.numel() for t in lora(run).values())
 
 
+def test_tensorboards_events_stay_in_the_run_folder_and_those_of_a_run_that_goes_on_are_behind_them(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = with_(SETTINGS, per_device_train_batch_size=4, save_steps=4, eval_steps=2, early_stopping_patience=None)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 7:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(samples, base, tmp_path / "run", settings, die)
+    run = train(samples, base, tmp_path / "run", settings)
+    assert run.record["resumed_at"] == 4
+    assert not (run.folder / "checkpoints").exists()
+    read = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    shown = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    assert set(shown) == {"tune/loss", *(f"train/{x}" for x in ("loss", "learning_rate", "grad_norm",
+                                                              "trained_tokens_per_s"))}  # fmt: skip
+    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [step for step, _ in shown["train/loss"]] == list(range(1, run.record["steps"] + 1))
+    assert shown["train/loss"] == [(x["step"], pytest.approx(x["loss"])) for x in lines]
+    assert sorted(shown["tune/loss"]) == [(x["step"], pytest.approx(x["loss"])) for x in run.record["tune"]]
+    train(samples, base, tmp_path / "run", with_(settings, max_steps=1))
+    assert len(list((run.folder / "tensorboard").iterdir())) == 1, "another run's are gone"
+
+
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     base: Path, samples: list[Window], tmp_path: Path
 ) -> None:
@@ -468,6 +500,68 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
     assert run.record["resumed_at"] == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "warm"),
+    [
+        ({"max_steps": 10, "warmup_ratio": 0.2}, 2),
+        ({"num_train_epochs": 2, "gradient_accumulation_steps": 2, "warmup_ratio": 0.3}, 3),
+        ({"max_steps": 6, "warmup_ratio": 0.0}, 0),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_as_a_cosine_and_every_weight_decays(
+    change: dict[str, Any], warm: int, base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    used: list[list[dict[str, Any]]] = []
+
+    def look(optimizer: Any, *_: Any) -> None:
+        used.append([dict(group) for group in optimizer.param_groups])
+
+    settings = with_(
+        SETTINGS, per_device_train_batch_size=4, weight_decay=0.03, early_stopping_patience=None, **change
+    )  # fmt: skip
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        run = train(samples, base, tmp_path / "run", settings)
+    finally:
+        handle.remove()
+    total = run.record["steps"]
+    falls = [0.5 * (1 + math.cos(math.pi * n / (total - warm))) for n in range(total - warm)]
+    parts = [*(n / warm for n in range(warm)), *falls]
+    assert all(len({g["lr"] for g in groups}) == 1 for groups in used)
+    rates = [groups[0]["lr"] for groups in used]
+    assert rates == pytest.approx([5e-3 * part for part in parts])
+    assert max(rates) == pytest.approx(5e-3)
+    decays = [(g["weight_decay"], len(g["params"])) for g in used[0] if g["params"]]
+    assert decays == [(0.03, len(lora(run)))]
+
+
+def test_python_of_a_checkpoint_runs_only_where_it_is_trusted(
+    base: Path, samples: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own, ran = shutil.copytree(base, tmp_path / "own"), tmp_path / "ran"
+    (own / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import Qwen3Config, Qwen3ForCausalLM\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+        "class Own(Qwen3ForCausalLM):\n    config_class = OwnConfig\n",
+        "utf-8",
+    )
+    config = json.loads((own / "config.json").read_text("utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (own / "config.json").write_text(json.dumps(config), "utf-8")
+    few = with_(SETTINGS, max_steps=1)
+    for work in (lambda: train(samples, own, tmp_path / "run", few), lambda: dryrun.lines(own, few)):
+        with pytest.raises(TrainingError, match=r"'own' needs Python .*trust_remote_code = true if you trust"):
+            work()
+    assert not ran.exists()
+    trusted = with_(few, trust_remote_code=True)
+    assert dryrun.lines(own, trusted)
+    assert ran.exists()
+    assert train(samples, own, tmp_path / "run", trusted).record["steps"] == 1
+
+
 # -- going on -------------------------------------------------------------------------------------
 
 
@@ -514,6 +608,39 @@ def test_a_lora_is_gone_on_with_from_where_it_was(base: Path, samples: list[Wind
     assert set(lora(second)) == set(lora(first))
 
 
+def test_a_lora_that_every_step_makes_worse_is_kept_as_it_was_and_that_is_told(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    first = train(samples, base, tmp_path / "first", with_(SETTINGS, num_train_epochs=4))
+    options = Options(going_on=first.peft)
+    wild = with_(SETTINGS, learning_rate=1.0, max_steps=5, eval_steps=1, save_steps=2, early_stopping_patience=None)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(samples, base, tmp_path / "run", wild, die, options)
+    run, lines = told_by(lambda: train(samples, base, tmp_path / "run", wild, options=options))
+    assert run.record["resumed_at"] == 2
+    tune = run.record["tune"]
+    assert [x["step"] for x in tune] == [0, 1, 2, 3, 4, 5]
+    assert tune[0]["loss"] == pytest.approx(first.record["tune"][-1]["loss"], rel=1e-4)
+    assert (run.record["best_step"], min(x["loss"] for x in tune)) == (0, tune[0]["loss"])
+    assert all(torch.equal(weight, lora(first)[name]) for name, weight in lora(run).items())
+    (told,) = [line for line in lines if "kept as it was gone on with" in line]
+    assert f"({', '.join(format(x['loss'], '.3f') for x in tune)})" in told
+    assert _ended(run.folder, "xiaoman")[0] == (
+        f"held-out loss: {tune[0]['loss']:.3f} nats per token at step 0 of 5: no step made it better, the LoRA is the "
+        "one it went on from"
+    )
+    # The first that is worse counts for the early stop; without anything held out nothing is compared.
+    few = train(samples, base, tmp_path / "few", with_(wild, early_stopping_patience=1), options=options)
+    assert (few.record["steps"], few.record["best_step"]) == (1, 0)
+    blind = Options(going_on=first.peft, extra=Extra(held_out=()))
+    assert train(samples, base, tmp_path / "blind", with_(wild, max_steps=2), options=blind).record["best_step"] == 2
+
+
 def test_a_lora_of_another_base_or_rank_is_refused(base: Path, samples: list[Window], tmp_path: Path) -> None:
     first = train(samples, base, tmp_path / "first", with_(SETTINGS, max_steps=1))
     for name, layers, hidden in (("deeper", 3, 64), ("wider", 2, 96)):
@@ -538,6 +665,27 @@ def test_a_lora_is_gone_on_with_as_it_is_or_not_at_all(change: dict[str, Any], t
     ((name, value),) = change.items()
     with pytest.raises(TrainingError, match=rf"{name} = {value}, and .* has {name} = {has[name]}; "):
         known.known(tmp_path, with_(SETTINGS, **change))
+
+
+def test_a_lora_that_lies_on_other_layers_stays_on_them_and_says_so_or_is_refused(
+    base: Path, samples: list[Window], tmp_path: Path
+) -> None:
+    few = with_(SETTINGS, max_steps=1, target_modules=("q_proj", "v_proj"))
+    first, told = train(samples, base, tmp_path / "first", few), list[str]()
+    options = Options(going_on=first.peft, tell=told.append)
+    run = train(samples, base, tmp_path / "run", with_(SETTINGS, max_steps=1), options=options)
+    words = "target_modules = q_proj, v_proj: of the LoRA that is gone on with, on which it stays; others need start ="
+    assert [line for line in told if line.startswith("target_modules")] == [f"{words} 'fresh'"]
+    assert set(lora(run)) == set(lora(first))
+    assert run.record["settings"]["target_modules"] == ["q_proj", "v_proj"]
+    told.clear()
+    again = train(samples, base, tmp_path / "again", few, options=options)
+    assert [line for line in told if line.startswith("target_modules")] == []
+    assert again.record["settings"]["target_modules"] == ["q_proj", "v_proj"]
+    others = with_(few, target_modules=("q_proj", "k_proj"))
+    with pytest.raises(TrainingError, match=r"\['q_proj', 'k_proj'\] .* lies on, q_proj, v_proj; leave both out"):
+        train(samples, base, tmp_path / "others", others, options=options)
+    assert not (tmp_path / "others" / "peft").exists()
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -51,6 +51,13 @@ def test_two_processes_learn_what_one_does_with_a_batch_as_large_as_both(base: P
     assert [(x["rank"], x["world"], x["processes"]) for x in told] == [(0, 2, 2), (1, 2, 2)]
     assert all(x["patience_s"] >= 3600 for x in told), "while one fetches a base the others wait"
     assert {x["wrapped"] for x in told} == {"DistributedDataParallel"}
+    assert {x["total"] for x in told} == {5 + 6}
+    # Tokens a second are those of both.
+    record = json.loads((tmp_path / "two" / "train.json").read_text("utf-8"))
+    logged = json.loads((tmp_path / "two" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    done = record["trained_tokens_per_s"] * record["seconds"]
+    assert done == pytest.approx(record["trained_tokens"], rel=0.25)
+    assert logged["trained_tokens_per_s"] >= record["trained_tokens_per_s"]
     assert told[0]["lora"] == told[1]["lora"]
     whole = SETTINGS.model_copy(update={"per_device_train_batch_size": 6})
     one = lora(train(talks.samples(base), base, tmp_path / "one", whole).peft)
@@ -75,6 +82,7 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 def test_alone_nobody_is_waited_for() -> None:
     assert (world.size(), world.is_first(), world.first(lambda: 7)) == (1, True, 7)
     assert world.anywhere(True, torch.device("cpu"))
+    assert world.total(7, torch.device("cpu")) == 7
 
 
 class Filled(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):  # type: ignore[misc]
