@@ -150,6 +150,8 @@ class Night(Groundwork):
             return self._done(given_up)
         self._refuse_what_cannot_serve()
         self.train()
+        if self._learned_nothing:
+            return self._done(Outcome("skipped", None, report.no_better(self.persona.spec)))
         self.export()
         proof = self.prove()
         figures = self.measure()
@@ -180,6 +182,13 @@ class Night(Groundwork):
         """What the serving version's own verdict said of its distance to the best before it."""
         version = self.persona.version
         return 0.0 if version is None else float(version.manifest.gate.get("behind", 0.0))
+
+    @property
+    def _learned_nothing(self) -> bool:
+        """Whether the LoRA is the serving version's own: no step of going on made it better, nor did a correction."""
+        record = read_state(self.folder / runs.RECORD_FILE) or {}
+        preferred = read_state(self.folder / aligning.RECORD_FILE) or {}
+        return record.get("best_step") == 0 and preferred.get("outcome") != "kept"
 
     def _refuse_what_cannot_serve(self) -> None:
         """Tell before hours of training what would be refused after them."""

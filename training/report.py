@@ -286,6 +286,18 @@ def skipped(spec: Spec, new: int, settings: Retrain) -> str:
     )
 
 
+def no_better(spec: Spec) -> str:
+    """What the owner is told of a night that went on from the serving LoRA and kept it.
+
+    Args:
+        spec: the persona.
+    """
+    return (
+        f"{spec.display_name}今晚训练了，但每一步都让没学过的对话（留出集）更差，所以什么都没换：现在的版本照常。"
+        '新的聊天记录下一晚再学；连续几晚都这样，把 bot.toml [training] learning_rate 调低，或者 start 改成 "fresh"。'
+    )
+
+
 def failed(spec: Spec, error: Exception, attempt: int, attempts: int) -> str:
     """What the owner is told of a night that broke off.
 

@@ -317,6 +317,31 @@ def test_a_day_that_waited_is_new_to_the_night_after_which_goes_on(settings: Set
     assert len(in_train) > len(waited) + 5, "what it learned is not new"
 
 
+def test_a_night_whose_every_step_is_worse_changes_nothing_and_learns_it_the_night_after(
+    settings: Settings, tmp_path: Path
+) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    training = Training(
+        start="continue", precision="none", max_steps=3, learning_rate=30.0, warmup_ratio=0, model_max_length=128, threads=1
+    )
+    settings = settings.model_copy(update={"training": training, "gate": Gate(newest_h=0)})
+    chat(settings, range(200))
+    sha = sha256(tiny.gguf)
+    folder = published(settings, "20260303-000000", {"until": "2026-01-01T00:00:00+00:00"}, sha).folder
+    tinymodel.random_lora(tiny, folder / "peft", seed=1)
+    made = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
+    outcome = made.run(force=True)
+    record = json.loads((made.folder / "train.json").read_text("utf-8"))
+    assert record["best_step"] == 0
+    assert [x["step"] for x in record["tune"]] == [0, 3]
+    assert (outcome.kind, outcome.version) == ("skipped", None)
+    assert "什么都没换" in outcome.summary
+    assert Personas(settings.data / "personas").current("xiaoman") == "20260303-000000"
+    again = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
+    assert again.folder != made.folder, "this night is over"
+    assert again.snapshot["new_messages"] >= made.snapshot["new_messages"] > 0
+
+
 def test_a_version_is_scored_with_the_prompt_it_answers_with(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "gemma3")
     made = Night(settings, "xiaoman", tiny.gguf, SHA, silent, None)
