@@ -48,9 +48,9 @@ def export_lora(
     precision = lora.precision_of(kind)
     if file := out or (run_folder / f"lora-{precision}.gguf" if precision != "f16" else None):
         place.keep_existing(file, force=force)
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
     from export import proof
 
-    night = night_of(config.load(config_path), persona, config_path, run_folder)
     if file is None:
         made = night.export_proven(force=force)
     else:
@@ -80,9 +80,9 @@ def export_merge(
         raise ExportError(f"a checkpoint is written as its base is stored, or in F32, not as {kind!r}")
     target = out or run_folder / "merged"
     place.keep_existing(target, force=force)
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
     from export import merged
 
-    night = night_of(config.load(config_path), persona, config_path, run_folder)
     made = merged.checkpoint(
         night.trained, target, night.held_out, night.progress, float32=kind is not None, force=force
     )
@@ -111,9 +111,9 @@ def export_gguf(
     quantize.require(kind, imatrix=imatrix)
     target = out or run_folder / f"merged-{kind.lower()}"
     place.keep_existing(target, force=force)
+    night = night_of(config.load(config_path), persona, config_path, run_folder)
     from export import merged
 
-    night = night_of(config.load(config_path), persona, config_path, run_folder)
     about = merged.about(
         night.trained, night.base_path, night.base_sha256, night.persona.spec.display_name,
         f"{run_folder.resolve().name}-{kind.lower()}", night.learned.counts,

@@ -59,6 +59,13 @@ def test_a_known_error_is_one_line_and_exit_1(bot_toml: Path, words: list[str], 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("what", ["lora", "merge", "gguf"])
+def test_of_a_folder_that_is_no_run_nothing_but_that_is_told(bot_toml: Path, what: str) -> None:
+    done = twin("export", what, "nowhere", config=bot_toml)
+    told = [line for line in done.stderr.splitlines() if not line.startswith("The embedded base is ")]
+    assert told == ["twin: 'nowhere' is no run folder (it has no readable snapshot.json)"]
+
+
 def test_wrong_usage_is_exit_2(bot_toml: Path) -> None:
     assert twin("persona", "publish", config=bot_toml).returncode == 2
 
