@@ -25,6 +25,7 @@ IMATRIX_TOKENS_MAX = 16_384
 WINDOWS_BEFORE = 8
 """Held-out windows on which the whole file is proven before it is quantized: a wrong row shows on any of them there."""
 _ROUNDED = "; rounded to {} a small change is lost: `twin export merge --type F32` or `twin export gguf` keep it"
+_QUANTIZED = "; {} may round away what a young LoRA changes: `--type F16`, or the LoRA beside its base, keeps it"
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -79,7 +80,9 @@ def export(
         progress("parity", 0, 0, "")
         proven = proof.prove(trained, made, None, held_out, base)
         proven = replace(proven, parity=proven.parity.model_copy(update={"imatrix": found is not None}))
-        proof.require_passed(proven.parity, f"{name} of run {about.version!r}")
+        proof.require_passed(
+            proven.parity, f"{name} of run {about.version!r}", "" if name == full else _QUANTIZED.format(name)
+        )
         figures = _put_proof(beside, proven)
         if manifest is not None:
             changed: dict[str, Any] = {

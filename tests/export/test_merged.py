@@ -649,6 +649,15 @@ def test_a_projection_permuted_on_the_way_is_refused_when_it_is_quantized_too(
 # -- what is kept ---------------------------------------------------------------------------------
 
 
+def test_what_quantizing_rounds_away_is_refused_with_the_type_that_keeps_it(
+    llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "LEARNED_LOST_MAX", -100.0)  # nothing may be lost, and more than that
+    with pytest.raises(ExportError, match=r"% of what was learned .*; Q2_K may round away .*: `--type F16`"):
+        llama.merge("Q2_K", tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_fails_its_proof_is_not_kept(llama: Run, tmp_path: Path) -> None:
     about = merged.about(llama.trained, llama.tiny.gguf, llama.base.sha256, "小满", "v", {})
     with pytest.raises(ExportError, match="not what was trained, so it is not kept: the chat template"):

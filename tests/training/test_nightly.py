@@ -322,7 +322,13 @@ def test_a_night_whose_every_step_is_worse_changes_nothing_and_learns_it_the_nig
 ) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
     training = Training(
-        start="continue", precision="none", max_steps=3, learning_rate=30.0, warmup_ratio=0, model_max_length=128, threads=1
+        start="continue",
+        precision="none",
+        max_steps=3,
+        learning_rate=30.0,
+        warmup_ratio=0,
+        model_max_length=128,
+        threads=1,
     )
     settings = settings.model_copy(update={"training": training, "gate": Gate(newest_h=0)})
     chat(settings, range(200))
