@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,7 @@ def hush(*, on_hub: bool = False) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     # At every import it asks for a package of kernels that nothing here needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
 
 
 def to_stderr(words: str) -> None:
