@@ -52,8 +52,11 @@ def _night(
     new_persona(personas.root, "night", name, (me,))
     _append(inner, every[:-NEW])
     before = Night(_training(inner, max_steps=_FIRST_STEPS), "night", base_path, digest, doctor.plain_progress(), None)
-    if before.run(force=True).kind != "published":
-        personas.publish("night", before.folder / "result")
+    first = before.run(force=True)
+    if first.kind not in ("published", "refused"):
+        raise SystemExit(f"the night before did not come to its end: {first.summary}")
+    if first.kind == "refused":
+        personas.publish("night", before.folder / "result", force=True)
     _append(inner, every[-NEW:])
     clock = _Clock()
     made = Night(_training(inner, start=start), "night", base_path, digest, clock, None).run(force=True)

@@ -695,14 +695,18 @@ class Settings(Section):
     @property
     def stays_here(self) -> bool:
         """Whether what people write stays on this machine: no server of a model is another one, nor the archive's."""
+        from sqlalchemy import make_url
+
         engine, gate = self.engine, self.gate
         servers = (
             engine.remote_url if engine.backend == "remote" or engine.caption_model is not None else None,
             self.cleaning.url,
             gate.judge_url if gate.judge_model is not None else None,
-            self.archive_url,
         )
-        hosts = (urlsplit(url).hostname for url in servers if url is not None)
+        archive = make_url(self.archive_url)
+        at = archive.query.get("host", archive.host)  # a folder there is a socket of this machine
+        hosts = [urlsplit(url).hostname for url in servers if url is not None]
+        hosts.append(at if isinstance(at, str) and not at.startswith("/") else None)
         return all(host is None or loopback(host) for host in hosts)
 
     @property

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,8 @@ def scratch(place: Path, name: str, *, mode: int = 0o700) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        with suppress(OSError):
+            _restore(folder, place / name)
         _clear(folder, held)
 
 
@@ -66,14 +69,14 @@ def put(made: Path, out: Path) -> None:
     _sync(made)
     if made.is_dir():
         made.chmod(made.stat().st_mode | stat.S_IWUSR)  # else it cannot be moved to another folder
-    aside = made.parent / _OLD
     if out.is_dir() or (out.exists() and made.is_dir()):
-        os.replace(out, aside)
+        if out.is_dir():
+            out.chmod(out.stat().st_mode | stat.S_IWUSR)
+        os.replace(out, made.parent / _OLD)
     try:
         os.replace(made, out)
-    except OSError:
-        if os.path.lexists(aside):
-            os.replace(aside, out)
+    except BaseException:  # also when somebody stops it here
+        _restore(made.parent, out)
         raise
 
 
@@ -81,7 +84,8 @@ def sweep(place: Path, name: str) -> None:
     """Remove what killed processes left that worked in `place` on `name`, and put back what one had moved aside."""
     for folder in place.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError):  # another user's, or swept by another just now
-            _sweep(folder, place / name)
+            if not folder.is_symlink():
+                _sweep(folder, place / name)
 
 
 def named(path: Path) -> Path:
@@ -115,9 +119,14 @@ def _sweep(folder: Path, out: Path) -> None:
     if not lock.take(held.fileno()):
         held.close()
         return
+    _restore(folder, out)
+    _clear(folder, held)
+
+
+def _restore(folder: Path, out: Path) -> None:
+    """Put back what was moved aside, if nothing has taken its place."""
     if os.path.lexists(folder / _OLD) and not os.path.lexists(out):
         os.replace(folder / _OLD, out)
-    _clear(folder, held)
 
 
 def _clear(folder: Path, held: BinaryIO) -> None:
@@ -130,7 +139,8 @@ def _clear(folder: Path, held: BinaryIO) -> None:
 
 
 def _sync(path: Path) -> None:
+    mode = "r+b" if sys.platform == "win32" else "rb"  # Windows syncs only what may be written
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as f:
+            with suppress(PermissionError), file.open(mode) as f:
                 os.fsync(f.fileno())

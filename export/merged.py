@@ -78,7 +78,7 @@ def export(
             quantize(whole, made, name, _step(progress, "quantize"), found, held_out.n_threads)
             place.remove(whole)
         progress("parity", 0, 0, "")
-        proven = proof.prove(trained, made, None, held_out, base)
+        proven = proof.prove(trained, made, None, held_out, None if name == full else base)
         proven = replace(proven, parity=proven.parity.model_copy(update={"imatrix": found is not None}))
         proof.require_passed(
             proven.parity, f"{name} of run {about.version!r}", "" if name == full else _QUANTIZED.format(name)

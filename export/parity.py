@@ -26,8 +26,8 @@ measured, on F16 0.0001."""
 PUBLISHED_FACTOR = 2
 """A merged model may lose this many times what its type costs an 8B model, on top: small models lose more."""
 LEARNED_LOST_MAX = 0.5
-"""But never more than this part of what the LoRA gained over the bare base: what Q2_K may cost a large model is all
-that a small one has learned."""
+"""Nor, beyond noise, this part of what the LoRA gained over the bare base: what Q2_K may cost a large model is all that
+a small one has learned."""
 SILENCE_GAP_MAX, SILENCE_GAP_MAX_EVER = 0.02, 0.1
 """Mean |ΔP(silent)|: a decision should not hang on which library asked; nor, beyond the second, on any type."""
 NOISE_MAX = 0.3
@@ -170,21 +170,29 @@ class Parity(BaseModel):
 
         Without the noise 43 in 100 equal exports of twenty held-out tokens would be refused, and the same each night.
         """
-        noise = min(self.loss_gap_se, NOISE_MAX / math.sqrt(max(1, self.n_tokens)))
-        return LOSS_GAP_MAX + 2 * noise + self._quantizing_limit
+        return LOSS_GAP_MAX + self._noise + PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+
+    @property
+    def _noise(self) -> float:
+        """Two standard errors of `loss_gap` (nats per token)."""
+        return 2 * min(self.loss_gap_se, NOISE_MAX / math.sqrt(max(1, self.n_tokens)))
+
+    @property
+    def _learned(self) -> float | None:
+        """What the LoRA gained over the bare base (nats per token); None: not measured, or nothing."""
+        gained = None if self.loss_base is None else self.loss_base - self.loss_trained
+        return gained if gained is not None and gained > 0 else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def learned_lost(self) -> float | None:
-        """Part of what the LoRA gained over the bare base that is gone; None: not measured, or it gained nothing."""
-        learned = None if self.loss_base is None else self.loss_base - self.loss_trained
-        return self.loss_gap / learned if learned is not None and learned > 0 else None
+        """Part of that which is gone."""
+        return None if self._learned is None else self.loss_gap / self._learned
 
     @property
-    def _quantizing_limit(self) -> float:
-        """What quantizing anew may cost on top (nats per token)."""
-        ever = math.inf if self.loss_base is None else max(0.0, self.loss_base - self.loss_trained) * LEARNED_LOST_MAX
-        return min(PUBLISHED_FACTOR * (self.loss_gap_published or 0.0), ever)
+    def speaks_alike(self) -> bool:
+        """Whether ids, ends, stops and template are the same: what differs then is weights."""
+        return self.end_equal and not (self.pieces_differing or self.stops_differing or self.templates_differing)
 
     @property
     def faults(self) -> list[str]:
@@ -201,9 +209,10 @@ class Parity(BaseModel):
                 f"the chat template renders {self.templates_differing} probes otherwise than they were trained"
             )
         if not abs(self.loss_gap) <= self.loss_gap_limit:
-            gone = "" if self.learned_lost is None else f", {self.learned_lost:.0%} of what was learned"
             limit = f"{self.loss_gap_limit:.3f}"
-            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token{gone} (limit {limit})")
+            found.append(f"held-out loss differs by {self.loss_gap:+.4f} nats per token (limit {limit})")
+        if self._learned is not None and self.loss_gap - self._noise > LEARNED_LOST_MAX * self._learned:
+            found.append(f"{self.learned_lost:.0%} of what was learned is gone (limit {LEARNED_LOST_MAX:.0%})")
         if self.token_gap_limit is not None and not self.token_gap <= self.token_gap_limit:
             found.append(f"single tokens differ by {self.token_gap:.4f} nats on average (limit {self.token_gap_limit})")
         if self.silence_gap is not None and not self.silence_gap <= self.silence_gap_limit:
@@ -229,7 +238,8 @@ class Parity(BaseModel):
     @property
     def as_judged(self) -> bool:
         """Whether it is as near to what was trained as a LoRA on the base must be, so that a verdict on that holds."""
-        near = abs(self.loss_gap) <= self.loss_gap_limit - self._quantizing_limit
+        wider = PUBLISHED_FACTOR * (self.loss_gap_published or 0.0)
+        near = abs(self.loss_gap) <= self.loss_gap_limit - wider
         return self.passed and near and (self.silence_gap or 0.0) <= SILENCE_GAP_MAX
 
     @computed_field  # type: ignore[prop-decorator]

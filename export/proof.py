@@ -192,9 +192,10 @@ def prove_lora(
 
 
 def require_passed(found: parity.Parity, what: str, remedy: str = "") -> None:
-    """Raise ExportError with everything that is over a limit, and a remedy: such a file is no version."""
+    """Raise ExportError with everything that is over a limit, and a remedy for weights: such a file is no version."""
     if not found.passed:
-        raise ExportError(f"{what} is not what was trained, so it is not kept: {'; '.join(found.faults)}{remedy}")
+        way = remedy if found.speaks_alike else ""
+        raise ExportError(f"{what} is not what was trained, so it is not kept: {'; '.join(found.faults)}{way}")
 
 
 def kind_of_file(gguf: Path) -> str:

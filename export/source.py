@@ -17,7 +17,7 @@ from bot.persona import MANIFEST_FILE, MODEL_FILE, Manifest
 from bot.prompt import FORMATS, ChatFormat, clean, system_of
 
 ASKING = (
-    "How it must be asked, for so it was trained:",
+    "How it must be asked, for so it was trained (20 s, twelve and half an hour unless [conversation] says otherwise):",
     "- A user message is one burst of what others said (less than 20 s between two bubbles, twelve at most), a line a",
     "  bubble, a line break inside one as ↵. After each the twin speaks or is silent.",
     "- The first message of a conversation (half an hour of quiet ends one) opens with a line of its own:",

@@ -166,7 +166,9 @@ def verdict(
     declined = None if against_serving is None else shifted(against_serving, behind)
     if against_serving is not None and worse(against_serving, rules.words_worse_max):
         reasons.append(Reason(Fault.WORSE_THAN_SERVING, against_serving))
-    elif declined is not None and declined.value > rules.words_worse_max:
+    elif declined is not None and declined.value > max(
+        behind, rules.words_worse_max
+    ):  # who comes nearer is not refused
         reasons.append(Reason(Fault.DECLINED, declined))
     differences = {"loss": against_serving, **_more_differences(new, serving, base, likeness)}
     newest, quiet, style = (differences[name] for name in ("newest", "brier", "style"))

@@ -81,7 +81,8 @@ def _from_huggingface(model: str) -> Path:
 
     cache = Path(constants.HF_HUB_CACHE)
     # Of the client that huggingface_hub brings: httpx, or since 2.0 httpx2.
-    faults: tuple[type[Exception], ...] = (HFValidationError, OSError, HfHubHTTPError.__mro__[1])
+    # Its downloads in chunks (hf_xet) raise RuntimeErrors.
+    faults: tuple[type[Exception], ...] = (HFValidationError, OSError, RuntimeError, HfHubHTTPError.__mro__[1])
     with suppress(*faults):  # without the network: what is at hand is told below
         info = HfApi().model_info(model, files_metadata=True)
         files = [f for f in info.siblings or () if any(fnmatch(f.rfilename, pattern) for pattern in _FILES)]

@@ -56,7 +56,7 @@ def on(model: Any, folder: Path, settings: Training) -> Known:
     found, theirs = known(folder, settings), _places(model, folder)
     wanted = targets(model, settings)
     ours = {*wanted.modules, *wanted.parameters}
-    if theirs == ours or not theirs <= {*dict(model.named_modules()), *dict(model.named_parameters())}:
+    if not theirs or theirs == ours or not theirs <= {*dict(model.named_modules()), *dict(model.named_parameters())}:
         return found  # of another base: told by `onto`
     names = tuple(sorted({_last(name) for name in theirs}))
     asked = settings.moe_scope != "off" or settings.target_modules != (ALL_LINEAR,)

@@ -30,7 +30,7 @@ from bot.llama import Model
 from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, ChatFormat, Piece
 from bot.scorer import Scorer
-from export import lora, merged, parity, place, proof, reference
+from export import lora, merged, parity, proof, reference
 from training import (
     aligning,
     answers,
@@ -255,7 +255,7 @@ class Night(Groundwork):
             self.prefer()
         elif world.is_first():
             self.progress("prefer", 0, 0, "not done: corrections are learned by a run of one process alone")
-        if settings.merge_and_save and world.is_first():
+        if settings.merge_and_save and world.is_first() and not self._learned_nothing:
             self._merge_and_save()
         return self.folder
 
@@ -370,18 +370,13 @@ class Night(Groundwork):
             )
         return folder
 
-    def export(self, *, force: bool = True) -> Path:
-        """PEFT LoRA → GGUF; gives the file, and makes it once.
-
-        Args:
-            force: replace another LoRA that lies there.
-        """
+    def export(self) -> Path:
+        """PEFT LoRA → GGUF; gives the file, and makes it once; another that lies there is replaced."""
         if (known := self.exported) is not None:
             return known
         out, peft, checkpoint = self.folder / LORA_FILE, self.folder / runs.LORA_FOLDER, self.checkpoint
-        place.keep_existing(out, force=force)
         self.progress("export", 0, 0, "")
-        lora.export(peft, checkpoint, self.gguf_base, out, force=force)
+        lora.export(peft, checkpoint, self.gguf_base, out)
         self._note_exported(out)
         return out
 
@@ -390,7 +385,7 @@ class Night(Groundwork):
 
         Raises:
             ExportError: it is not what was trained.
-            TwinError: another LoRA lies there, and it is not forced.
+            TwinError: another LoRA lies there, or one of before the run went on, and it is not forced.
         """
         if self.exported is None:
             made = proof.prove_lora(

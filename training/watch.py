@@ -198,7 +198,9 @@ class Watch(TrainerCallback):
         if not self._rows:
             return None
         total, labels = 0.0, 0
-        size = 1 if self._parts() > 1 else self._settings.per_device_train_batch_size or 1
+        # Before the first pass nobody knows whether a batch fits.
+        alone = self._parts() > 1 or (self._going_on and not self.tune)
+        size = 1 if alone else self._settings.per_device_train_batch_size or 1
         for start in range(0, len(self._rows), size):
             rows = self._rows[start : start + size]
             batch = collate([{"input_ids": r.ids, "labels": r.targets} for r in rows])

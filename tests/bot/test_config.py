@@ -221,6 +221,9 @@ def test_a_cleaning_model_on_another_machine_must_be_confirmed(
     ("[gate]\njudge_url = 'http://127.0.0.1:8000/v1'\njudge_model = 'm'", True),
     ("[paths]\narchive_url = 'postgresql+psycopg://twin@db.example.com/twin'", False),
     ("[paths]\narchive_url = 'postgresql+psycopg://twin@localhost/twin'", True),
+    ("[paths]\narchive_url = 'postgresql+psycopg:///twin?host=10.0.0.5'", False),
+    ("[paths]\narchive_url = 'postgresql+psycopg:///twin?host=/var/run/postgresql'", True),
+    ("[paths]\narchive_url = 'postgresql+psycopg://twin:a[b@localhost/twin'", True),
 ])  # fmt: skip
 def test_what_is_written_stays_here_unless_a_server_that_is_used_is_another_machine(
     tmp_path: Path, text: str, stays: bool

@@ -128,6 +128,29 @@ def test_the_folder_that_was_moved_aside_does_not_replace_what_is_there_since(tm
     assert left(tmp_path) == ["out"]
 
 
+def test_who_stops_it_between_the_renames_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, replace = tmp_path / "out", os.replace
+    out.mkdir()
+    (out / "mine").touch()
+
+    def stopped(source: Path, target: Path) -> None:
+        if source.name == "out" and target == out:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+
+    def make() -> None:
+        with staging.beside(out) as made:
+            made.mkdir()
+            staging.put(made, out)
+
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert left(out) == ["mine"]
+    assert left(tmp_path) == ["out"]
+
+
 def test_what_cannot_be_put_leaves_what_was_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

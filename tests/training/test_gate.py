@@ -114,6 +114,9 @@ def test_a_slow_decline_ends_where_the_best_version_is_surely_better() -> None:
     assert passed == [True, True, False, False, False, False]
     assert behind > Gate().words_worse_max
     assert verdict(candidate(3.9), candidate(4.0), BASE_MODEL, True, GOOD, behind=0.09).behind == 0
+    nearer = verdict(candidate(3.9), candidate(4.0), BASE_MODEL, True, GOOD, behind=0.5)  # the owner had forced it
+    assert nearer.passed
+    assert nearer.behind == pytest.approx(0.4)
 
 
 def test_equal_versions_pass_nearly_always_and_clearly_worse_ones_nearly_never() -> None:

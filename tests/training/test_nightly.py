@@ -326,6 +326,7 @@ def test_a_night_whose_every_step_is_worse_changes_nothing_and_learns_it_the_nig
         precision="none",
         max_steps=3,
         learning_rate=30.0,
+        merge_and_save=True,
         warmup_ratio=0,
         model_max_length=128,
         threads=1,
@@ -342,6 +343,7 @@ def test_a_night_whose_every_step_is_worse_changes_nothing_and_learns_it_the_nig
     assert [x["step"] for x in record["tune"]] == [0, 3]
     assert (outcome.kind, outcome.version) == ("skipped", None)
     assert "什么都没换" in outcome.summary
+    assert not (made.folder / "merged").exists(), "it is the one from before"
     assert Personas(settings.data / "personas").current("xiaoman") == "20260303-000000"
     again = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
     assert again.folder != made.folder, "this night is over"
