@@ -71,7 +71,8 @@ class Terminal:
             try:
                 # asyncio's own handler would wait for the end of the line.
                 with _on_sigint(signal.default_int_handler):
-                    line = self.read().strip()
+                    # Bytes that are no UTF-8 come as lone surrogates, which nothing can store.
+                    line = self.read().encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
             except (EOFError, KeyboardInterrupt):
                 self.console.print()
                 return

@@ -50,6 +50,8 @@ def chat(
 
     if backend not in ("llama", "transformers"):
         raise ConfigError(f"--backend {backend!r}: must be llama or transformers")
+    if system_prompt is not None and _is_broken(system_prompt):
+        raise ConfigError("--system-prompt holds bytes that are no UTF-8; type it anew, or write it into persona.toml")
     settings = _by_hand_settings(config.load(config_path), gguf)
     root = config_path.resolve().parent
     on_torch = backend == "transformers" or model is not None
@@ -74,6 +76,11 @@ def chat(
 
     with tempfile.TemporaryDirectory() as made:
         asyncio.run(talk(Path(made)))
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a word of the command line held bytes that are no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8") != text
 
 
 def _by_hand_settings(settings: config.Settings, gguf: Path | None) -> config.Settings:

@@ -42,6 +42,7 @@ def bot_toml(tmp_path: Path) -> Path:
         (["import", "nowhere.jsonl", "--role", "李白"], "are of training sets: add --persona NAME"),
         (["corpus", "export", "--out", "x", "--format", "xml"], "--format 'xml': must be sharegpt, openai, alpaca"),
         (["persona", "new", "libai", "--role", "李白"], "--role and --profiles go together"),
+        (["chat", "--system-prompt", "\udcff"], "--system-prompt holds bytes that are no UTF-8"),
         (["compare", "--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
         (["compare", "--personas", "base,base"], "--personas 'base,base': name each persona once"),
         (["eval", "--blind-result", "nowhere.json"], "'nowhere.json' is no file that the blind test's page saved"),

@@ -80,6 +80,14 @@ async def test_what_is_typed_is_answered_and_stored_as_the_twins(twin: Twin) -> 
     assert "再说一句" not in [m.text for m in stored], "/quit ends it"
 
 
+async def test_typed_bytes_that_are_no_text_are_shown_as_such_and_answered(twin: Twin) -> None:
+    choose(twin, None)
+    await talk(twin, "\udcff你好\udcfe")
+    said = twin.archive.window(SCENE, 10)
+    assert said[0].text == "�你好�"
+    assert said[1].origin is Origin.TWIN
+
+
 async def test_why_shows_the_terms_of_the_last_decision(twin: Twin) -> None:
     shown = await talk(twin, "/why", "你好", "/why")
     assert "还没有做过决定" in shown
