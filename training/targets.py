@@ -153,8 +153,10 @@ def _of_text(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _linear(model: nn.Module) -> Iterator[str]:
-    """Names of linear layers but the output layer."""
-    return (name for name, module in _of_text(model) if isinstance(module, nn.Linear))
+    """Names of linear layers but the output layer, which some models hold in what they call their decoder."""
+    base: Any = model
+    output = base.get_output_embeddings()
+    return (name for name, module in _of_text(model) if isinstance(module, nn.Linear) and module is not output)
 
 
 def _bare_parameters(model: nn.Module) -> Iterator[str]:

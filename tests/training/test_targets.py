@@ -144,6 +144,9 @@ class _Other(nn.Module):
                 expert.up_proj = nn.Linear(8, 16)
         self.lm_head = nn.Linear(8, 50)
 
+    def get_decoder(self) -> nn.Module:
+        return self
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
