@@ -64,7 +64,7 @@ def put(made: Path, out: Path) -> None:
     A file takes the place of a file at once, of a folder when that was moved aside.
 
     Raises:
-        OSError: it cannot be; what lay at `out` lies there again.
+        OSError: it cannot be; what lay at `out` lies there again once `beside` ends, however it does.
     """
     _sync(made)
     if made.is_dir():
@@ -73,11 +73,7 @@ def put(made: Path, out: Path) -> None:
         if out.is_dir():
             out.chmod(out.stat().st_mode | stat.S_IWUSR)
         os.replace(out, made.parent / _OLD)
-    try:
-        os.replace(made, out)
-    except BaseException:  # also when somebody stops it here
-        _restore(made.parent, out)
-        raise
+    os.replace(made, out)
 
 
 def sweep(place: Path, name: str) -> None:

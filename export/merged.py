@@ -59,7 +59,7 @@ def export(
     name = kind.upper()
     full: gguf.Unquantized = "F32" if name == "F32" else "BF16" if name == "BF16" else "F16"
     found = None
-    needed = sum(quantized_bytes(kind, weights.values()) for kind in {full, name})
+    needed = sum(quantized_bytes(each, weights.values()) for each in {full, name})
     with place.written(out, needed, force=force) as beside:
         beside.mkdir()
         made = beside / MODEL_FILE

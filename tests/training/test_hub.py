@@ -23,7 +23,20 @@ FILES = {
 WANTED = {"config.json", "tokenizer.json", "model-00001.safetensors", "model-00002.safetensors"}
 
 
-class ModelScope(BaseHTTPRequestHandler):
+class Hub(BaseHTTPRequestHandler):
+    """What both hubs do alike."""
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+class ModelScope(Hub):
     """Answers as modelscope.cn does; some files are cut off once, or arrive broken."""
 
     asked: ClassVar[list[tuple[str, str | None]]] = []
@@ -63,15 +76,6 @@ class ModelScope(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._send(206 if wanted else 200, body[start:])
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing on stderr."""
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +196,7 @@ def test_what_will_not_fit_is_not_begun(tmp_path: Path) -> None:
 COMMIT = "0" * 40
 
 
-class HuggingFace(BaseHTTPRequestHandler):
+class HuggingFace(Hub):
     """Answers as huggingface.co does; a file may be said to be larger than any disk, or be cut off each time."""
 
     protocol_version = "HTTP/1.1"
@@ -234,15 +238,6 @@ class HuggingFace(BaseHTTPRequestHandler):
 
     def _json(self, answer: Any) -> None:
         self._send(200, json.dumps(answer).encode())
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing on stderr."""
 
 
 def _oid(name: str) -> str:
