@@ -117,6 +117,13 @@ def test_a_template_that_renders_otherwise_is_not_exported():
             vllm._proven(gemma, FORMATS[fmt], bos)
 
 
+def test_such_a_template_never_gets_to_its_place(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "jinja", lambda _, bos: jinja(FORMATS["chatml"], bos))
+    with pytest.raises(ExportError, match="probes otherwise than format 'gemma' was trained"):
+        vllm.export(read(lora(tiny, tmp_path / "v1"), tiny), "xiaoman", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def put_own(folder: Path, **values) -> Path:
     folder.mkdir()
     (folder / "generation_config.json").write_text(json.dumps(values), "utf-8")
