@@ -335,7 +335,11 @@ class NapCat:
 
     def _done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        if task.cancelled():
+            return
+        error = task.exception()
+        # A connection that ends takes answers and heartbeats under way with it, as in QQ: no fault of either side.
+        if isinstance(error, Exception) and not isinstance(error, ConnectionClosed):
             self._faults.append(error)
 
     async def _message(
@@ -361,10 +365,9 @@ class NapCat:
         return message_id
 
     async def _beat(self, every_s: float) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await asyncio.sleep(every_s)
-                await self.heartbeat(round(every_s * 1000))
+        while True:
+            await asyncio.sleep(every_s)
+            await self.heartbeat(round(every_s * 1000))
 
     def _next(self, place: str) -> tuple[int, int]:
         """A new id, as NapCat makes them (31 bits of an md5), and the scene's next running number."""
