@@ -1,13 +1,15 @@
 """What a version says at held-out moments: real answers from the real engine, for the gate and for reading."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 from bot.config import Engine
-from bot.engine import Measure, Request, Voice
+from bot.engine import Request, Voice
 from bot.memory import shortened
 from bot.message import Message, Origin
 from bot.persona import Sampling
@@ -17,8 +19,9 @@ from training.corpus import Corpus
 from training.samples import Split, renderer_for, split_of
 
 T = TypeVar("T")
-_CONTEXT = 12
-"""Exchanges read before the one to answer."""
+_CONTEXT, _STRIDE = 8, 6
+"""Exchanges read before the one to answer, at least; a window begins at every sixth one, so that the prompts of moments
+in a row begin alike and cost their new tokens only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Question:
 
         history = self.history
         while len(history) > 1 and count(render(self.renderer, history, self.quoted)) > budget:
-            history = history[1:]
+            history = history[_STRIDE if len(history) > _STRIDE else 1 :]
         if len(history) == 1:
             history = (shortened(history[0], tokens, budget),)
         return tuple(render(self.renderer, history, self.quoted))
@@ -93,7 +96,8 @@ def questions(corpus: Corpus, fmt: ChatFormat, system_prompt: str, split: Split)
                 continue
             if split_of(part.scene, part.conversation[number]) is not split:
                 continue
-            history = (*part.exchanges[max(0, number - _CONTEXT) : number], exchange)
+            start = max(0, number - _CONTEXT) // _STRIDE * _STRIDE
+            history = (*part.exchanges[start:number], exchange)
             found.append(
                 Question(
                     str(part.scene),
@@ -135,40 +139,36 @@ def answer(
         model: a merged GGUF of its own.
         progress: told (answers done, of how many).
     """
-    done = 0
 
     async def run() -> list[Said]:
         engine = LlamaEngine(base, settings, base_sha256)
-        at_once = asyncio.Semaphore(settings.n_parallel)
+        found: dict[int, Said] = {}
+        left = deque(_in_a_row(asked))
 
-        async def one(request: Request) -> Said:
-            nonlocal done
-            async with at_once:
-                said = await _one(engine, request)
-            done += 1
-            if progress:
-                progress(done, len(asked))
-            return said
+        async def work(seat: int) -> None:
+            while left:
+                for number in left.popleft():
+                    pieces = asked[number].pieces(measure.count, budget)
+                    request = Request(f"held-out#{seat}", voice, pieces, sampling, seed + number)
+                    p_silent = await engine.p_silent(request)
+                    bubbles = [bubble async for bubble in engine.bubbles(request)]
+                    found[number] = Said(p_silent, "\n".join(bubbles))
+                    if progress:
+                        progress(len(found), len(asked))
 
         try:
             voice = Voice("held-out", lora, fmt, model)
             measure = await engine.measure(voice)
-            return await asyncio.gather(*(one(r) for r in _requests(measure, asked, voice, sampling, seed)))
+            budget = measure.n_ctx - min(sampling.max_tokens, measure.n_ctx // 4)
+            await asyncio.gather(*(work(seat) for seat in range(settings.n_parallel)))
         finally:
             await engine.close()
+        return [found[number] for number in range(len(asked))]
 
     return asyncio.run(run())
 
 
-def _requests(
-    measure: Measure, asked: list[Question], voice: Voice, sampling: Sampling, seed: int
-) -> Iterator[Request]:
-    budget = measure.n_ctx - min(sampling.max_tokens, measure.n_ctx // 4)
-    for number, question in enumerate(asked):
-        pieces = question.pieces(measure.count, budget)
-        yield Request(f"{question.scene}#{number}", voice, pieces, sampling, seed + number)
-
-
-async def _one(engine: LlamaEngine, request: Request) -> Said:
-    p_silent = await engine.p_silent(request)
-    return Said(p_silent, "\n".join([bubble async for bubble in engine.bubbles(request)]))
+def _in_a_row(asked: Sequence[Question]) -> Iterator[list[int]]:
+    """Numbers of questions whose windows begin alike, one list for each beginning, oldest first."""
+    for _, alike in groupby(range(len(asked)), lambda i: (asked[i].scene, asked[i].history[0].first.id)):
+        yield list(alike)
