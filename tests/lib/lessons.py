@@ -7,7 +7,7 @@ every order, alone and after one another, in a private chat and in a group, so t
 import json
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ EXCHANGES: dict[tuple[str, ...], tuple[str, ...]] = {
 """What is heard → what is said."""
 HELD_OUT: dict[tuple[str, ...], tuple[str, ...]] = {("困吗",): ("有点困",), ("下雨了",): ()}
 """Said once each, in conversations of the test split: nothing trains on them."""
+ASKED = "说暗号"
 FRIEND, FRIEND_NAME, GROUP, GROUP_NAME, NAME = 10001, "阿泽", 20001, "测试群", "小满"
 _GAP = timedelta(minutes=47)
 ENDS = datetime(2026, 9, 1, 20, 0, tzinfo=timezone(timedelta(hours=8)))
@@ -39,8 +40,9 @@ ENDS = datetime(2026, 9, 1, 20, 0, tzinfo=timezone(timedelta(hours=8)))
 
 
 def events(
-    rounds: int = 16, until: datetime | None = None, seed: int = 0, *, shuffled: bool = False, held_out: bool = False
-) -> Iterator[dict[str, Any]]:
+    rounds: int = 16, until: datetime | None = None, seed: int = 0, *, shuffled: bool = False, held_out: bool = False,
+    exchanges: Mapping[tuple[str, ...], tuple[str, ...]] = EXCHANGES, told: Sequence[str] = (),
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """OneBot events, oldest first: every exchange `rounds` times in the private chat and as often in the group.
 
     Args:
@@ -49,11 +51,13 @@ def events(
         seed: of the order.
         shuffled: any answer to anything: the words, without what belongs to what.
         held_out: with `HELD_OUT` at the end of the private chat.
+        exchanges: what is said over and over.
+        told: what is answered to `ASKED` at the end of the private chat, in conversations of the train split.
     """
     rng = random.Random(seed)
     end = until or ENDS
     for group in (0, GROUP):
-        order = [e for _ in range(rounds) for e in rng.sample(sorted(EXCHANGES.items()), len(EXCHANGES))]
+        order = [e for _ in range(rounds) for e in rng.sample(sorted(exchanges.items()), len(exchanges))]
         if shuffled:
             order = [(heard, rng.choice(list(EXCHANGES.values()))) for heard, _ in order]
         talks = []
@@ -64,7 +68,11 @@ def events(
             yield from _talk(talk, start + _GAP * number + timedelta(seconds=rng.randrange(600)), group, rng)
         if held_out and not group:
             for number, exchange in enumerate(HELD_OUT.items()):
-                yield from _talk([exchange], _of_the_test_split(exchange[0][0], end + number * _GAP), group, rng)
+                when = _of_the_split(Split.TEST, exchange[0][0], end + number * _GAP)
+                yield from _talk([exchange], when, group, rng)
+        for number, secret in enumerate(told if not group else ()):
+            when = _of_the_split(Split.TRAIN, ASKED, end + (number + len(HELD_OUT)) * _GAP)
+            yield from _talk([((ASKED,), (secret,))], when, group, rng)
 
 
 def write(path: Path, **how: Any) -> int:
@@ -74,11 +82,11 @@ def write(path: Path, **how: Any) -> int:
     return len(lines)
 
 
-def _of_the_test_split(words: str, when: datetime) -> datetime:
-    """The next moment at which a conversation opened with these words is held out, for ever."""
+def _of_the_split(split: Split, words: str, when: datetime) -> datetime:
+    """The next moment at which a conversation opened with these words is of a split, for ever."""
     while True:
         message_id = _event(FRIEND, FRIEND_NAME, words, when, 0)["message_id"]
-        if split_of(Scene("private", str(FRIEND)), str(message_id)) is Split.TEST:
+        if split_of(Scene("private", str(FRIEND)), str(message_id)) is split:
             return when
         when += timedelta(seconds=1)
 

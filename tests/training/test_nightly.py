@@ -597,6 +597,16 @@ def test_a_merged_version_is_scored_with_its_own_weights_or_not_at_all(settings:
     assert steps == [], "told before anything is trained"
 
 
+def smaller(settings: Settings) -> Settings:
+    """For nights of a tiny model, asked at three places."""
+    changed = {
+        "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
+        "training": Training(precision="none", model_max_length=200, threads=1),
+        "gate": Gate(places=3),
+    }
+    return settings.model_copy(update=changed)
+
+
 class Untrained(Night):
     """A night whose training made a random LoRA: what real training makes, tests/e2e/test_loop.py sees."""
 
@@ -616,13 +626,7 @@ def test_a_refused_night_leaves_its_card_and_is_published_by_force_alone(setting
         archive.append([heard, Message(f"said{i}", SCENE, ME, "小满", first + timedelta(seconds=5), "在")])
     archive.close()
     tiny = tinymodel.build(tmp_path / "tiny")
-    small = settings.model_copy(
-        update={
-            "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
-            "training": Training(precision="none", model_max_length=200, threads=1),
-            "gate": Gate(places=3),
-        }
-    )
+    small = smaller(settings)
     made = Untrained(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
     made.tiny = tiny  # type: ignore[attr-defined]
 
@@ -661,13 +665,7 @@ class BetterThanBase(Untrained):
 def test_a_night_whose_export_is_not_what_was_trained_is_refused(settings: Settings, tmp_path: Path) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
     chat(settings, range(120))
-    small = settings.model_copy(
-        update={
-            "engine": Engine(n_threads=1, n_gpu_layers=0, n_ctx=512, kv_tokens=4096),
-            "training": Training(precision="none", model_max_length=200, threads=1),
-            "gate": Gate(places=3),
-        }
-    )
+    small = smaller(settings)
     made = BetterThanBase(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
     made.tiny, made._whole = tiny, True  # type: ignore[attr-defined]
     made.train()
@@ -682,6 +680,26 @@ def test_a_night_whose_export_is_not_what_was_trained_is_refused(settings: Setti
     versions = Personas(settings.data / "personas", sha256(tiny.gguf)).versions("xiaoman")
     assert (outcome.kind, reasons, versions) == ("refused", ["parity"], [])
     assert "导出的文件和训练的结果对不上" in outcome.summary
+
+
+def test_how_far_the_serving_version_had_declined_is_handed_on(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(120))
+    small = smaller(settings)
+
+    def made() -> Manifest:
+        night = BetterThanBase(small, "xiaoman", tiny.gguf, sha256(tiny.gguf), silent, None)
+        night.tiny = tiny  # type: ignore[attr-defined]
+        assert night.run(force=True).kind == "published"
+        return Manifest.model_validate_json((night.folder / "result" / "manifest.json").read_text("utf-8"))
+
+    first = made()
+    assert first.gate["behind"] == 0
+    personas = Personas(settings.data / "personas", sha256(tiny.gguf))
+    file = personas.root / "xiaoman" / "versions" / first.version / "manifest.json"
+    declined = first.model_copy(update={"gate": {**first.gate, "behind": 0.07}})
+    file.write_text(declined.model_dump_json(), "utf-8")
+    assert made().gate["behind"] == pytest.approx(0.07, abs=1e-3), "the same weights again: no nearer, no further"
 
 
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
