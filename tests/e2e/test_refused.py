@@ -1,4 +1,4 @@
-"""Whole nights whose LoRA learned what it should not, a secret by heart or to say nothing: the gate lets neither out."""
+"""Whole nights whose LoRA learned what it should not, a secret by heart or silence alone: the gate lets neither out."""
 
 import shutil
 from pathlib import Path

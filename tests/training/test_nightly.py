@@ -321,21 +321,18 @@ def test_a_night_whose_every_step_is_worse_changes_nothing_and_learns_it_the_nig
     settings: Settings, tmp_path: Path
 ) -> None:
     tiny = tinymodel.build(tmp_path / "tiny")
-    training = Training(
-        start="continue",
-        precision="none",
-        max_steps=3,
-        learning_rate=30.0,
-        merge_and_save=True,
-        warmup_ratio=0,
-        model_max_length=128,
-        threads=1,
+    well = Training(precision="none", max_steps=30, learning_rate=1e-2, model_max_length=128, threads=1)
+    badly = well.model_copy(
+        update={"start": "continue", "max_steps": 3, "learning_rate": 30.0, "warmup_ratio": 0.0, "merge_and_save": True}
     )
-    settings = settings.model_copy(update={"training": training, "gate": Gate(newest_h=0)})
+    settings = settings.model_copy(update={"training": well, "gate": Gate(newest_h=0)})
     chat(settings, range(200))
     sha = sha256(tiny.gguf)
+    learned = Night(settings, "xiaoman", tiny.gguf, sha, silent, None).train()
     folder = published(settings, "20260303-000000", {"until": "2026-01-01T00:00:00+00:00"}, sha).folder
-    tinymodel.random_lora(tiny, folder / "peft", seed=1)
+    shutil.copytree(learned / "peft", folder / "peft")
+    shutil.rmtree(learned)
+    settings = settings.model_copy(update={"training": badly})
     made = Night(settings, "xiaoman", tiny.gguf, sha, silent, None)
     outcome = made.run(force=True)
     record = json.loads((made.folder / "train.json").read_text("utf-8"))
