@@ -55,7 +55,8 @@ class Served:
                 type_v=settings.type_v, n_threads_batch=settings.n_threads_batch,
             )  # fmt: skip
             undo.callback(self.context.close)
-            self.n_bytes = path.stat().st_size + self.context.cache_bytes()
+            self.cache_bytes = self.context.cache_bytes()
+            self.n_bytes = path.stat().st_size + self.cache_bytes
             undo.pop_all()
         # A merged model may know shorter contexts than the base.
         self.n_ctx = min(settings.n_ctx, self.model.n_ctx_train)
@@ -115,6 +116,10 @@ class Models:
         self.base = Served(base, settings, base_sha256, spill)
         """The base, loaded as long as the engine lives."""
         self._merged: OrderedDict[Path, _Merged] = OrderedDict()
+        self._freeing = asyncio.Lock()
+        """Held while models are freed: their memory counts until it is back."""
+        self._loading = asyncio.Lock()
+        """Held while room is made for a model and it is loaded: two at once would each take the same room."""
         self._closed = False
 
     def __contains__(self, path: Path) -> bool:
@@ -144,7 +149,18 @@ class Models:
         merged.requests += 1
         try:
             # Who no longer waits for it must not take it from the others that do.
-            yield await asyncio.shield(merged.loading)
+            served = await asyncio.wait_for(asyncio.shield(merged.loading), self._settings.deadline_s)
+        except TimeoutError as e:
+            merged.requests -= 1
+            raise EngineError(
+                f"the model of {voice.name!r} was not loaded within [engine] deadline_s = "
+                f"{self._settings.deadline_s:g}; it goes on loading: ask again, or raise deadline_s"
+            ) from e
+        except BaseException:
+            merged.requests -= 1
+            raise
+        try:
+            yield served
         finally:
             merged.requests -= 1
             await self._free()
@@ -177,8 +193,11 @@ class Models:
     async def _load(self, voice: Voice, path: Path) -> Served:
         started = time.perf_counter()
         try:
-            await self._free((await asyncio.to_thread(path.stat)).st_size)
-            served = await asyncio.to_thread(self._open, voice, path)
+            size = (await asyncio.to_thread(path.stat)).st_size
+            async with self._loading:
+                # How large its cache is shows when it is loaded; the base's has as many cells.
+                await self._free(size + self.base.cache_bytes)
+                served = await asyncio.to_thread(self._open, voice, path)
         except (OSError, EngineError) as e:
             persona = voice.name.partition("/")[0]
             raise EngineError(
@@ -202,16 +221,17 @@ class Models:
         return served
 
     async def _free(self, wanted_bytes: int = 0) -> None:
-        """Free idle models, the least recently used first, until what is wanted fits too; the newest stays."""
-        while self._n_bytes() + wanted_bytes > self._settings.models_mb * 1_000_000:
-            older = list(self._merged)[:-1]
-            idle = ((p, m.served) for p in older if (m := self._merged[p]).idle)
-            path, served = next(idle, (None, None))
-            if path is None or served is None:
-                return
-            del self._merged[path]
-            await asyncio.to_thread(served.close)
-            logger.debug("the model of version {} is freed", path.parent.name)
+        """Free idle models, the least recently used first, until what is wanted fits too; else the newest stays."""
+        async with self._freeing:
+            while self._n_bytes() + wanted_bytes > self._settings.models_mb * 1_000_000:
+                may_go = list(self._merged) if wanted_bytes else list(self._merged)[:-1]
+                idle = ((p, m.served) for p in may_go if (m := self._merged[p]).idle)
+                path, served = next(idle, (None, None))
+                if path is None or served is None:
+                    return
+                del self._merged[path]
+                await asyncio.to_thread(served.close)
+                logger.debug("the model of version {} is freed", path.parent.name)
 
     def _n_bytes(self) -> int:
         return sum(m.served.n_bytes for m in self._merged.values() if m.served is not None)

@@ -224,6 +224,59 @@ async def test_beyond_the_budget_the_model_used_least_recently_is_freed(
     await tight.close()
 
 
+async def test_models_asked_for_at_once_are_loaded_one_by_one_into_what_room_there_is(
+    tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voices = [voice(merged["one"]), voice(merged["two"]), voice(merged["qwen3"], QWEN3)]
+    apart = []
+    for speaker in voices:
+        engine = start(tinies)
+        apart.append(await engine.p_silent(request("a", "在吗", speaker)))
+        (size,) = (s.n_bytes for s in engine.models.loaded[1:])
+        await engine.close()
+    engine = start(tinies, models_mb=int(size * 1.5 / 1e6))
+    load, under_way, most = engine.models._open, 0, 0
+
+    def counted(spoken: Voice, path: Path) -> Served:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return load(spoken, path)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(engine.models, "_open", counted)
+    for _ in range(3):
+        asked = (engine.p_silent(request("a", "在吗", speaker)) for speaker in voices)
+        assert await asyncio.gather(*asked) == pytest.approx(apart, rel=1e-3)
+        assert most == 1, "two at once would each take the same room for its own"
+        assert len(engine.models.loaded) == 2, "the base and one"
+    await engine.close()
+
+
+async def test_a_deadline_that_passes_while_a_model_is_loaded_ends_the_request_and_not_the_loading(
+    tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(tinies, deadline_s=0.2)
+    go, load, loads = threading.Event(), engine.models._open, []
+
+    def held(spoken: Voice, path: Path) -> Served:
+        loads.append(path)
+        assert go.wait(20)
+        return load(spoken, path)
+
+    monkeypatch.setattr(engine.models, "_open", held)
+    asked = request("a", "在吗", voice(merged["one"]))
+    with pytest.raises(EngineError, match=r"'me/v1' was not loaded within \[engine\] deadline_s = 0.2.*ask again"):
+        await engine.p_silent(asked)
+    go.set()
+    await until(lambda: len(engine.models.loaded) == 2)
+    assert 0 < await engine.p_silent(asked) < 1
+    assert loads == [merged["one"]]
+    await engine.close()
+
+
 async def test_a_model_with_requests_in_flight_is_not_freed_before_they_end(
     tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path]
 ) -> None:
@@ -342,6 +395,9 @@ async def test_a_closed_engine_loads_nothing(tinies: dict[str, tinymodel.Tiny], 
     await engine.close()
     (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
     assert isinstance(outcome, float) or "closed" in str(outcome), "answered before it closed, or told"
+    assert engine.models.loaded[1:] == []
+    if hasattr(psutil.Process, "memory_maps"):  # not on macOS
+        assert str(merged["one"]) not in {m.path for m in psutil.Process().memory_maps()}, "its file is let go"
     with pytest.raises(EngineError, match="the engine is closed"):
         await engine.measure(voice(merged["two"]))
 
