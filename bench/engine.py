@@ -60,26 +60,44 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
 
 
 class Stage:
-    """The engine and, beside it, a bare context on a model of its own."""
+    """The engine and, beside it, a bare context on a model of its own.
 
-    def __init__(self, path: Path, settings: config.Engine, digest: str, lora: Path | None) -> None:
+    Args:
+        path: the base GGUF.
+        settings: `[engine]`, of both.
+        digest: the base's hash.
+        lora: what both evaluate with; None: the bare base.
+        peer: whether there is a bare context: without one, the memory is the engine's alone.
+    """
+
+    def __init__(
+        self, path: Path, settings: config.Engine, digest: str, lora: Path | None, *, peer: bool = True
+    ) -> None:
         self.path, self.settings, self.lora = path, settings, lora
         self.loop = asyncio.new_event_loop()
         self.engine = LlamaEngine(path, settings, digest)
-        self.model = Model(path, settings.n_gpu_layers)
-        self.bare = Context(self.model, settings.kv_tokens, 8, settings.n_batch, settings.n_threads, n_outputs=8)
-        self.handle = self.model.load_lora(lora) if lora else None
-        self.bare.use(self.handle)
         self.format = self.engine.format
         self._numbers = iter(range(10**9))
+        self.peer = peer
+        if not peer:
+            return
+        self.model = Model.of(path, settings)
+        self.bare = Context(
+            self.model, settings.kv_tokens, 8, settings.n_batch, settings.n_threads, n_outputs=8,
+            flash_attn=settings.flash_attn, type_k=settings.type_k, type_v=settings.type_v,
+            n_threads_batch=settings.n_threads_batch,
+        )  # fmt: skip
+        self.handle = self.model.load_lora(lora) if lora else None
+        self.bare.use(self.handle)
 
     def close(self) -> None:
-        """Free both."""
-        self.bare.use(None)
-        self.bare.close()
-        if self.handle is not None:
-            self.model.free_lora(self.handle)
-        self.model.close()
+        """Free what there is."""
+        if self.peer:
+            self.bare.use(None)
+            self.bare.close()
+            if self.handle is not None:
+                self.model.free_lora(self.handle)
+            self.model.close()
         self.loop.run_until_complete(self.engine.close())
         self.loop.close()
 
@@ -99,7 +117,7 @@ class Stage:
 
     def _engine_rate(self, chats: int) -> float:
         """From the first drawn token to the last, all chats begun at once."""
-        asked = [self.request(f"rate{i}", ["在吗", "嗯", BURST]) for i in range(chats)]
+        asked = [self.request(f"rate{i}", ["在吗", "嗯", f"{i}{BURST}"]) for i in range(chats)]
         for request in asked:
             self.wait(self.engine.p_silent(request))
         jobs = self.draw(asked)
@@ -142,15 +160,15 @@ class Stage:
         return jobs
 
     def _bare_rate(self, chats: int) -> float:
-        ids = self._ids(["在吗", "嗯", BURST])
+        ids = [self._ids(["在吗", "嗯", f"{i}{BURST}"]) for i in range(chats)]
         samplers = [Sampler(self.model, self._sampling, i) for i in range(chats)]
         for chat in range(chats):
             self.bare.keep(chat, 0)
-            self.bare.decode([(t, chat, i, i == len(ids) - 1) for i, t in enumerate(ids)])
+            self.bare.decode([(t, chat, i, i == len(ids[chat]) - 1) for i, t in enumerate(ids[chat])])
         tokens = [self.bare.sample(samplers[-1])] * chats
         began = time.perf_counter()
         for step in range(_MADE - 1):
-            rows = [(tokens[c], c, len(ids) + step, True) for c in range(chats)]
+            rows = [(tokens[c], c, len(ids[c]) + step, True) for c in range(chats)]
             self.bare.decode(rows)
             tokens = [self.bare.sample(samplers[c], c) for c in range(chats)]
         seconds = time.perf_counter() - began
@@ -403,7 +421,7 @@ class Stage:
         return Request(seat, spoken, self._pieces(turns), sampling, seed=1)
 
     def _ids(self, turns: Sequence[str]) -> list[int]:
-        return encode(self._pieces(turns), self.model)[0]
+        return encode(self._pieces(turns), self.engine.base.model)[0]
 
     def history(self, tokens: int, seed: int) -> list[str]:
         """Turns of about so many tokens, unlike those of any other seed."""
