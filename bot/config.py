@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
+from bot import processors
 from bot.errors import ConfigError
 from bot.hours import in_hours
 from bot.message import Scene
@@ -155,7 +156,8 @@ class Engine(Section):
     n_batch: int = Field(512, ge=32, validate_default=True)
     """Tokens evaluated in one call, at least n_parallel; a request can be cancelled between calls (and within)."""
     n_threads: int | None = Field(None, ge=1)
-    """CPU threads; unset: the physical cores."""
+    """CPU threads; unset: as many processors as the process may use, beyond four of them half, as most machines
+    count two for a core."""
     n_threads_batch: int | None = Field(None, ge=1)
     """CPU threads for prompts and for several chats at once; unset: n_threads."""
     n_gpu_layers: int = Field(-1, ge=-1)
@@ -477,7 +479,7 @@ class Training(Section):
     @field_validator("threads")
     @classmethod
     def _there(cls, threads: int | None) -> int | None:
-        return None if threads is None else min(threads, os.cpu_count() or 1)
+        return None if threads is None else min(threads, processors.usable())
 
     @field_validator("expert_patterns", "router_patterns")
     @classmethod

@@ -15,12 +15,12 @@ from typing import Any
 import typer
 
 from bot import base as base_file
-from bot import checksum, port
+from bot import checksum, port, processors
 from bot.archive import Archive
 from bot.config import Settings, access_token, websocket_url
 from bot.engine import Request, Voice
 from bot.errors import TrainingError, TwinError
-from bot.llama import Build, build
+from bot.llama import Build, Model, build
 from bot.persona import Personas
 from bot.progress import progress_bar as progress_bar
 from bot.prompt import Exchange, Renderer
@@ -102,7 +102,7 @@ def examine(settings: Settings, root: Path) -> list[Check]:
         _port(settings),
         _disk(settings),
         _training(),
-        Check("processor", True, f"{os.cpu_count()} cores", needed=False),
+        Check("processor", True, _processors(settings), needed=False),
         Check("llama.cpp", True, _built(), needed=False),
     ]
 
@@ -117,7 +117,19 @@ def _attempt(name: str, look: Callable[[], str]) -> Check:
 def _base(settings: Settings, root: Path) -> str:
     if not settings.engine.reads_base:
         return f"not needed here: the server's model is rendered as {settings.engine.remote_format}"
-    return str(base_file.resolve(settings.engine.base, settings.data, root))
+    path = base_file.resolve(settings.engine.base, settings.data, root)
+    model = Model.of(path, settings.engine)  # mapped: of a whole file hardly anything is read
+    try:
+        return f"{path} ({model.architecture}, rendered as {model.format.name})"
+    finally:
+        model.close()
+
+
+def _processors(settings: Settings) -> str:
+    """What there is, what this process may use of it, and what it uses."""
+    there, usable = os.cpu_count() or 1, processors.usable()
+    few = f", of which this process may use {usable}" if usable < there else ""
+    return f"{there} processors{few}; {settings.engine.n_threads or processors.evaluating()} threads answer"
 
 
 def _remote(settings: Settings, root: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import re
 import threading
 from collections import deque
@@ -24,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from loguru import logger
 
-from bot import config
+from bot import config, processors
 from bot.errors import EngineError
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, broken_up, format_for
@@ -346,8 +345,7 @@ class Context:
     ) -> None:  # fmt: skip
         self.model = model
         self.n_tokens, self.n_batch, self._n_seq_max = n_tokens, n_batch, n_seq_max
-        cores = os.cpu_count() or 1
-        threads = self.n_threads = n_threads or (cores if cores <= 4 else cores // 2)
+        threads = self.n_threads = n_threads or processors.evaluating()
         params = lc.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, n_batch, n_batch
         params.n_seq_max, params.n_threads, params.n_threads_batch = n_seq_max, threads, n_threads_batch or threads

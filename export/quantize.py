@@ -7,7 +7,6 @@ unquantized weights may differ, is what a merged file may lose here.
 
 import ctypes
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
+from bot import processors
 from bot.errors import ExportError
 from export.tensors import Stored
 
@@ -148,7 +148,7 @@ def quantize(
     require(name, imatrix=imatrix is not None)
     kind = kind_of(name)
     params = lc.llama_model_quantize_default_params()
-    params.ftype, params.nthread = kind.ftype, n_threads or os.cpu_count() or 1
+    params.ftype, params.nthread = kind.ftype, n_threads or processors.usable()
     held = _as_c(imatrix) if imatrix is not None else None
     if held is not None:
         params.imatrix = ctypes.cast(held[0], ctypes.POINTER(lc.llama_model_imatrix_data))

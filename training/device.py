@@ -8,6 +8,8 @@ from typing import Literal
 import psutil
 import torch
 
+from bot import processors
+
 _GB = 1e9
 
 
@@ -62,4 +64,4 @@ def here() -> Device:
         properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
         capability = (properties.major, properties.minor)
         return Device("cuda", properties.name, properties.total_memory, capability >= (8, 0), capability >= (8, 9))
-    return Device("cpu", f"{os.cpu_count()} cores", psutil.virtual_memory().total)
+    return Device("cpu", f"{processors.usable()} cores", psutil.virtual_memory().total)

@@ -26,7 +26,12 @@ def run(config_path: ConfigOption = CONFIG) -> None:
 
 def chat(
     persona: PersonaOption = None,
-    backend: Annotated[str, typer.Option(help="llama (GGUF), or transformers: checkpoint and PEFT LoRA.")] = "llama",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="llama (GGUF), or transformers: checkpoint and PEFT LoRA; default: transformers with --model."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="transformers: a checkpoint's folder or hub id.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="A base GGUF in place of [engine] base.")] = None,
     lora: Annotated[Path | None, typer.Option(help="A LoRA GGUF; with transformers, a PEFT folder.")] = None,
@@ -48,13 +53,25 @@ def chat(
     from bot.byhand import ByHand
     from bot.twin import Twin
 
-    if backend not in ("llama", "transformers"):
+    if backend not in (None, "llama", "transformers"):
         raise ConfigError(f"--backend {backend!r}: must be llama or transformers")
+    if merged and lora is not None:
+        raise ConfigError("--lora applies a LoRA and --merged applies none; give one of them")
+    if model is not None and (gguf is not None or backend == "llama"):
+        raise ConfigError(
+            f"--model is a checkpoint, and {'--gguf' if gguf is not None else '--backend llama'} asks for a GGUF; give "
+            "one of them"
+        )
     if system_prompt is not None and _is_broken(system_prompt):
         raise ConfigError("--system-prompt holds bytes that are no UTF-8; type it anew, or write it into persona.toml")
     settings = _by_hand_settings(config.load(config_path), gguf)
     root = config_path.resolve().parent
     on_torch = backend == "transformers" or model is not None
+    if settings.engine.backend == "remote" and not on_torch and (merged or lora is not None):
+        raise ConfigError(
+            f'{"--merged" if merged else "--lora"} is of a model on this machine, and [engine] backend = "remote": add '
+            "--gguf FILE or --backend transformers"
+        )
     wanted = ByHand(
         None if on_torch else lora, merged or (gguf is not None and lora is None and not on_torch), system_prompt,
         temperature, top_p, max_tokens,

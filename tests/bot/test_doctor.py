@@ -1,13 +1,32 @@
 """bot/doctor.py: what llama.cpp was built with, and what it would take to get more."""
 
-import pytest
+from pathlib import Path
 
-from bot.doctor import built
+import pytest
+import tinymodel
+
+from bot.config import Engine, Paths, Settings
+from bot.doctor import Check, built, examine
 from bot.llama import Build, build
 
 XEON = "flags\t\t: fpu fma f16c avx2 avx512f avx512_vnni amx_int8"
 CPU = Build(("cpu",), ("AVX2", "FMA", "F16C", "AVX512", "AVX512_VNNI", "OPENMP"), False)
 REBUILD = "-m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
+
+
+def of_base(base: Path, data: Path) -> Check:
+    settings = Settings(paths=Paths(data=data), engine=Engine(base=str(base)))
+    return next(c for c in examine(settings, data) if c.name == "base")
+
+
+def test_a_base_is_opened_and_told(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    whole = of_base(tinies["qwen3"].gguf, tmp_path)
+    assert (whole.ok, whole.text) == (True, f"{tinies['qwen3'].gguf} (qwen3, rendered as qwen3)")
+    half = tmp_path / "half.gguf"
+    half.write_bytes(tinies["gemma3"].gguf.read_bytes()[:100_000])
+    found = of_base(half, tmp_path)
+    assert not found.ok
+    assert found.text.startswith("model 'half.gguf' cannot be loaded")
 
 
 def test_this_build_tells_its_parts() -> None:

@@ -34,6 +34,12 @@ def bot_toml(tmp_path: Path) -> Path:
     ("words", "said"),
     [
         (["chat", "--backend", "onnx"], "--backend 'onnx': must be llama or transformers"),
+        (["chat", "--merged", "--lora", "a.gguf"], "--lora applies a LoRA and --merged applies none"),
+        (["chat", "--model", "a", "--gguf", "b.gguf"], "--model is a checkpoint, and --gguf asks for a GGUF"),
+        (
+            ["chat", "--model", "a", "--backend", "llama"],
+            "--model is a checkpoint, and --backend llama asks for a GGUF",
+        ),
         (["bench", "nothing"], "no bench 'nothing'; there are: first-light"),
         (["persona", "show", "nobody"], "no persona 'nobody' in"),
         (["persona", "new", "a/b", "--people", "1"], "must be letters, digits"),
@@ -129,6 +135,16 @@ def test_what_would_be_learned_is_told_as_json(bot_toml: Path) -> None:
     masks = json.loads(twin("corpus", "clean", "--json", "--show", "1", config=bot_toml).stdout)
     assert (masks["masked_repeat"], masks["examples"]) == (0, {})
     assert masks.keys() == {"turns", "examples", *CLEANED}
+
+
+@pytest.mark.parametrize("option", [["--merged"], ["--lora", "a.gguf"]])
+def test_a_lora_of_this_machine_is_no_servers(bot_toml: Path, option: list[str]) -> None:
+    bot_toml.write_text(
+        '[engine]\nbackend = "remote"\nremote_url = "http://127.0.0.1:9/v1"\nremote_format = "qwen3"\n', "utf-8"
+    )
+    done = twin("chat", *option, config=bot_toml)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f'twin: {option[0]} is of a model on this machine, and [engine] backend = "remote"' in done.stderr
 
 
 def test_the_doctor_tells_what_is_missing_from_what_may_be(tinies: dict[str, tinymodel.Tiny], bot_toml: Path) -> None:
