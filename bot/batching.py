@@ -343,7 +343,9 @@ class Batcher:
         self.evaluated += len(rows)
         if not done:
             for job in jobs:
-                self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
+                assert job.seat is not None
+                self._seats.take_back(job.seat)
+                self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED))
             return False
         if sum(len(tokens) for job, tokens in parts if not job.made) >= _CHUNK_MIN:
             self._prompt_rate += (len(rows) / (self._clock() - started) - self._prompt_rate) / 4
