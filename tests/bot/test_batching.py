@@ -17,10 +17,11 @@ import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines, looping
+from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines
 from bot.engine import End, Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
+from bot.looping import kept, looping
 from bot.loras import Loras
 from bot.models import Served
 from bot.persona import Sampling
@@ -696,16 +697,20 @@ def test_an_answer_ends_at_an_end_of_turn_which_is_not_said(served: Served) -> N
     assert told == [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def test_of_a_loop_the_half_line_is_not_said(served: Served) -> None:
-    asked, told = Asked("a", 20, answers=True, max_tokens=400), list[str]()
-    asked.job.put = told.append
-    served.batcher.submit(asked.job)
-    assert asked.result() == 0.0
-    assert looping(asked.job.made)
-    assert asked.job.why is End.LOOP
-    whole, _, half = b"".join(map(served.model.piece, asked.job.made)).decode("utf-8", "ignore").rpartition("\n")
-    assert half.strip()
-    assert told == [line.strip() for line in whole.split("\n") if line.strip()]
+def test_of_a_loop_the_half_line_is_not_said_unless_it_is_a_row(served: Served) -> None:
+    rows = set()
+    for n in range(20, 44, 2):
+        asked, told = Asked("a", n, answers=True, max_tokens=400), list[str]()
+        asked.job.put = told.append
+        served.batcher.submit(asked.job)
+        assert asked.result() == 0.0
+        assert looping(asked.job.made, served.batcher._text)
+        assert asked.job.why is End.LOOP
+        text = b"".join(map(served.model.piece, asked.job.made[:-1])).decode("utf-8", "ignore")
+        whole, _, half = text.rpartition("\n")
+        assert told == [line.strip() for line in (*whole.split("\n"), kept(half)) if line.strip()]
+        rows.add(bool(kept(half)))
+    assert rows == {True, False}, "both were met"
 
 
 # -- turns ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +17,19 @@ import tinylora
 import tinymodel
 from loguru import logger
 
-from bot import config
-from bot.batching import looping
+from bot import base, config
+from bot.batching import Lines
 from bot.engine import End, Ending, Request, Voice
 from bot.errors import EngineError
 from bot.llama import Context, Model, log_probs
+from bot.looping import looping
 from bot.models import Served
 from bot.persona import Sampling
 from bot.prompt import FORMATS, ChatFormat, Piece, encode
 from bot.seats import Seats
 from bot.serving import LlamaEngine
 from bot.spill import Spill
+from training.likeness import use
 
 GEMMA = FORMATS["gemma"]
 BARE = Voice("bare", None, GEMMA)
@@ -367,7 +369,7 @@ async def test_a_scene_that_had_to_leave_comes_back_without_being_read_again(
         await engine.p_silent(request(seat, f"{seat}{words}"))
     assert "a" not in engine.base.seats
     read = engine.base.batcher.evaluated
-    again = request("a", f"a{words}", "嗯", "还在吗", sampling=GREEDY)
+    again = request("a", f"a{words}", "嗯", "还在吗", sampling=GREEDY.model_copy(update={"max_tokens": 12}))
     await said(engine, again)
     count = engine.count(again.pieces)
     assert engine.base.batcher.evaluated - read < count / 2
@@ -623,12 +625,59 @@ async def test_a_closed_engine_says_so(tinies: dict[str, tinymodel.Tiny]) -> Non
 @pytest.mark.parametrize(
     ("tokens", "loops"),
     [
-        ([5] * 16, True), ([5] * 15, False), ([1, 2] * 4, True), ([1, 2] * 3, False), ([9, 9, *[1, 2, 3] * 4], True),
-        (list(range(12)) * 4, True), (list(range(13)) * 4, False), (list(range(50)), False), ([], False),
+        ([5] * 16, True), ([5] * 15, False), ([1, 2] * 5, True), ([1, 2] * 4, False), ([9, 9, *[1, 2, 3] * 5], True),
+        (list(range(12)) * 5, True), (list(range(13)) * 5, False), (list(range(50)), False), ([], False),
     ],
 )  # fmt: skip
 def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
-    assert looping(tokens) is loops
+    assert looping(tokens, lambda run: "".join(f"词{t}" for t in run)) is loops
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("embedded")
+    return base.resolve(base.EMBEDDED, data, data)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(embedded: Path) -> Iterator[Model]:
+    """The embedded base's, without its weights."""
+    made = Model(embedded, vocab_only=True)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "bubbles"),
+    [
+        *((row, [row]) for row in (
+            "[捂脸]" * 5, "[捂脸]" * 8, "[doge]" * 8, "好[流泪]" + "[捂脸]" * 8, "哈" * 32, "笑死 " + "哈" * 59,
+            "呜" * 16, "啊" * 40, "6" * 16,
+            "2" + "3" * 21, "2" + "3" * 50, "233" * 12, "ha" * 20, "哈哈嘿嘿" * 8, "好" * 20,
+            "！" * 30, "😂" * 20, "在吗" * 4, "我也要去" * 4,
+        )),
+        ("[捂脸]" * 40, ["[捂脸]" * 8]), ("好呀" + "哈" * 200, ["好呀" + "哈" * 58]), ("啊" * 200, ["啊" * 59]),
+        ("3" * 200, ["3" * 59]), ("我也要去" * 9, []), ("今天吃什么呀" * 9, []), ("在吗" * 30, []),
+        ("好[捂脸]" * 9, []),
+        ("😂👍" * 30, []), ("[动画表情]" * 9, []), ("\x0f" * 90, []), ("好\n" + "我也要去" * 9, ["好"]),
+        ("嗯\n" * 30, ["嗯"] * 4), ("哈哈哈\n好的呀\n" * 9, ["哈哈哈", "好的呀"] * 4 + ["哈哈哈"]),
+    ],
+)  # fmt: skip
+def test_rows_that_people_send_are_said_and_phrases_again_and_again_are_not(
+    vocabulary: Model, said: str, bubbles: list[str]
+) -> None:
+    """As the embedded base would make them; what a loop's last row is cut to, no verdict calls a loop."""
+    told: list[str] = []
+    lines, made, looped = Lines(told.append), list[bytes](), False
+    for token in map(vocabulary.piece, vocabulary.tokens(said, control=False)):
+        made.append(token)
+        if looped := looping(made, lambda run: b"".join(run).decode("utf-8", "ignore")):
+            break
+        lines.feed(token)
+    lines.end(looped=looped)
+    assert told == bubbles
+    assert looped is ("\n".join(told) != said)
+    assert not any(use.loops(bubble) for bubble in told)
 
 
 async def test_dry_makes_saying_the_same_again_unlikely(engine: LlamaEngine) -> None:
@@ -690,7 +739,7 @@ async def test_a_loop_ends_the_answer(engine: LlamaEngine) -> None:
     # BOS counts for one; the token that closed the loop is not kept.
     made = engine.base.seats["a"].tokens[engine.count(asked.pieces) + 1 :]
     assert len(made) < 200
-    assert any(looping([*made, made[-period]]) for period in range(1, 13))
+    assert any(looping([*made, made[-period]], engine.base.batcher._text) for period in range(1, 13))
 
 
 async def test_a_scene_that_is_forgotten_is_neither_warm_nor_spilled(
