@@ -86,6 +86,39 @@ def test_a_lora_whose_metadata_is_no_text_is_one_jobs_error(
     looks(served)
 
 
+class Cramped(Model):
+    """Has no memory to spare while a LoRA is loaded."""
+
+    def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 16_000_000, before[1]))
+        try:
+            return super().load_lora(path, base_sha256)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is bounded on Linux only")
+def test_a_lora_that_finds_no_memory_is_one_jobs_error(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    base = tinies["gemma3"].gguf
+    small, large = (tinylora.write(tmp_path / f"{r}.gguf", base, rank=r) for r in (4, 40_000))
+    model = Cramped(base, 0)
+    with batching(Context(model, 1024, 4, 64, 1)) as batcher:
+        asked = [Asked("bare", 200), Asked("a", 20, lora=large), Asked("b", 20, lora=small), Asked("c", 20, lora=large)]
+        together(batcher, *asked)
+        told = [each.result() for each in asked]
+        assert [isinstance(t, float) for t in told] == [True, False, True, False]
+        for t in (told[1], told[3]):
+            assert isinstance(t, EngineError)
+            assert "LoRA" in str(t)
+            assert "40000.gguf' does not load on 'model.gguf'" in str(t)
+        assert (small in batcher._loras, large in batcher._loras) == (True, False)
+    model.close()
+
+
 @pytest.mark.parametrize("answers", [False, True])
 def test_logits_that_are_no_numbers_are_one_jobs_error(
     served: Served, tinies: dict[str, tinymodel.Tiny], tmp_path: Path, answers: bool

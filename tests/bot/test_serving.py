@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -410,6 +411,7 @@ async def test_the_personas_prompt_is_read_once_for_all_its_scenes(tinies: dict[
 
 async def test_a_long_prompt_does_not_stall_the_chats_that_are_typing(tinies: dict[str, tinymodel.Tiny]) -> None:
     engine = start(tinies, SETTINGS.model_copy(update={"n_batch": 64, "n_ctx": 2048, "kv_tokens": 4096}))
+    engine.base.model.ends = frozenset()  # the typist goes on typing
     engine.base.batcher._prompt_rate = 320  # as on a slow machine: 32 tokens of prompt in a step
     long, first = Sampling(max_tokens=400, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0), []
 
@@ -423,8 +425,9 @@ async def test_a_long_prompt_does_not_stall_the_chats_that_are_typing(tinies: di
             await asyncio.sleep(0.001)
     before = len(engine.base.batcher._active[0].made)
     await engine.p_silent(request("b", "昨晚又熬夜了，困死我了哈哈哈" * 60))
-    made = engine.base.batcher._active[0].made if engine.base.batcher._active else [0] * 400
-    assert len(made) - before > 5
+    assert not typing.done()
+    (typist,) = engine.base.batcher._active
+    assert len(typist.made) - before > 5
     typing.cancel()
     await asyncio.gather(typing, return_exceptions=True)
     await engine.close()
@@ -575,6 +578,27 @@ async def test_an_answer_that_takes_too_long_is_given_up(tinies: dict[str, tinym
     engine = start(tinies, SETTINGS.model_copy(update={"deadline_s": 1e-6}))
     with pytest.raises(EngineError, match="deadline_s"):
         await said(engine, request("a", "在吗"))
+    await engine.close()
+
+
+async def test_of_an_answer_that_takes_too_long_what_is_out_stays_said(tinies: dict[str, tinymodel.Tiny]) -> None:
+    engine = start(tinies, SETTINGS.model_copy(update={"deadline_s": 600.0}))
+    engine.base.model.ends = frozenset()
+    wild = Sampling(max_tokens=400, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    asked, told = request("a", "在吗", sampling=wild), list[str]()
+
+    async def listen() -> None:
+        async for bubble in engine.bubbles(asked):
+            told.append(bubble)
+            engine.base.batcher._clock = lambda: time.perf_counter() + 601
+
+    with pytest.raises(EngineError, match=r"an answer took longer than \[engine\] deadline_s = 600; raise it"):
+        await listen()
+    assert told
+    assert asked.ending.why is None, "it did not end by itself"
+    assert 0 < asked.ending.tokens < 400
+    engine.base.batcher._clock = time.perf_counter
+    assert 0 < await engine.p_silent(request("a", "在吗", "\n".join(told), "走不走")) < 1
     await engine.close()
 
 
