@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from loguru import logger
 from bot.engine import End, Request
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, Sampler, log_probs
+from bot.looping import kept, looping
 from bot.loras import Loras
 from bot.seats import Seat, Seats
 
@@ -343,7 +344,9 @@ class Batcher:
         self.evaluated += len(rows)
         if not done:
             for job in jobs:
-                self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED), drop=True)
+                assert job.seat is not None
+                self._seats.take_back(job.seat)
+                self._end(job, 1.0 if job.stop.is_set() else EngineError(_CLOSED))
             return False
         if sum(len(tokens) for job, tokens in parts if not job.made) >= _CHUNK_MIN:
             self._prompt_rate += (len(rows) / (self._clock() - started) - self._prompt_rate) / 4
@@ -362,7 +365,8 @@ class Batcher:
             job.lines = Lines(job.put)
         token = self._context.sample(job.sampler, index)
         job.made.append(token)
-        if looping(job.made):
+        if looping(job.made, self._text):
+            job.lines.end(looped=True)
             job.why = End.LOOP
         elif token in self._model.ends:
             job.lines.end()
@@ -374,6 +378,9 @@ class Batcher:
             job.lines.end()
             job.why = End.LENGTH
         self._end(job, 0.0)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._model.piece, tokens)).decode("utf-8", "ignore")
 
     def _end(self, job: Job, result: float | EngineError, *, drop: bool = False) -> None:
         """A job is over: its sequence is free for others, and who asked is told."""
@@ -411,8 +418,10 @@ class Lines:
             if line.strip():
                 self._put(line.strip())
 
-    def end(self) -> None:
-        """The answer is complete: what is left is its last bubble."""
+    def end(self, *, looped: bool = False) -> None:
+        """The answer is complete: what is left is its last bubble, of a loop as much of it as is said."""
+        if looped:
+            self._text = kept(self._text)
         self.feed(b"\n")
 
 
@@ -422,14 +431,3 @@ def _failure(error: Exception) -> EngineError:
         return error
     logger.opt(exception=error).error("a step of the engine failed")
     return EngineError(f"the engine failed ({type(error).__name__}); the log says where")
-
-
-def looping(tokens: Sequence[Hashable]) -> bool:
-    """Whether the newest tokens only repeat: one token 16 times, or a run of 2–12 four times."""
-    if len(tokens) >= 16 and len(set(tokens[-16:])) == 1:
-        return True
-    for period in range(2, 13):
-        tail = tokens[-4 * period :]
-        if len(tail) == 4 * period and len(set(tail)) > 1 and list(tail) == list(tail[:period]) * 4:
-            return True
-    return False

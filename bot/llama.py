@@ -499,7 +499,9 @@ class Context:
         tokens: Sequence[tuple[int, int, int, bool]],
         stop: Callable[[], bool] | None = None,
     ) -> bool:
-        """Evaluate tokens; False if `stop` became true in the middle (the sequences then hold nothing certain).
+        """Evaluate tokens; False if `stop` became true in the middle: `keep` what the sequences held before.
+
+        llama.cpp takes back the part of the batch (ubatch) it was in, not those before, and no recurrent state.
 
         Args:
             tokens: (token, sequence, position, whether its logits are wanted), at most `n_batch`.

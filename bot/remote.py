@@ -20,12 +20,12 @@ from typing import Any
 from loguru import logger
 
 from bot import config
-from bot.batching import looping
 from bot.completions import Completions, Refused
 from bot.engine import End, Ending, Measure, Request, Voice
 from bot.errors import EngineError
 from bot.firsttoken import Alternative, alternatives, missing
 from bot.llama import Model
+from bot.looping import kept, looping
 from bot.persona import Sampling
 from bot.prompt import FORMATS, ChatFormat, Piece, broken_up, encode
 
@@ -377,7 +377,9 @@ class RemoteEngine:
                     if not part.text:
                         continue
                     parts.append(part.text)
-                    if looping(parts):
+                    if looping(parts, "".join):
+                        if row := kept(text).strip():
+                            yield row
                         ending.why = End.LOOP
                         return
                     text, *cut = marker.split(text + part.text, maxsplit=1)

@@ -108,10 +108,17 @@ class Seats:
         """Forget what a sequence holds."""
         self._cut(seat, 0)
 
+    def take_back(self, seat: Seat) -> None:
+        """A decode was broken off: a sequence holds what it held before, or what it can be cut to."""
+        self._keep(seat, len(seat.tokens))
+
     def _cut(self, seat: Seat, n: int) -> None:
         if n < len(seat.tokens) or n == 0:
-            n = self._context.keep(seat.number, n, seat.mark)
-            del seat.tokens[n:]
+            self._keep(seat, n)
+
+    def _keep(self, seat: Seat, n: int) -> None:
+        n = self._context.keep(seat.number, n, seat.mark)
+        del seat.tokens[n:]
         if seat.mark is not None and seat.mark.n > n:
             seat.mark = None
 

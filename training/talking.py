@@ -23,10 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bot.batching import Lines, looping
+from bot.batching import Lines
 from bot.engine import End, Measure, Request, Voice
 from bot.errors import EngineError
 from bot.llama import BLANKS, BLANKS_MAX
+from bot.looping import looping
 from bot.persona import Sampling
 from bot.prompt import ChatFormat, Piece, encode
 from training.hf import HFTokenizer
@@ -121,6 +122,9 @@ class TransformersEngine:
     def _token(self, text: str) -> int:
         return self._tokenizer.tokens(text, control=True)[0]
 
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.text(tokens).strip("\ufffd")
+
     @torch.inference_mode()
     def _first(self, request: Request) -> torch.Tensor:
         """Logits behind the prompt, (n_vocab,)."""
@@ -150,6 +154,7 @@ class TransformersEngine:
         chain = _chain(request.sampling)
         generator = torch.Generator(device=row.device).manual_seed(request.seed)
         lines, sent, told = Lines(done.append), 0, 0
+        looped = False
         for _ in range(min(request.sampling.max_tokens, self.n_ctx - len(self._held))):
             row[self._never] = -torch.inf
             recent = torch.tensor([made[-_PENALIZED:]], device=row.device, dtype=torch.long)
@@ -157,7 +162,8 @@ class TransformersEngine:
             greedy = request.sampling.temperature == 0
             token = int(scores.argmax() if greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator))
             made.append(token)
-            if token in self._ends or stop.is_set() or looping(made):
+            looped = looping(made, self._text)
+            if token in self._ends or stop.is_set() or looped:
                 break
             text = self._tokenizer.text(made)
             if not text.endswith("\ufffd"):
@@ -166,9 +172,7 @@ class TransformersEngine:
             yield from done[sent:]
             sent = len(done)
             row = self._feed([token])
-        looped = looping(made)
-        if not looped:
-            lines.end()
+        lines.end(looped=looped)
         yield from done[sent:]
         why = End.LOOP if looped else End.TURN if made[-1] in self._ends else End.LENGTH
         request.ending.tokens, request.ending.why = len(made), None if stop.is_set() else why

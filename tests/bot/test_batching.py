@@ -11,20 +11,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import llama_cpp as lc
 import pytest
 import tinylora
 import tinymodel
 
 from bot import config
-from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines, looping
+from bot.batching import ALONE_TOKENS, PASSED_MAX, TURN_S, TURN_STEPS, TYPING_STEP_S, Batcher, Job, Lines
 from bot.engine import End, Request, Voice
 from bot.errors import EngineError
 from bot.llama import CacheFull, Context, Model, log_probs
+from bot.looping import kept, looping
 from bot.loras import Loras
 from bot.models import Served
 from bot.persona import Sampling
 from bot.prompt import FORMATS
-from bot.seats import Seats
+from bot.seats import HEADER_MAX, Seats
 from bot.spill import Spill
 
 GEMMA = FORMATS["gemma"]
@@ -82,6 +84,39 @@ def test_a_lora_whose_metadata_is_no_text_is_one_jobs_error(
     served.batcher.submit(asked.job)
     assert "trained on the base" in str(asked.result())
     looks(served)
+
+
+class Cramped(Model):
+    """Has no memory to spare while a LoRA is loaded."""
+
+    def load_lora(self, path: Path, base_sha256: str | None = None) -> Any:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 16_000_000, before[1]))
+        try:
+            return super().load_lora(path, base_sha256)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is bounded on Linux only")
+def test_a_lora_that_finds_no_memory_is_one_jobs_error(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    base = tinies["gemma3"].gguf
+    small, large = (tinylora.write(tmp_path / f"{r}.gguf", base, rank=r) for r in (4, 40_000))
+    model = Cramped(base, 0)
+    with batching(Context(model, 1024, 4, 64, 1)) as batcher:
+        asked = [Asked("bare", 200), Asked("a", 20, lora=large), Asked("b", 20, lora=small), Asked("c", 20, lora=large)]
+        together(batcher, *asked)
+        told = [each.result() for each in asked]
+        assert [isinstance(t, float) for t in told] == [True, False, True, False]
+        for t in (told[1], told[3]):
+            assert isinstance(t, EngineError)
+            assert "LoRA" in str(t)
+            assert "40000.gguf' does not load on 'model.gguf'" in str(t)
+        assert (small in batcher._loras, large in batcher._loras) == (True, False)
+    model.close()
 
 
 @pytest.mark.parametrize("answers", [False, True])
@@ -520,12 +555,15 @@ def alone(model: Model, ids: Sequence[int]) -> float:
     return found
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "mamba", "lfm2", "falcon-h1"])
+@pytest.mark.parametrize("kind", ["gemma3", "swa", "mamba", "lfm2", "qwen35", "falcon-h1"])
 @pytest.mark.parametrize("stopped", ["ab", "a"])
 def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
     tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str, stopped: str
 ) -> None:
-    """And only then; what was broken off leaves nothing behind, in layers with a state neither."""
+    """And only then; what was broken off leaves nothing behind, in layers with a state neither, and takes nothing away.
+
+    A state cannot be cut: it goes back to its mark, 16 tokens before the end of what was read before.
+    """
     model = Model({**tinies, **forgetful}[kind].gguf, 0)
     prompts = {name: [2, *(300 + (of * 37 + i * 7) % 300 for i in range(n))] for of, (name, n) in enumerate(_LONG)}
     expected = {name: alone(model, ids) for name, ids in prompts.items()}
@@ -550,15 +588,86 @@ def test_a_decode_is_broken_off_when_nobody_wants_it_any_more(
         if stopped == "ab":
             assert told == [1.0, 1.0]
             assert context.asks < whole / 2
-            assert [batcher._seats[name].tokens for name in "ab"] == [[], []]
+            held = 60 - (HEADER_MAX if context.recurrent else 0)
+            assert [batcher._seats[name].tokens for name in "ab"] == [prompts[name][:held] for name in "ab"]
         else:
             assert told[1] == pytest.approx(expected["b"], rel=0.02)
             assert context.asks >= whole, "it went on for the other one"
         context.after = 10**9
         for name in prompts:
-            again = asked(name)
+            again, before = asked(name), batcher.evaluated
             batcher.submit(again.job)
             assert again.result() == pytest.approx(expected[name], rel=0.02)
+            if stopped == "ab":
+                assert batcher.evaluated - before == len(prompts[name]) - held, "the rest alone"
+    model.close()
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "swa", "mamba", "lfm2", "qwen35", "falcon-h1"])
+def test_wherever_a_decode_is_broken_off_it_leaves_what_was_held_before(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str
+) -> None:
+    """Where each has cells of its own, llama.cpp evaluates unequal prompts in several ubatches; those before it stay.
+
+    A state goes back to the mark of the prompt before, or to its own, when that much was read.
+    """
+    model = Model({**tinies, **forgetful}[kind].gguf, 0)
+    prompts = {name: [2, *(300 + (of * 37 + i * 7) % 300 for i in range(n))] for of, (name, n) in enumerate(_LONG)}
+    expected = {name: alone(model, ids) for name, ids in prompts.items()}
+    places = 0
+    for after in itertools.count(2, 14):
+        context = Asking(model, 4096, 4, 1024, 1, kv_unified=False)
+        with batching(context, n_ctx=1024) as batcher:
+            batcher._prompt_rate = 1e6  # all in one step
+            begun, both, again = ([Asked(name, 2) for name in prompts] for _ in range(3))
+            for each in (*begun, *both, *again):
+                each.job.ids = prompts[each.job.request.seat][: 60 if each in begun else None]
+            together(batcher, *begun)
+            assert all(0 < float(each.result()) < 1 for each in begun)  # type: ignore[arg-type]
+            context.asks, context.after = 0, after
+            context.stops = lambda both=both: [each.job.stop.set() for each in both]  # type: ignore[assignment,misc]
+            together(batcher, *both)
+            told = [each.result() for each in both]
+            if told != [1.0, 1.0]:
+                break
+            seats = [batcher._seats[name] for name in prompts]
+            held = [len(seat.tokens) for seat in seats]
+            marked = [[60 - HEADER_MAX] * 2, [len(ids) - HEADER_MAX for ids in prompts.values()]]
+            assert held in (marked if context.recurrent else [[60, 60]])
+            assert [seat.tokens for seat in seats] == [prompts[seat.name][: len(seat.tokens)] for seat in seats]
+            last = [int(lc.llama_memory_seq_pos_max(context._memory, seat.number)) for seat in seats]
+            assert last == [n - 1 for n in held]
+            before = batcher.evaluated
+            together(batcher, *again)
+            for each in again:
+                assert each.result() == pytest.approx(expected[each.job.request.seat], rel=0.02)
+            assert batcher.evaluated - before == sum(map(len, prompts.values())) - sum(held), "the rest alone"
+            places += 1
+    assert places >= 5
+    model.close()
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "swa"])
+def test_of_a_prompt_that_is_broken_off_what_its_earlier_steps_read_stays(
+    tinies: dict[str, tinymodel.Tiny], forgetful: dict[str, tinymodel.Tiny], kind: str
+) -> None:
+    model = Model({**tinies, **forgetful}[kind].gguf, 0)
+    context = Asking(model, 1024, 4, 64, 1)
+    with batching(context) as batcher:
+        asked, again = Asked("a", 300), Asked("a", 300)
+
+        def in_the_third() -> None:
+            if batcher.steps == 3:
+                asked.job.stop.set()
+            context.after = context.asks + 1
+
+        context.after, context.stops = 1, in_the_third  # type: ignore[assignment]
+        batcher.submit(asked.job)
+        assert asked.result() == 1.0
+        assert batcher._seats["a"].tokens == list(asked.job.ids[:128])
+        batcher.submit(again.job)
+        assert again.result() == pytest.approx(alone(model, again.job.ids), rel=0.02)
+        assert batcher.evaluated == 192 + 300 - 128
     model.close()
 
 
@@ -621,16 +730,20 @@ def test_an_answer_ends_at_an_end_of_turn_which_is_not_said(served: Served) -> N
     assert told == [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def test_of_a_loop_the_half_line_is_not_said(served: Served) -> None:
-    asked, told = Asked("a", 20, answers=True, max_tokens=400), list[str]()
-    asked.job.put = told.append
-    served.batcher.submit(asked.job)
-    assert asked.result() == 0.0
-    assert looping(asked.job.made)
-    assert asked.job.why is End.LOOP
-    whole, _, half = b"".join(map(served.model.piece, asked.job.made)).decode("utf-8", "ignore").rpartition("\n")
-    assert half.strip()
-    assert told == [line.strip() for line in whole.split("\n") if line.strip()]
+def test_of_a_loop_the_half_line_is_not_said_unless_it_is_a_row(served: Served) -> None:
+    rows = set()
+    for n in range(20, 44, 2):
+        asked, told = Asked("a", n, answers=True, max_tokens=400), list[str]()
+        asked.job.put = told.append
+        served.batcher.submit(asked.job)
+        assert asked.result() == 0.0
+        assert looping(asked.job.made, served.batcher._text)
+        assert asked.job.why is End.LOOP
+        text = b"".join(map(served.model.piece, asked.job.made[:-1])).decode("utf-8", "ignore")
+        whole, _, half = text.rpartition("\n")
+        assert told == [line.strip() for line in (*whole.split("\n"), kept(half)) if line.strip()]
+        rows.add(bool(kept(half)))
+    assert rows == {True, False}, "both were met"
 
 
 # -- turns ----------------------------------------------------------------------------------------

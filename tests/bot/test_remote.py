@@ -426,8 +426,10 @@ async def test_biases_go_by_token_where_the_vocabulary_is_known(base: Path, voca
     [
         (["好\n<start_of_", "turn>user\n", "我来了\n"], ["好"]),
         (["好呀", "<end_of_turn>\n<start_of_turn>"], ["好呀"]),
-        (["走", *["\n哈", "哈"] * 20], ["走", "哈哈", "哈哈", "哈哈"]),
-        ([*"来了", "\n", *["哈"] * 40], ["来了"]),
+        (["走", *["\n哈", "哈"] * 20], ["走", *["哈哈"] * 4]),
+        ([*"来了", "\n", *["哈"] * 40], ["来了", "哈" * 40]),
+        ([*"来了", "\n", *["哈"] * 80], ["来了", "哈" * 59]),
+        ([*"来了", "\n", *["我也", "要去"] * 9], ["来了"]),
         (["我<3你", " a<b"], ["我<3你 a<b"]),
     ],
 )
@@ -452,7 +454,7 @@ AS_LLAMA_SERVER = peer.Answer(
         (AS_LLAMA_SERVER, Ending(7, End.LENGTH)),
         (peer.streamed("好呀", "\n走", finish="length"), Ending(4, End.LENGTH)),
         (peer.streamed("好", "<end_of_turn>", "\n我", finish="length", completion_tokens=9), Ending(6, End.TURN)),
-        (peer.streamed(*["哈"] * 40, completion_tokens=40), Ending(16, End.LOOP)),
+        (peer.streamed(*["哈"] * 80, completion_tokens=80), Ending(60, End.LOOP)),
     ],
 )
 async def test_how_an_answer_ended_is_what_the_server_tells(answer: peer.Answer, ending: Ending) -> None:

@@ -12,7 +12,7 @@ from bot.llama import BASE_KEY
 
 def write(
     path: Path, base: Path, *, seed: int = 0, names_base: str | None = None, strength: float = 4.0,
-    says_base: str | None = None,
+    says_base: str | None = None, rank: int = 4,
 ) -> Path:  # fmt: skip
     """Adapt one or two projections of every layer.
 
@@ -23,8 +23,9 @@ def write(
         names_base: sha256 put into our metadata key; None leaves it out.
         strength: alpha / r.
         says_base: what llama.cpp's converter would have noted of the base.
+        rank: r; the file is as large as that.
     """
-    reader, rng, rank = gguf.GGUFReader(base), np.random.default_rng(seed), 4
+    reader, rng = gguf.GGUFReader(base), np.random.default_rng(seed)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("adapter")

@@ -7,12 +7,12 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from bot.looping import RUN_MAX, is_row
 from bot.prompt import FORMATS
-from bot.segments import face_ids
 from training.likeness.figure import Figure, mean_figure
 from training.likeness.style import LAUGHTER
 
-_LOOP_TIMES, _RUN_MAX, _SAME_BUBBLE_MAX, _FACES_MAX = 5, 30, 4, 8
+_LOOP_TIMES, _SAME_BUBBLE_MAX = 5, 4
 _COPY_MIN = 5
 """Characters heard from which saying them again is a copy; shorter ones (晚安, 哈哈) are manners."""
 
@@ -86,22 +86,14 @@ def another_voice(text: str, speakers: Collection[str]) -> bool:
 
 
 def loops(text: str) -> bool:
-    """Whether a text says a phrase five times on end, a character thirty or a bubble four; laughter and faces apart."""
+    """Whether a text says a phrase five times on end, a bubble four, or a row too long to be said."""
     bubbles = Counter(b.strip() for b in text.split("\n") if len(b.strip()) > 1)
     if any(times >= _SAME_BUBBLE_MAX for times in bubbles.values()):
         return True
-    if re.search(rf"(.)\1{{{_RUN_MAX - 1},}}", text):
+    if re.search(rf"(.)\1{{{RUN_MAX - 1},}}", text):
         return True
     repeated = re.finditer(rf"(.{{2,20}}?)\1{{{_LOOP_TIMES - 1},}}", text, re.DOTALL)
-    return any(
-        len(set(match[1])) > 1 and not LAUGHTER.fullmatch(match[0]) and not _faces(match[1], match[0])
-        for match in repeated
-    )
-
-
-def _faces(one: str, row: str) -> bool:
-    """Whether a row is of one QQ face, no longer than people send them."""
-    return one[:1] == "[" and one[-1:] == "]" and one[1:-1] in face_ids() and len(row) <= _FACES_MAX * len(one)
+    return any(len(set(match[1])) > 1 and not is_row(match[0], len(match[0]) // len(match[1])) for match in repeated)
 
 
 def copies(answer: Answer) -> bool:
