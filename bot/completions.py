@@ -106,7 +106,7 @@ class Completions:
         back_off_s: Sequence[float] = _BACK_OFF_S,
     ) -> None:
         self.url = url
-        self._timeout_s, self._deadline_s = timeout_s, deadline_s
+        self._timeout_s, self.deadline_s = timeout_s, deadline_s
         self._named, self._back_off_s = named, back_off_s
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
@@ -124,7 +124,7 @@ class Completions:
         Raises:
             EngineError: of any fault; Refused when the server said no.
         """
-        async with self._within(self._deadline_s):
+        async with self.within():
             response = await self._send(body)
             try:
                 raw = await response.aread()
@@ -178,15 +178,19 @@ class Completions:
             return None
         return len(told) if isinstance(told, list) else None
 
-    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[Part, None]:
+    async def stream(self, body: dict[str, Any], left_s: float | None = None) -> AsyncGenerator[Part, None]:
         """A completion as it comes; closing the iterator closes the connection, which stops the server.
+
+        Args:
+            body: the request.
+            left_s: seconds left for it; None: the whole deadline.
 
         Raises:
             EngineError: of any fault; a stream that ends before the server said that it is finished is one.
         """
-        left_s = self._deadline_s
+        left_s = self.deadline_s if left_s is None else left_s
         began = time.monotonic()
-        async with self._within(left_s):
+        async with self.within(left_s):
             response = await self._send({**body, "stream": True, "stream_options": {"include_usage": True}})
         try:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
@@ -194,7 +198,7 @@ class Completions:
             finished = False
             async with aclosing(self._events(response)) as events:
                 while True:
-                    async with self._within(left_s - (time.monotonic() - began)):
+                    async with self.within(left_s - (time.monotonic() - began)):
                         data = await anext(events, None)
                     if data is None or data == b"[DONE]":
                         break
@@ -317,13 +321,14 @@ class Completions:
         return EngineError(f"{self.url} broke off in the middle of an answer; its own log says why")
 
     @asynccontextmanager
-    async def _within(self, left_s: float) -> AsyncIterator[None]:
+    async def within(self, left_s: float | None = None) -> AsyncIterator[None]:
+        """What is done in it ends with the EngineError of a passed deadline; None: the whole one."""
         try:
-            async with asyncio.timeout(max(0.0, left_s)):
+            async with asyncio.timeout(self.deadline_s if left_s is None else max(0.0, left_s)):
                 yield
         except TimeoutError:
             raise EngineError(
-                f"{self.url} took longer for an answer than {self._named.deadline} = {self._deadline_s:g}"
+                f"{self.url} took longer for an answer than {self._named.deadline} = {self.deadline_s:g}"
             ) from None
 
 

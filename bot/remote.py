@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -93,8 +94,13 @@ class RemoteEngine:
         """P(end-of-turn as the first token), from the server's log-probabilities.
 
         Raises:
-            EngineError: the server gives none, or none that could be the end of turn's.
+            EngineError: the server gives none, or none that could be the end of turn's; all that it was asked together
+                took longer than `deadline_s`.
         """
+        async with self._server.within():
+            return await self._p_silent(request)
+
+    async def _p_silent(self, request: Request) -> float:
         body = {**await self._body(request, _CERTAIN), "logprobs": _TOP}
         if self._vocabulary is not None:
             # vLLM: name candidates by id, and this one whatever its rank.
@@ -133,27 +139,33 @@ class RemoteEngine:
         the same is cut off with what follows it.
 
         Raises:
-            EngineError: of any fault of the server, or two empty answers.
+            EngineError: of any fault of the server, or two empty answers; what was asked before the first bubble and
+                the stream together took longer than `deadline_s`.
         """
+        began = time.monotonic()
         markers = markers_of(request.voice.format)
-        body = await self._body(request, request.sampling)
+        async with self._server.within():
+            body = await self._body(request, request.sampling)
         if ban := self._ban(request, markers):
             body["logit_bias"] = {**body.get("logit_bias", {}), **ban}
         stops = {"stop": markers, "stop_token_ids": self._ends(request)}
         try:
-            async with aclosing(self._said({**body, **stops, "min_tokens": 1}, request.ending)) as lines:
+            left_s = self._server.deadline_s - (time.monotonic() - began)
+            async with aclosing(self._said({**body, **stops, "min_tokens": 1}, request.ending, left_s)) as lines:
                 async for line in lines:
                     yield line
             return
         except _NothingSaidError:
-            opening = await self._first_word(body, request)
+            async with self._server.within(self._server.deadline_s - (time.monotonic() - began)):
+                opening = await self._first_word(body, request)
         if opening:
             body["prompt"] = self._extended(body["prompt"], opening)
             body["max_tokens"] = max(1, body["max_tokens"] - 1)
         else:
             body["seed"] = (body["seed"] + 1) & 0xFFFFFFFF
         try:
-            async with aclosing(self._said({**body, **stops}, request.ending, opening)) as lines:
+            left_s = self._server.deadline_s - (time.monotonic() - began)
+            async with aclosing(self._said({**body, **stops}, request.ending, left_s, opening)) as lines:
                 async for line in lines:
                     yield line
         except _NothingSaidError:
@@ -358,7 +370,9 @@ class RemoteEngine:
             f"{self._server.url} draws no word even with the end of turn banned; does it take logit_bias?"
         )
 
-    async def _said(self, body: dict[str, Any], ending: Ending, opening: str = "") -> AsyncGenerator[str, None]:
+    async def _said(
+        self, body: dict[str, Any], ending: Ending, left_s: float, opening: str = ""
+    ) -> AsyncGenerator[str, None]:
         """Lines of a streamed answer that begins with `opening`; raises _NothingSaidError when there is none.
 
         It ends where the newest parts only repeat, as the local engine's do; a part is a token where servers do not
@@ -370,7 +384,7 @@ class RemoteEngine:
         counted: int | None = None
         ending.why = None
         try:
-            async with aclosing(self._server.stream(body)) as stream:
+            async with aclosing(self._server.stream(body, left_s)) as stream:
                 async for part in stream:
                     finish = End.LENGTH if part.finish == "length" else finish
                     counted = counted if part.completion_tokens is None else part.completion_tokens

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -702,14 +703,35 @@ async def test_a_server_that_does_not_come_to_an_end_is_given_up() -> None:
 
 
 async def test_the_time_a_reader_takes_is_not_the_servers() -> None:
-    async with peer.serving(lambda _: peer.streamed(*["好\n"] * 12, pause_s=0.1)) as other:
-        remote = connect(settings(other.url, remote_format="gemma", deadline_s=1.0), None)
+    async with peer.serving(lambda _: peer.streamed(*["好\n"] * 12, pause_s=0.01)) as other:
+        remote = connect(settings(other.url, remote_format="gemma", deadline_s=2.0), None)
         heard = 0
         async for _ in remote.bubbles(request()):
             if not heard:
-                await asyncio.sleep(0.95)
+                await asyncio.sleep(2.1)
             heard += 1
         assert heard == 12
+
+
+async def test_all_that_is_asked_for_one_answer_has_one_deadline(base: Path, vocabulary: Model) -> None:
+    def slow(body: dict[str, Any]) -> peer.Answer:
+        if body.get("stream"):
+            return peer.streamed(pause_s=0.2)  # before each of its three parts
+        word = peer.whole("的", legacy({"的": -0.1, GEMMA.end: -2.0}), prompt_tokens=counted(body, vocabulary))
+        return replace(word, pause_s=0.6)
+
+    async with peer.serving(slow) as other:
+        late = r"longer for an answer than \[engine\] deadline_s = 1.5"
+        # Two questions to know the server by, and one for P(silent): 0.6 s each.
+        silent = connect(settings(other.url, deadline_s=1.5), base)
+        with pytest.raises(EngineError, match=late):
+            await silent.p_silent(request())
+        other.asked.clear()
+        speaking = connect(settings(other.url, deadline_s=1.5), base)
+        speaking.takes_ids = True  # as if it were known
+        with pytest.raises(EngineError, match=late):  # an empty answer, a first word, and the answer from there
+            await said(speaking, request())
+        assert len(other.asked) == 3
 
 
 async def test_chats_go_to_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
