@@ -56,7 +56,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     if full:
         figures += [*stage.high_level(600), *stage.layouts()]
     stage.close()
-    show("engine", figures, as_json=as_json)
+    show("engine", figures, as_json=as_json, of=settings.engine)
 
 
 class Stage:

@@ -58,7 +58,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
             figures += _served(f"base + {precision.upper()} LoRA", path, work / f"{precision}.gguf", passages)
         for kind in _KINDS:
             figures += _served(f"merged {kind}", work / f"{kind}.gguf", None, passages)
-    show("export", figures, as_json=as_json)
+    show("export", figures, as_json=as_json, of=settings.engine)
 
 
 _CHILD = """

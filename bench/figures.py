@@ -7,9 +7,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -87,11 +89,21 @@ def at_most(name: str, unit: str, value: float, peer: str, peer_value: float, go
     return Figure(name, value, unit, peer, peer_value, goal, value <= goal * peer_value, **more)
 
 
-def show(bench: str, figures: list[Figure], *, as_json: bool) -> None:
-    """Print the figures."""
+def show(bench: str, figures: list[Figure], *, as_json: bool, of: BaseModel | None = None) -> None:
+    """Print the figures.
+
+    Args:
+        bench: its name.
+        figures: what was measured.
+        as_json: for programs, with date, machine, versions and settings.
+        of: the settings it ran with, where bot.toml has any for it.
+    """
     if as_json:
-        rows = [{**asdict(f), "ratio": f.ratio} for f in figures]
-        print(json.dumps({"bench": bench, "machine": machine(), "versions": versions(), "figures": rows}, indent=1))
+        ran = {
+            "bench": bench, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions(),
+            "settings": of.model_dump(mode="json") if of is not None else None,
+        }  # fmt: skip
+        print(json.dumps({**ran, "figures": [{**asdict(f), "ratio": f.ratio} for f in figures]}, indent=1))
         return
     table = Table(title=f"{bench} on {machine()}")
     for column in ("figure", "value", "unit", "peer", "peer value", "ratio", "goal", "n", "spread"):

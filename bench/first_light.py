@@ -42,7 +42,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         figures += _learned("demo", persona.version.manifest)
     if full:
         figures += [f for manifest in family(settings, path) for f in _learned("family", manifest)]
-    show("first-light", figures, as_json=as_json)
+    show("first-light", figures, as_json=as_json, of=settings.engine)
 
 
 def _install(root: Path) -> list[Figure]:

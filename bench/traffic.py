@@ -40,7 +40,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     trace = _Trace(stage, 10 * _MINUTE_S if full else _MINUTE_S)
     stage.wait(trace.run())
     stage.close()
-    show("traffic", trace.figures(), as_json=as_json)
+    show("traffic", trace.figures(), as_json=as_json, of=settings.engine)
 
 
 class _Trace:

@@ -50,7 +50,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     figures = _beside_trl(folder, windows)
     if full:
         figures += _curve(folder, windows)
-    show("train", figures, as_json=as_json)
+    show("train", figures, as_json=as_json, of=settings.training)
 
 
 def _windows(settings: config.Settings, root: Path) -> list[Window]:

@@ -39,7 +39,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     figures = _night(settings, path, every, me, name, "continue")
     if full:
         figures += _night(settings, path, every, me, name, "fresh")
-    show("night", figures, as_json=as_json)
+    show("night", figures, as_json=as_json, of=settings.training)
 
 
 def _night(
