@@ -13,8 +13,8 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ _TOP = 20
 """Alternatives of the first token asked for: what vLLM allows unless told otherwise."""
 _BAN = -100.0
 """Bias of a token that must not be drawn."""
+_MEET_AGAIN_S = 600.0
+"""Seconds for which what was found out about the server is believed."""
 _PROBE = "早呀，今天吃什么？\nhello, see you at 10:30! 周末去爬山怎么样😀"
 _CONTROL = re.compile(r"<[^<>]+>")
 _CERTAIN = Sampling(temperature=0, top_p=1, top_k=0, min_p=0, repeat_penalty=1, max_tokens=1)
@@ -66,6 +68,8 @@ class RemoteEngine:
         self._told_of_bias = False
         self.takes_ids: bool | None = None
         """Whether the server takes token ids for a prompt; None before the first request."""
+        self._met_at = time.monotonic()
+        """When that was found out, or else minus infinity: something went wrong since, and it may be another server."""
 
     @property
     def format(self) -> ChatFormat:
@@ -97,8 +101,18 @@ class RemoteEngine:
             EngineError: the server gives none, or none that could be the end of turn's; all that it was asked together
                 took longer than `deadline_s`.
         """
-        async with self._server.within():
-            return await self._p_silent(request)
+        with self._watched():
+            async with self._server.within():
+                return await self._p_silent(request)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """A server that failed is met anew: it may come back with another model, to which token ids say other words."""
+        try:
+            yield
+        except EngineError:
+            self._met_at = -math.inf
+            raise
 
     async def _p_silent(self, request: Request) -> float:
         body = {**await self._body(request, _CERTAIN), "logprobs": _TOP}
@@ -142,6 +156,12 @@ class RemoteEngine:
             EngineError: of any fault of the server, or two empty answers; what was asked before the first bubble and
                 the stream together took longer than `deadline_s`.
         """
+        with self._watched():
+            async with aclosing(self._bubbles(request)) as bubbles:
+                async for bubble in bubbles:
+                    yield bubble
+
+    async def _bubbles(self, request: Request) -> AsyncGenerator[str, None]:
         began = time.monotonic()
         markers = markers_of(request.voice.format)
         async with self._server.within():
@@ -245,19 +265,22 @@ class RemoteEngine:
         return prompt + self._vocabulary.tokens(text, control=False)
 
     async def _meet(self, voice: Voice) -> None:
-        """Before the first request: whether the server takes token ids, and whether they mean the same there.
+        """Whether the server takes token ids, and whether they mean the same there.
 
-        Nothing of a chat is sent. A server of another vocabulary is told by the tokens it counts in a known text.
+        Asked before the first request, after one that failed, and every ten minutes: a server may be started anew with
+        another model, and nothing tells. Nothing of a chat is sent. A server of another vocabulary is told by the
+        tokens it counts in a known text.
         """
         probe = {**self._speaker(voice), "max_tokens": 1, "temperature": 0}
         refusals = self._refusals
         async with self._meeting:
-            if self.takes_ids is not None:
+            if self.takes_ids is not None and time.monotonic() - self._met_at < _MEET_AGAIN_S:
                 return
             if self._refusals > refusals and self._refused == voice.name:  # while this one waited, for the same name
                 raise EngineError(self._refusal)
             try:
                 self.takes_ids = await self._probed(probe)
+                self._met_at = time.monotonic()
             except EngineError as e:
                 self._refusals, self._refused, self._refusal = self._refusals + 1, voice.name, str(e)
                 raise

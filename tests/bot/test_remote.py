@@ -25,6 +25,7 @@ from loguru import logger
 from bench import llama_server
 from bench.llama_server import LlamaServer
 from bot import config, doctor
+from bot import remote as remote_module
 from bot.completions import Completions, Refused
 from bot.engine import End, Ending, Request, Voice
 from bot.errors import EngineError
@@ -711,6 +712,36 @@ async def test_the_time_a_reader_takes_is_not_the_servers() -> None:
                 await asyncio.sleep(2.1)
             heard += 1
         assert heard == 12
+
+
+@pytest.mark.parametrize("noticed", ["it failed in between", "it is asked again after a while"])
+async def test_a_server_that_comes_back_with_another_model_is_told(
+    base: Path, vocabulary: Model, monkeypatch: pytest.MonkeyPatch, noticed: str
+) -> None:
+    more, broken = 0, False
+
+    def answer(body: dict[str, Any]) -> peer.Answer:
+        if broken:
+            return refused(400, "invalid_request_error")
+        return peer.whole("的", legacy({"的": -0.1, GEMMA.end: -2.0}), prompt_tokens=counted(body, vocabulary) + more)
+
+    async with peer.serving(answer) as other:
+        remote = connect(settings(other.url), base)
+        for _ in range(2):
+            assert await remote.p_silent(request()) == pytest.approx(math.exp(-2))
+        assert len(other.asked) == 2 + 2, "it is met once"
+        more = 5
+        if noticed == "it failed in between":
+            broken = True
+            with pytest.raises(EngineError):
+                await remote.p_silent(request())
+            broken = False
+        else:
+            monkeypatch.setattr(remote_module, "_MEET_AGAIN_S", 0.0)
+        with pytest.raises(EngineError, match="it runs another model"):
+            await remote.p_silent(request())
+        with pytest.raises(EngineError, match="it runs another model"):
+            await said(remote, request())
 
 
 async def test_all_that_is_asked_for_one_answer_has_one_deadline(base: Path, vocabulary: Model) -> None:
