@@ -66,7 +66,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
     if full:
         figures += [*stage.high_level(600), *stage.layouts()]
     stage.close()
-    show("engine", figures, as_json=as_json, of=settings.engine)
+    show("engine", figures, as_json=as_json, of=stage.ran_with)
 
 
 def _heard(number: int) -> Message:
@@ -103,6 +103,9 @@ class Stage:
         self.engine = LlamaEngine(path, settings, digest)
         self.format = self.engine.format
         self._numbers = iter(range(10**9))
+        threads = self.engine.base.context.n_threads
+        self.ran_with = settings.model_copy(update={"n_threads": threads, "base": path.name})
+        """The settings with what was chosen for those left open, for results: without a path of this machine."""
         self.peer = peer
         if not peer:
             return
@@ -426,6 +429,7 @@ class Stage:
                     archive.append([heard], "bench")
                     look = await replier.look(heard.scene, persona, _ACCOUNT, lambda _: 0.5)
                     assert look is not None
+                    assert look.verdict.speaks
                     if number < _WARM:
                         archive.append([_said(number, heard, "嗯嗯")], "bench")
                         continue

@@ -45,7 +45,7 @@ def main(settings: config.Settings, root: Path, *, full: bool, as_json: bool) ->
         figures = [*_first_use(stage, copies), _switch(stage, copies), _busy(stage, copies[:_BUSY])]
         figures += _merged(stage, Path(shutil.copy2(path, Path(folder) / "model.gguf")), figures[1])
     stage.close()
-    show("personas", figures, as_json=as_json, of=settings.engine)
+    show("personas", figures, as_json=as_json, of=stage.ran_with)
 
 
 def _first_use(stage: Stage, copies: list[Path]) -> list[Figure]:

