@@ -266,6 +266,21 @@ def test_the_person_is_taken_for_the_person_and_another_speaker_is_not() -> None
     assert author.way(half, OWN[80:], nearly, clusters) is None, "the person is not surely told from the base"
 
 
+def test_a_parrot_of_training_answers_is_no_more_the_person_than_the_person() -> None:
+    words, rng = "今天晚上一起去吃面好不好我不想动了你呢明天再说吧真的假的", random.Random(3)
+
+    def lines(n: int) -> list[str]:
+        return ["".join(rng.choice(words) for _ in range(8)) for _ in range(n)]
+
+    own, others, held_out = lines(300), lines(300), lines(300)  # nothing tells them apart but what was seen
+    author, clusters = Author(own, others), list(range(300))
+    taken, person = author.taken([rng.choice(own) for _ in range(300)], clusters), author.taken(held_out, clusters)
+    assert taken is not None
+    assert person is not None
+    assert abs(taken.value - person.value) < 0.15
+    assert author.taken([f"{line}。" for line in own], clusters).value < 0.65, "nor one that adds a mark"  # type: ignore[union-attr]
+
+
 def test_too_few_lines_are_no_classifier() -> None:
     with pytest.raises(TrainingError, match=f"needs {MIN_LINES} answers .* not 3 and 120"):
         Author(OWN[:3], OTHERS)
