@@ -232,6 +232,6 @@ def _figures(
         rise = evaluate.paired_difference(night, kept[0])
         if rise is not None:
             title = f"drift, {start}: held-out loss {name} [{rise.low:.3f}, {rise.high:.3f}]"
-            met = None if goal is None else rise.low <= 0
+            met = None if goal is None else rise.value <= goal
             rows.append(Figure(title, rise.value, "nats/token", goal=goal, met=met, n=rise.n))
     return rows

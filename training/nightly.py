@@ -515,14 +515,15 @@ class Night(Groundwork):
     def measure(self) -> "_Figures":
         """Score the held-out moments with the new version, the serving one and the bare base."""
         keep = self.settings.training.silence_keep
-        new = self._scored_once("new", self.base_path, self.export(), self.windows)
+        new = evaluate.undone(self._scored_once("new", self.base_path, self.export(), self.windows), keep)
         calibration = evaluate.fit_calibration(new, keep)
         served = deciding(calibration, self.learned.counts["silences"], keep)
         serving = None
         if self.persona.version is not None:
             manifest = self.persona.version.manifest
             windows = self.windows_for(manifest.system_prompt)
-            scored = self._scored_once("serving", *self._weights(self.persona.version), windows)
+            kept = float(manifest.settings.get("silence_keep", 1.0))
+            scored = evaluate.undone(self._scored_once("serving", *self._weights(self.persona.version), windows), kept)
             decides = self.persona.version.calibration
             figures = evaluate.metrics(scored, decides, fitted=manifest.calibration is not None)
             serving = gate.Candidate(scored, figures, decides)

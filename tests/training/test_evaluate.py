@@ -23,6 +23,7 @@ from training.evaluate import (
     pacing,
     paired_difference,
     score,
+    undone,
 )
 from training.likeness.figure import mean_figure, ratio_figure
 from training.likeness.silence import weighted_aucs
@@ -56,6 +57,27 @@ def drawn(n: int, seed: int, split: Split, *, text_knows: float, mentions_know: 
             )
         )
     return found
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5, 0.2])
+def test_what_fewer_silences_take_from_the_loss_is_given_back(keep: float) -> None:
+    whole, fewer = [], []
+    for number, silent in enumerate(np.linspace(0.02, 0.97, 30)):
+        odds = silent / (1 - silent) * keep  # what a model comes to that saw so many of the silences
+        biased = odds / (1 + odds)
+        for silence in (True, False):
+            found = label(2 * number + silence, silence=silence)
+            first = [math.log(p if silence else 1 - p) for p in (silent, biased)]
+            rest = 0.0 if silence else 3.0
+            whole.append(Scored(found, rest - first[0], 1, silent, number))
+            fewer.append(Scored(found, rest - first[1], 1, biased, number))
+    difference = paired_difference(undone(fewer, keep), whole)
+    assert difference is not None
+    assert difference.value == pytest.approx(0, abs=1e-9)
+    raw = paired_difference(fewer, whole)
+    assert raw is not None
+    assert (raw.value > 0.02) == (keep < 1)
+    assert [x.p_silent for x in undone(fewer, keep)] == [x.p_silent for x in fewer], "a fit corrects it by itself"
 
 
 def both_splits(text_knows: float, mentions_know: float, n: int = 300) -> list[Scored]:

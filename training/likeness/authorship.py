@@ -69,7 +69,7 @@ class Author:
         unseen_by = self._folds[nearest]
         for fold, model in enumerate(self._models):
             if (asked := np.flatnonzero(unseen_by == fold)).size:
-                found[asked] = model.predict_proba([answers[i] for i in asked])[:, 1]
+                found[asked] = model.predict_proba([answers[i] for i in asked.tolist()])[:, 1]
         return found
 
     def taken(self, answers: Sequence[str], clusters: Sequence[Hashable]) -> Figure | None:
