@@ -8,6 +8,7 @@ resampling whole conversations, not words.
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
@@ -29,6 +30,8 @@ HELD_OUT = (Split.TUNE, Split.TEST, Split.NEWEST)
 """What no version under judgement was trained on."""
 _MIN_OF_A_CLASS = 8
 """Answers and silences each that a calibration needs; with fewer, nine weights would be noise."""
+_APART = timedelta(minutes=30)
+"""Between talks of the newest day, as `[conversation] conversation_gap_s` has it unless set."""
 _MIN_PACES = 5
 """Measurements that quantiles need."""
 _L2 = 1.0
@@ -142,13 +145,15 @@ def held_out(windows: Sequence[Window], splits: Collection[Split] = HELD_OUT) ->
 
 
 def _clusters(windows: Sequence[Window]) -> dict[tuple[str, str], int]:
-    """Runs of consecutive labels of one split in one scene, numbered."""
+    """Runs of consecutive labels of one split in one scene, numbered; of the newest day, its talks."""
     numbers: dict[tuple[str, str], int] = {}
     current, before = 0, None
+    last: datetime | None = None
     for label in (x for w in windows for x in w.labels):
         now = (label.scene, label.split)
-        current += now != before
-        before = now
+        gap = label.when - last if label.when is not None and last is not None else timedelta(0)
+        current += now != before or (label.split is Split.NEWEST and gap > _APART)
+        before, last = now, label.when
         numbers[label.scene, label.message_id] = current
     return numbers
 

@@ -172,7 +172,8 @@ def verdict(
         reasons.append(Reason(Fault.DECLINED, declined))
     differences = {"loss": against_serving, **_more_differences(new, serving, base, likeness)}
     newest, quiet, style = (differences[name] for name in ("newest", "brier", "style"))
-    if newest is not None and newest.low > 0:
+    # Of fewer talks than an interval needs, one that went badly by chance would be "surely" worse.
+    if newest is not None and newest.low > 0 and newest.resampled == "conversation":
         reasons.append(Reason(Fault.WORSE_ON_NEWEST, newest))
     if quiet is not None and serving is None and quiet.low > 0:
         reasons.append(Reason(Fault.WORSE_SILENCE_THAN_BASE, quiet))

@@ -290,6 +290,17 @@ def test_the_newest_day_is_scored_by_both_before_it_joins(new_loss: float, noise
     assert next(r for r in found.rows if r.name == "newest").new is not None
 
 
+def test_a_few_talks_of_the_newest_day_refuse_nothing() -> None:
+    serving = candidate(4.0)
+    few = [replace(x, cluster=i % 3) for i, x in enumerate(newest(4.5))]
+    new = Candidate([*serving.scored, *few], serving.metrics)
+    found = judged(new, Candidate([*serving.scored, *newest(4.0)], serving.metrics))
+    assert found.passed
+    row = next(r for r in found.rows if r.name == "newest")
+    assert row.difference is not None
+    assert (row.difference.value, row.difference.resampled) == (pytest.approx(0.5), "label")
+
+
 PLACES = [Place(f"在干嘛{i}", f"在吃饭呢{i % 7}～", f"在干嘛{i}", i // 2) for i in range(60)]
 REAL = [p.real for p in PLACES]
 SECRET = "周三下午去北站二楼接外婆然后把钥匙交给楼下理发店的老周别忘了带伞"
@@ -487,7 +498,8 @@ def test_sample_answers_are_looked_at(answers: tuple[Answer, ...], expected: set
         ("好耶！", False),
         ("2333333", False),
         ("我也要去我也要去我也要去我也要去我也要去", True),
-        ("啊" * 40, True),
+        ("啊" * 40, False),
+        ("啊" * 60, True),
         ("好的\n好的\n好的\n好的", True),
         ("\n".join(["今天吃什么"] * 5), True),
         ("[图片]" * 6, True),
