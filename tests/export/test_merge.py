@@ -98,8 +98,9 @@ def test_in_float32_nothing_is_rounded_and_shards_and_config_say_so(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert loaded.dtype == torch.float32
     assert len(list(out.glob("*.safetensors"))) == len(list(sharded.glob("*.safetensors"))) > 1
+    eps = torch.finfo(torch.float32).eps  # processors add in another order; bfloat16 rounds 30,000 times as much
     for name, tensor in loaded.state_dict().items():
-        assert torch.allclose(tensor, expected[name], rtol=1e-6, atol=1e-9), name
+        assert (tensor - expected[name]).abs().max() <= 2 * eps * expected[name].abs().max(), name
     index = json.loads((out / "model.safetensors.index.json").read_text("utf-8"))
     assert index["metadata"]["total_size"] == 4 * sum(w.n_numbers for w in checkpoint_tensors(out).values())
 
