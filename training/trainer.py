@@ -33,8 +33,8 @@ _SAME = (
     "max_grad_norm", "optim", "use_liger_kernel", "seed", "logging_steps", "save_steps", "save_total_limit",
 )  # fmt: skip
 """Settings that the trainer knows under the same names."""
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""Of RuntimeErrors: torch's allocator on a CPU has no class of its own."""
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+"""Of RuntimeErrors: torch's allocator on a CPU has no class of its own, nor has cuBLAS (CUBLAS_STATUS_ALLOC_FAILED)."""
 
 
 class Trainer(SFTTrainer):
@@ -207,6 +207,9 @@ def trainer(
         parameter.data = parameter.data.float()
     slim(made.model)
     made.at_once = at_once
+    # Ours is the loss, whatever the base's own forward takes: without the number of labels each part of a batch would be
+    # a mean of its own, and their sum too large.
+    made.model_accepts_loss_kwargs = True
     teach_sparse_loss(made.model, packed=packed)
     return made
 

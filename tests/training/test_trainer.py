@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from bot.cli.training import _ended
 from bot.config import Training
@@ -106,6 +106,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_teaches_the_same(
     assert halved.record["steps"] == 3
     for name, tensor in lora(whole).items():
         torch.testing.assert_close(lora(halved)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_base_whose_forward_takes_nothing_more_learns_by_the_same_loss(
+    base: Path, samples: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = with_(SETTINGS, max_steps=2, logging_steps=1)
+    longest = wide(max(len(r.ids) for r in rows_of(samples, Split.TRAIN)))
+    usual = train(samples, base, tmp_path / "usual", settings, options=Options(at_once=UNBOUNDED))
+    # What transformers takes from a signature without **kwargs, as custom code has.
+    monkeypatch.setattr(Qwen3ForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    passes = train(samples, base, tmp_path / "passes", settings, options=Options(at_once=2 * longest))
+    assert [x["loss"] for x in passes.record["loss"]] == pytest.approx(
+        [x["loss"] for x in usual.record["loss"]], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("packing", ["off", "on"])
