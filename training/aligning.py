@@ -44,6 +44,7 @@ from training.precision import Precision
 from training.preferences import Pair
 from training.samples import Split
 from training.state import read_state, write_state
+from training.trainer import is_no_memory
 
 RECORD_FILE = "preferences.json"
 RISE_MAX = 0.05
@@ -76,7 +77,7 @@ def align(
         settings: bot.toml's [training], precision and compute_dtype as the run had them.
 
     Returns:
-        What preferences.json holds: `outcome` (`too few`, `kept`, `undone`), `pairs`, `loss` and `beta`, the
+        What preferences.json holds: `outcome` (`too few`, `kept`, `undone`, `no memory`), `pairs`, `loss`, `beta`, the
         `part` of the pass's change that was kept, the mean log-odds of wanted over rejected (`margin`, nats) and the
         loss on the tune split (`tune`, nats per token) before and after.
 
@@ -103,6 +104,14 @@ def align(
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=run_dir) as made:
         try:
             record |= _passed(usable, replay, tune, checkpoint, peft, Path(made), settings)
+        except (RuntimeError, MemoryError) as e:
+            if not is_no_memory(e):
+                raise
+            logger.warning(
+                "memory ran out in the preference pass, and what was trained before it stays; lower [training] "
+                "model_max_length, or set gradient_checkpointing = true"
+            )
+            record |= {"outcome": "no memory"}
         finally:
             device.free()
         # First what it will be, then the weights: a kill between the two only has the pass done again.

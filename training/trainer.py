@@ -207,8 +207,8 @@ def trainer(
         parameter.data = parameter.data.float()
     slim(made.model)
     made.at_once = at_once
-    # Ours is the loss, whatever the base's own forward takes: without the number of labels each part of a batch would be
-    # a mean of its own, and their sum too large.
+    # Ours is the loss, whatever the base's own forward takes: without the number of labels each part of a batch would
+    # be a mean of its own, and their sum too large.
     made.model_accepts_loss_kwargs = True
     teach_sparse_loss(made.model, packed=packed)
     return made

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from bot.checksum import sha256
 from bot.config import Training
@@ -204,6 +205,23 @@ def test_a_pass_that_costs_what_was_learned_is_undone(lesson: Lesson, run: Path)
     record = aligning.align(lesson.pairs(), [], others(lesson), lesson.base, run, run / "peft", wild)
     assert record["outcome"] == "undone"
     assert record["after"]["tune"] > record["before"]["tune"] + aligning.RISE_MAX
+    assert sha256(run / "peft" / "adapter_model.safetensors") == before
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [], "nothing half-made is left"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_a_pass_that_finds_no_memory_leaves_what_was_trained(
+    lesson: Lesson, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    before = sha256(run / "peft" / "adapter_model.safetensors")
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DPOTrainer, "training_step", full)
+        record = aligning.align(lesson.pairs(), [], [], lesson.base, run, run / "peft", SETTINGS)
+    assert (record["outcome"], record["pairs"]) == ("no memory", 16)
     assert sha256(run / "peft" / "adapter_model.safetensors") == before
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [], "nothing half-made is left"
 
