@@ -136,10 +136,11 @@ def test_an_export_without_parity_is_refused() -> None:
     assert faults(judged(candidate(4.0), parity=False)) == {Fault.PARITY}
 
 
-def test_what_was_rolled_back_by_itself_is_refused_however_good_it_is() -> None:
+@pytest.mark.parametrize("how", [Fault.WENT_BACK, Fault.TAKEN_BACK])
+def test_what_was_rolled_back_is_refused_however_good_it_is(how: Fault) -> None:
     new = candidate(4.0)
     assert verdict(new, None, BASE_MODEL, True, GOOD).passed
-    assert faults(verdict(new, None, BASE_MODEL, True, GOOD, went_back=True)) == {Fault.WENT_BACK}
+    assert faults(verdict(new, None, BASE_MODEL, True, GOOD, went_back=how)) == {how}
 
 
 def test_silence_the_wrong_way_round_is_refused_and_chance_is_not() -> None:
