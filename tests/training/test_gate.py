@@ -314,6 +314,15 @@ def alike(new: Sequence[str], serving: Sequence[str] | None = None, base: Sequen
     return Assessment(PLACES, TOLD).likeness({**voices, **({SERVING: Spoken(serving)} if serving else {})})
 
 
+@pytest.mark.parametrize("tune", [10, 60])
+def test_the_persons_own_distance_is_of_answers_spread_over_both_splits(tune: int) -> None:
+    """Of two scenes the first would stand for both: here each says half, and the other half is as far as can be."""
+    first, second = "在吃饭呢～", "您好，文件请查收。"
+    told = replace(TOLD, tune=(first,) * tune + (second,) * tune)
+    places = [Place("在干嘛", first if i < 30 else second, "在干嘛", i) for i in range(60)]
+    assert Assessment(places, told).likeness({}).voices[PERSON]["style"].value == pytest.approx(0.0)
+
+
 def test_a_copy_of_the_person_scores_one_and_the_base_is_the_floor() -> None:
     found = alike(REAL).voices
     for voice in (PERSON, NEW):
