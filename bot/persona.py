@@ -26,7 +26,9 @@ from bot.prompt import FORMATS
 LORA_FILE, MODEL_FILE = "lora.gguf", "model.gguf"
 MANIFEST_FILE = "manifest.json"
 WITHDRAWN_FILE = "withdrawn.json"
-"""Versions that were rolled back by themselves: why, when, and the hash of their weights."""
+"""Versions that were rolled back, by themselves or by hand: why, when, and the hash of their weights."""
+BY_HAND = "by hand"
+"""Why, of a version that somebody went back from."""
 NAME = re.compile(r"\w[\w-]*")
 """A persona's folder name: letters of any script, digits, - and _."""
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -420,7 +422,7 @@ class Personas:
         Args:
             name: the persona.
             result: a folder with manifest.json and the files it lists.
-            by_hand: also what was rolled back by itself before, since somebody wants it so.
+            by_hand: also what was rolled back before, since somebody wants it so.
             force: also what the gate refused; the manifest then says when it was forced.
 
         Raises:
@@ -465,17 +467,21 @@ class Personas:
     def rollback(self, name: str, version: str | None = None) -> Version:
         """Make an older version current: the one named, else the one before the current.
 
+        A newer one that serves until then was not wanted: it does not come back by itself.
+
         Raises:
             PersonaError: there is none, or it does not verify.
         """
+        left = self.current(name)
         if version is None:
-            now = self.current(name)
-            older = self._older(name, now)
+            older = self._older(name, left)
             if not older:
-                raise PersonaError(f"persona {name!r} has no version before {now!r}")
+                raise PersonaError(f"persona {name!r} has no version before {left!r}")
             version = older[-1]
         verified = self.verify(name, version)
         self._restore(name, version)
+        if left in self.versions(name) and left > version:
+            self._take_back(name, left)
         self._point(name, version)
         return verified
 
@@ -508,7 +514,7 @@ class Personas:
         return verified
 
     def withdrawn(self, name: str) -> dict[str, dict[str, Any]]:
-        """Versions that were rolled back by themselves; `restored` of those that were brought back by hand since."""
+        """Versions that were rolled back; `restored` of those that went by themselves and were brought back by hand."""
         try:
             found = json.loads((self.root / name / WITHDRAWN_FILE).read_text("utf-8"))
         except (OSError, ValueError):
@@ -516,7 +522,7 @@ class Personas:
         return found if isinstance(found, dict) else {}
 
     def gone_back(self, name: str, version: str, weights: str) -> str | None:
-        """The version that was rolled back by itself, and not brought back since, which a new one is.
+        """The version that was rolled back, and not brought back since, which a new one is.
 
         Args:
             name: the persona.
@@ -539,8 +545,23 @@ class Personas:
     def _restore(self, name: str, version: str) -> None:
         """Somebody chose a withdrawn version: it is not rolled back by itself a second time."""
         found = self.withdrawn(name)
+        if version not in found:
+            return
+        kept = found[version]
+        # What only ever went back by hand was never judged, and still may be.
+        by_itself = kept.get("by_itself") if kept.get("why") == BY_HAND else kept
+        others = {v: entry for v, entry in found.items() if v != version}
+        self._write_withdrawn(name, others | ({version: {**by_itself, "restored": True}} if by_itself else {}))
+
+    def _take_back(self, name: str, version: str) -> None:
+        """Somebody went back from a version: note it, beside what an earlier roll-back by itself noted."""
+        found = self.withdrawn(name)
+        entry: dict[str, Any] = {"why": BY_HAND, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        with contextlib.suppress(PersonaError):  # one whose manifest is damaged is left all the same
+            entry["weights"] = _weights(self.manifest(name, version))
         if version in found:
-            self._write_withdrawn(name, found | {version: {**found[version], "restored": True}})
+            entry["by_itself"] = found[version]
+        self._write_withdrawn(name, found | {version: entry})
 
     def _older(self, name: str, version: str | None) -> list[str]:
         """Versions before one that may serve, oldest first."""

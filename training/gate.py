@@ -31,6 +31,7 @@ class Fault(StrEnum):
     NOT_BETTER_THAN_BASE = "held-out loss is not better than the bare base's"
     PARITY = "the exported files are not equal to what was trained"
     WENT_BACK = "it is the version that was rolled back by itself"
+    TAKEN_BACK = "it is the version that was rolled back by hand"
     WORSE_ON_NEWEST = "loss on the newest day is worse than the serving version's"
     WORSE_SILENCE = "P(speak) is worse than the serving version's"
     WORSE_STYLE = "the style is further from the person's than the serving version's"
@@ -137,7 +138,7 @@ def verdict(
     likeness: Likeness | None = None,
     rules: Gate = Gate(),  # noqa: B008 - frozen
     *,
-    went_back: bool = False,
+    went_back: Fault | None = None,
     behind: float = 0.0,
 ) -> Verdict:
     """Judge a new version.
@@ -150,10 +151,10 @@ def verdict(
         answers: what it says at held-out moments where the person spoke.
         likeness: the measures of its answers there; without them style and leaks are not judged.
         rules: bot.toml's `[gate]`.
-        went_back: whether it is, by its weights, what was rolled back by itself before.
+        went_back: `WENT_BACK` or `TAKEN_BACK` where it is, by its weights, what was rolled back before.
         behind: nats per token by which the serving version's loss lies above the best of the versions before it.
     """
-    reasons = [Reason(Fault.WENT_BACK)] if went_back else []
+    reasons = [Reason(went_back)] if went_back else []
     test = _test(new.scored)
     if not all(math.isfinite(x.nll) and math.isfinite(x.p_silent) for x in new.scored):
         reasons.append(Reason(Fault.NOT_A_NUMBER))

@@ -27,7 +27,7 @@ from bot.checksum import digest, sha256
 from bot.config import Training
 from bot.errors import ExportError, TrainingError, TwinError
 from bot.llama import Model
-from bot.persona import LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
+from bot.persona import BY_HAND, LORA_FILE, MANIFEST_FILE, Calibration, Manifest, Version, deciding
 from bot.prompt import FORMATS, ChatFormat, Piece
 from bot.scorer import Scorer
 from export import lora, merged, parity, proof, reference
@@ -156,10 +156,9 @@ class Night(Groundwork):
         proof = self.prove()
         figures = self.measure()
         likeness = self.likeness(figures)
-        went_back = self.personas.gone_back(self.persona.name, self.folder.name, sha256(self.export()))
         verdict = gate.verdict(
             figures.new, figures.serving, figures.bare, proof.passed, self._answers(), likeness, self.settings.gate,
-            went_back=went_back is not None, behind=self._behind,
+            went_back=self._went_back(), behind=self._behind,
         )  # fmt: skip
         manifest = self._manifest(proof, figures, verdict)
         serving = self.persona.version.manifest if self.persona.version else None
@@ -182,6 +181,15 @@ class Night(Groundwork):
         """What the serving version's own verdict said of its distance to the best before it."""
         version = self.persona.version
         return 0.0 if version is None else float(version.manifest.gate.get("behind", 0.0))
+
+    def _went_back(self) -> gate.Fault | None:
+        """Whether it is what was rolled back before, and by whom."""
+        name = self.persona.name
+        same = self.personas.gone_back(name, self.folder.name, sha256(self.export()))
+        if same is None:
+            return None
+        by_hand = self.personas.withdrawn(name)[same].get("why") == BY_HAND
+        return gate.Fault.TAKEN_BACK if by_hand else gate.Fault.WENT_BACK
 
     @property
     def _learned_nothing(self) -> bool:

@@ -57,6 +57,7 @@ _WHY = {
     Fault.NOT_BETTER_THAN_BASE: "留出集损失没有明显好过没训练的底座",
     Fault.PARITY: "导出的文件和训练的结果对不上",
     Fault.WENT_BACK: "它就是之前自动撤下来的那一版",
+    Fault.TAKEN_BACK: "它就是之前主人自己换下来的那一版",
     Fault.WORSE_ON_NEWEST: "最近一天的损失比现在的版本差",
     Fault.WORSE_SILENCE: "什么时候开口，比现在的版本更不像本人",
     Fault.WORSE_STYLE: "文风比现在的版本更不像本人",
@@ -71,6 +72,7 @@ _WHY = {
     Fault.BAD_ANSWERS: "太多示例回答在循环或照抄对方",
 }
 _MORE_SILENCE = "用 `twin corpus stats` 看看沉默够不够多；不用急，下一晚会再试。"
+_BRING_BACK = "不用做什么，下一晚会不一样；想要它，发 /persona rollback 加版本号（见 `twin persona show`）。"
 _NEXT = {
     Fault.NOT_A_NUMBER: "把 bot.toml [training] learning_rate 调低再训练。",
     Fault.NOTHING_HELD_OUT: "用 `twin import` 导入更多聊天记录，或者等记录多一些。",
@@ -79,7 +81,8 @@ _NEXT = {
     Fault.DECLINED: "不用做什么，下一晚再试；连续几晚都这样，就用 `twin persona rollback` 换回更早的一版。",
     Fault.NOT_BETTER_THAN_BASE: "用 `twin corpus stats` 看看学到了多少；太少就导入更多聊天记录。",
     Fault.PARITY: "运行 `twin doctor`，确认底座文件没有换过、没有损坏，再训练。",
-    Fault.WENT_BACK: "不用做什么，下一晚会不一样；想要它，发 /persona rollback 加版本号（见 `twin persona show`）。",
+    Fault.WENT_BACK: _BRING_BACK,
+    Fault.TAKEN_BACK: _BRING_BACK,
     Fault.WORSE_ON_NEWEST: "不用做什么，下一晚这一天的话也会学进去，再试一次。",
     Fault.WORSE_SILENCE: _MORE_SILENCE,
     Fault.WORSE_STYLE: "不用做什么，下一晚再试；连续几晚都这样，就把 num_train_epochs 调低。",

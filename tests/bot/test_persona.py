@@ -18,7 +18,7 @@ from killing import killed_at
 
 from bot.checksum import digest, sha256
 from bot.errors import PersonaError
-from bot.persona import Calibration, Pacing, Personas, Sampling, Spec, new_persona
+from bot.persona import BY_HAND, Calibration, Pacing, Personas, Sampling, Spec, new_persona
 
 BASE = "b" * 64
 TOML = """
@@ -506,9 +506,52 @@ def test_a_withdrawn_version_is_brought_back_by_hand(personas: Personas, tmp_pat
         personas.publish("xiaoman", result(tmp_path, "2", lora=b"2"), by_hand=True)
     assert serving(personas) == "2"
     assert personas.withdrawn("xiaoman")["2"]["restored"] is True
-    personas.rollback("xiaoman", "1")
     published(personas, tmp_path, "2")
     assert serving(personas) == "2"
+    personas.rollback("xiaoman", "1")
+    assert personas.gone_back("xiaoman", "2", "") == "2"
+    personas.rollback("xiaoman", "2")
+    assert personas.withdrawn("xiaoman")["2"]["restored"] is True, "it still is not judged a second time"
+
+
+def test_what_somebody_went_back_from_does_not_come_back_by_itself(personas: Personas, tmp_path: Path) -> None:
+    published(personas, tmp_path, "1", "2")
+    assert personas.rollback("xiaoman").name == "1"
+    for again in (result(tmp_path, "2", lora=b"2"), result(tmp_path, "21", lora=b"2")):
+        with pytest.raises(PersonaError, match=r"rolled back on 20.*\(by hand\) and is not published again by itself"):
+            personas.publish("xiaoman", again)
+    published(personas, tmp_path, "3")
+    back = personas.withdraw("xiaoman", "why", NOW)
+    assert (back and back.name, serving(personas)) == ("1", "1")
+    published(personas, tmp_path, "4")
+    assert personas.rollback("xiaoman").name == "1"
+    published(personas, tmp_path, "5")
+    (personas.root / "xiaoman" / "versions" / "5" / "lora.gguf").write_bytes(b"broken")
+    assert serving(personas) == "1"
+    assert {v: x["why"] for v, x in personas.withdrawn("xiaoman").items()} == {"2": BY_HAND, "3": "why", "4": BY_HAND}
+
+
+@pytest.mark.parametrize("how", ["rollback", "publish"])
+def test_naming_what_somebody_went_back_from_takes_the_note_away(personas: Personas, tmp_path: Path, how: str) -> None:
+    published(personas, tmp_path, "1", "2")
+    personas.rollback("xiaoman")
+    assert list(personas.withdrawn("xiaoman")) == ["2"]
+    if how == "rollback":
+        personas.rollback("xiaoman", "2")
+    else:
+        personas.publish("xiaoman", result(tmp_path, "2", lora=b"2"), by_hand=True)
+    assert (serving(personas), personas.withdrawn("xiaoman")) == ("2", {})
+    published(personas, tmp_path, "3")
+    back = personas.withdraw("xiaoman", "why", NOW)
+    assert (back and back.name, serving(personas)) == ("2", "2")
+
+
+def test_a_version_that_is_damaged_is_gone_back_from_all_the_same(personas: Personas, tmp_path: Path) -> None:
+    published(personas, tmp_path, "1", "2")
+    (personas.root / "xiaoman" / "versions" / "2" / "manifest.json").write_text("{", "utf-8")
+    assert personas.rollback("xiaoman").name == serving(personas) == "1"
+    assert personas.gone_back("xiaoman", "2", "") == "2"
+    assert personas.gone_back("xiaoman", "3", "") is None
 
 
 def test_the_only_version_is_not_withdrawn(personas: Personas, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tinymodel
 
 from bot.archive import Archive
 from bot.checksum import sha256
-from bot.config import Conversation, Engine, Paths, Settings
+from bot.config import Cleaning, Conversation, Engine, Paths, Settings
 from bot.errors import TrainingError
 from bot.message import Message, Scene
 from bot.persona import Base, Manifest, Persona, Personas, new_persona
@@ -93,6 +93,18 @@ def test_every_pair_is_held_out_and_the_real_one_is_on_either_side(
         assert any(line.startswith("我：") for line in trial.context[:-1])
     assert {t.real for t in test.trials} == {0, 1}
     assert len(prepare(settings, persona, tiny.gguf, sha256(tiny.gguf), 3).trials) == 3
+
+
+def test_what_nobody_learns_from_is_no_pair(
+    settings: Settings, persona: Persona, archive: Archive, tiny: tinymodel.Tiny
+) -> None:
+    held_out = days(archive, 150)
+    blocked = next(iter(held_out.values()))
+    left_out = sum(blocked in said for said in held_out.values())
+    strict = settings.model_copy(update={"corpus": Cleaning(blocked_words=(blocked,))})
+    test = prepare(strict, persona, tiny.gguf, sha256(tiny.gguf), 100)
+    assert len(test.trials) == len(held_out) - left_out > 5
+    assert not any(blocked in trial.options[trial.real] for trial in test.trials)
 
 
 def test_no_pair_shows_another_pairs_real_answer_and_equal_answers_are_counted(archive: Archive) -> None:

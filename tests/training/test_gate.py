@@ -136,10 +136,11 @@ def test_an_export_without_parity_is_refused() -> None:
     assert faults(judged(candidate(4.0), parity=False)) == {Fault.PARITY}
 
 
-def test_what_was_rolled_back_by_itself_is_refused_however_good_it_is() -> None:
+@pytest.mark.parametrize("how", [Fault.WENT_BACK, Fault.TAKEN_BACK])
+def test_what_was_rolled_back_is_refused_however_good_it_is(how: Fault) -> None:
     new = candidate(4.0)
     assert verdict(new, None, BASE_MODEL, True, GOOD).passed
-    assert faults(verdict(new, None, BASE_MODEL, True, GOOD, went_back=True)) == {Fault.WENT_BACK}
+    assert faults(verdict(new, None, BASE_MODEL, True, GOOD, went_back=how)) == {how}
 
 
 def test_silence_the_wrong_way_round_is_refused_and_chance_is_not() -> None:
@@ -322,6 +323,15 @@ def test_words_of_other_tokens_are_not_compared_and_it_is_said() -> None:
 def alike(new: Sequence[str], serving: Sequence[str] | None = None, base: Sequence[str] = FAR) -> Likeness:
     voices = {NEW: Spoken(new), BASE: Spoken(base), PROMPTED: Spoken(base), RETRIEVAL: Spoken(REAL)}
     return Assessment(PLACES, TOLD).likeness({**voices, **({SERVING: Spoken(serving)} if serving else {})})
+
+
+@pytest.mark.parametrize("tune", [10, 60])
+def test_the_persons_own_distance_is_of_answers_spread_over_both_splits(tune: int) -> None:
+    """Of two scenes the first would stand for both: here each says half, and the other half is as far as can be."""
+    first, second = "在吃饭呢～", "您好，文件请查收。"
+    told = replace(TOLD, tune=(first,) * tune + (second,) * tune)
+    places = [Place("在干嘛", first if i < 30 else second, "在干嘛", i) for i in range(60)]
+    assert Assessment(places, told).likeness({}).voices[PERSON]["style"].value == pytest.approx(0.0)
 
 
 def test_a_copy_of_the_person_scores_one_and_the_base_is_the_floor() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import tinylora
 import tinymodel
 import torch
 from peft import PeftModel
@@ -697,6 +698,32 @@ def test_how_far_the_serving_version_had_declined_is_handed_on(settings: Setting
     declined = first.model_copy(update={"gate": {**first.gate, "behind": 0.07}})
     file.write_text(declined.model_dump_json(), "utf-8")
     assert made().gate["behind"] == pytest.approx(0.07, abs=1e-3), "the same weights again: no nearer, no further"
+
+
+def test_what_the_owner_went_back_from_is_refused_under_another_name(settings: Settings, tmp_path: Path) -> None:
+    tiny = tinymodel.build(tmp_path / "tiny")
+    chat(settings, range(120))
+    small, sha = smaller(settings), sha256(tiny.gguf)
+
+    def made() -> BetterThanBase:
+        night = BetterThanBase(small, "xiaoman", tiny.gguf, sha, silent, None)
+        night.tiny = tiny  # type: ignore[attr-defined]
+        return night
+
+    first = made().run(force=True)
+    assert first.kind == "published"
+    older = tinylora.write(tmp_path / "older.gguf", tiny.gguf)
+    published(settings, "20260101-000000", {}, sha, older)
+    personas = Personas(settings.data / "personas", sha)
+    personas.rollback("xiaoman", first.version)
+    assert personas.rollback("xiaoman").name == "20260101-000000"
+    night = made()
+    outcome = night.run(force=True)
+    reasons = Manifest.model_validate_json((night.folder / "manifest.json").read_text("utf-8")).gate["reasons"]
+    assert outcome.kind == "refused"
+    assert "taken_back" in reasons
+    assert "went_back" not in reasons
+    assert "它就是之前主人自己换下来的那一版" in outcome.summary
 
 
 def test_evaluating_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from bot.errors import TrainingError
+from training.answers import spread
 from training.likeness import leak, rouge, sense, style, use, words
 from training.likeness.authorship import Author
 from training.likeness.figure import Figure, mean_figure
@@ -180,9 +181,11 @@ class Assessment:
         """Distances to the answers at the places; for the person, of their answers elsewhere."""
         if name != PERSON:
             return style.distances(voice.said, *self._real, self.material.phrases)
-        others = self.material.tune[: len(self.places)]
-        real, clusters = self._real
-        return style.distances(others, real[: len(others)], clusters[: len(others)], self.material.phrases)
+        # Both from first to last: a scene's oldest answers would stand for all the person's.
+        others = spread(list(self.material.tune), len(self.places))
+        places = spread(list(self.places), len(others))
+        real = [p.real for p in places]
+        return style.distances(others, real, [p.cluster for p in places], self.material.phrases)
 
     @property
     def _real(self) -> tuple[list[str], list[Hashable]]:
