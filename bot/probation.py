@@ -21,6 +21,8 @@ MIN_CORRECTED = 4
 """Corrected answers at least: two of two are surely more than a tenth, and still the mood of one evening."""
 POINTS = 4
 """Decision points in a block for each answer in one: the rate of 30 moments alone says little."""
+RUNNING = 2
+"""Disjoint blocks in a row in which a measure must lie outside: a week holds many blocks, and each is looked at."""
 _BEFORE = timedelta(days=60)
 """How far back the version before is looked for."""
 RATE = {True: "rate_private", False: "rate_group"}
@@ -93,7 +95,8 @@ def judge(
         return Corrected(hits, n, other)
     scenes = {d.scene for d in decisions}
     now_live = Live(own, _answers(archive, scenes, spec, since, now))
-    if len(now_live.answers) < rules.watch_answers and len(own) < rules.watch_answers * POINTS:
+    least = rules.watch_answers * RUNNING
+    if len(now_live.answers) < least and len(own) < least * POINTS:
         return None
     person = person_of(since)
     found = outside(now_live, person, rules.watch_answers)
@@ -101,29 +104,30 @@ def judge(
         return found or None
     earlier = [d for d in decisions if d.version == before]
     theirs = Live(earlier, _answers(archive, scenes, spec, earlier[0].time, since))
-    was = {o.measure for o in outside(theirs, person, rules.watch_answers)}
+    # One block is enough to doubt that one.
+    was = {o.measure for o in outside(theirs, person, rules.watch_answers, running=1)}
     return [o for o in found if o.measure not in was] or None
 
 
-def outside(live: Live, person: Person, block: int) -> list[Outside]:
-    """The measures of a version's newest block that lie outside the person's bands.
+def outside(live: Live, person: Person, block: int, running: int = RUNNING) -> list[Outside]:
+    """The measures of a version that lie outside the person's bands in all of its newest blocks, valued in the newest.
 
     Args:
         live: what it did.
         person: the bands, of blocks of that size.
         block: answers in a block.
+        running: how many blocks; none is outside where it has fewer.
     """
-    found = []
-    if len(live.answers) >= block:
-        found += drift.style_outside(live.answers[-block:], person.style)
+    blocks = drift.newest(live.answers, block, running)
+    found = drift.lasting([drift.style_outside(answers, person.style) for answers in blocks])
     for private, band in person.rate.items():
+        if band is None:
+            continue
         inclined = [
             p for d in _final(live.decisions) if d.scene.private is private and (p := drift.inclination(d)) is not None
         ]
-        points = inclined[-block * POINTS :]
-        if band is not None and len(points) == block * POINTS:
-            rate = sum(points) / len(points)
-            found += [] if band.low <= rate <= band.high else [Outside(RATE[private], rate, band)]
+        points = drift.newest(inclined, block * POINTS, running)
+        found += drift.lasting([drift.left(RATE[private], sum(p) / len(p), band) for p in points])
     return found
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from chats import ACCOUNT, FRIEND, ME, at, say
 
-from bot import corrections, probation
+from bot import corrections, drift, probation
 from bot.archive import Archive, Decision
 from bot.config import Retrain, Settings
 from bot.corrections import How
-from bot.drift import Outside
+from bot.drift import MIN_BLOCKS, Answer, Outside
 from bot.message import Scene
 from bot.persona import Spec
-from bot.probation import Corrected
+from bot.probation import Corrected, Live, Person
 
 SETTINGS = Settings(retrain=Retrain(watch_answers=10))
 SPEC = Spec(display_name="小满", people=(ME,))
@@ -71,7 +71,7 @@ def judged(archive: Archive, after: float = DAY) -> Corrected | list[Outside] | 
 
 
 def test_a_version_like_the_person_stays(archive: Archive) -> None:
-    lives(archive, "v2", SWAP, 60)
+    lives(archive, "v2", SWAP, 100)
     assert judged(archive) is None
 
 
@@ -96,15 +96,64 @@ def test_what_the_version_before_did_no_better_is_no_reason(archive: Archive) ->
 
 def test_answers_unlike_the_persons_are_named(archive: Archive) -> None:
     lives(archive, "v1", SWAP - 10 * DAY, 20)
-    lives(archive, "v2", SWAP, 20, longer=30)
+    lives(archive, "v2", SWAP, 21, longer=30)  # two blocks, and the one said before the first decision
     found = judged(archive)
     assert isinstance(found, list)
     assert [o.measure for o in found] == ["log_chars"]
     assert found[0].value > found[0].band.high
 
 
+@pytest.mark.parametrize(("as_ever", "unlike"), [(0, 20), (11, 10)])
+def test_one_block_unlike_the_person_is_an_evenings_mood(archive: Archive, as_ever: int, unlike: int) -> None:
+    lives(archive, "v2", SWAP, as_ever)
+    lives(archive, "v2", SWAP + 3600, unlike, longer=30)
+    assert judged(archive) is None
+    lives(archive, "v2", SWAP + 7200, 21 - unlike, longer=30)  # now two blocks are
+    assert isinstance(judged(archive), list)
+
+
+def test_of_the_version_before_one_block_outside_is_doubt_enough(archive: Archive) -> None:
+    lives(archive, "v1", SWAP - 10 * DAY, 11, longer=30)
+    lives(archive, "v2", SWAP, 21, longer=30)
+    assert judged(archive) is None
+
+
+def voice(rng: random.Random, n: int) -> list[Answer]:
+    """Answers of one person: lengths log-normal, short words again and again, a face or laughter at times."""
+    found: list[Answer] = []
+    for _ in range(n):
+        bubbles: list[str] = []
+        while not bubbles or (rng.random() < 0.35 and len(bubbles) < 5):
+            length = max(1, round(rng.lognormvariate(1.8, 0.6)))
+            long = "".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(length))
+            text = rng.choice(["嗯", "好", "哈哈哈", "行", "好的", "哦哦", "来了"]) if rng.random() < 0.25 else long
+            bubbles.append(text + rng.choice(["。", "[捂脸]", "哈哈", *[""] * 15]))
+        found.append(tuple(bubbles))
+    return found
+
+
+def withdrawn(history: list[Answer], live: list[Answer], block: int) -> bool:
+    """Whether a week of answers, looked at every five of them, ever lies outside the bands of a history."""
+    bands = Person(drift.style_bands(history, block, SETTINGS.retrain.drift_sigmas), {})
+    looks = range(block, len(live) + 1, 5)
+    return any(probation.outside(Live((), live[:end]), bands, block) for end in looks)
+
+
+def test_of_versions_that_are_the_person_next_to_none_goes_back_in_a_week() -> None:
+    """With the least history. One block outside four standard deviations withdrew two of five."""
+    block, weeks = 30, 100
+    rng = random.Random(0)
+    histories = [voice(rng, block * MIN_BLOCKS) for _ in range(weeks)]
+    assert sum(withdrawn(history, voice(rng, 210), block) for history in histories) <= weeks // 50
+    # And another's voice goes back, from as little history.
+    other: list[Answer] = [tuple(f"{bubble}，{bubble}，{bubble}。" for bubble in answer) for answer in voice(rng, 60)]
+    assert all(withdrawn(history, other, block) for history in histories)
+
+
 def test_a_rate_the_person_never_had_is_named_and_the_owners_bias_is_none(archive: Archive) -> None:
-    lives(archive, "v2", SWAP, 60, p=0.98)
+    lives(archive, "v2", SWAP, 79, p=0.98)
+    assert judged(archive) is None, "two blocks of 40 moments are needed"
+    lives(archive, "v2", SWAP + 2 * 3600, 1, p=0.98)
     found = judged(archive)
     assert isinstance(found, list)
     assert [o.measure for o in found] == ["rate_private"]
@@ -112,7 +161,7 @@ def test_a_rate_the_person_never_had_is_named_and_the_owners_bias_is_none(archiv
 
 
 def test_the_owners_bias_is_no_drift(archive: Archive) -> None:
-    lives(archive, "v2", SWAP, 60, bias=30.0)
+    lives(archive, "v2", SWAP, 100, bias=30.0)
     assert judged(archive) is None
 
 
