@@ -20,6 +20,7 @@ from bot.corrections import Correction
 from bot.decision import sigmoid
 from bot.message import Message
 from bot.prompt import exchanges
+from bot.redact import PLACEHOLDERS
 
 SPOKE = ("spoke", "cut short")
 """Outcomes of decisions after which something stood in the chat."""
@@ -27,7 +28,11 @@ MIN_BLOCKS = 8
 """Blocks of the person's answers a band needs; fewer say nothing of their spread."""
 _FLOOR = 0.02
 """Least spread of a share between blocks: a habit that never varied would else forbid its first exception."""
-_FACE = re.compile(r"\[[^\[\]]{1,12}\]")
+_NO_FACE = "|".join(
+    ["图片", "语音", "视频", "聊天记录", "卡片", "位置", "未知", "文件", *(p.strip("[]") for p in PLACEHOLDERS)]
+)
+_FACE = re.compile(rf"\[(?:动画表情:[^\[\]]*|(?!(?:{_NO_FACE})[\]:])[^\[\]]{{1,12}})\]")
+"""A face or a sticker (of any name); other media and what was redacted stand in brackets, too."""
 _LAUGHTER = re.compile(r"哈哈|hhh|嘿嘿|嘻嘻|233|lol|笑死", re.IGNORECASE)
 _END = tuple("。．.！!？?～~…")
 
@@ -80,7 +85,8 @@ STYLE: Mapping[str, Callable[[Sequence[Answer]], float]] = {
     "distinct": lambda answers: len({b for a in answers for b in a}) / sum(map(len, answers)),
 }
 """Measures of a block of answers by name: mean log length of a bubble (characters), mean log number of bubbles; parts
-of the bubbles that end in punctuation and that hold a face; of the answers that laugh; different bubbles among all."""
+of the bubbles that end in punctuation and that hold a face or sticker; of the answers that laugh; different bubbles
+among all."""
 
 
 def style_bands(answers: Sequence[Answer], block: int, sigmas: float) -> dict[str, Band]:

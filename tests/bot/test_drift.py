@@ -35,6 +35,18 @@ def test_the_measures_of_a_block_are_what_they_say() -> None:
     assert values["laughter"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(
+    ("bubble", "face"),
+    [
+        ("好[捂脸]", True), ("[动画表情]", True), ("[动画表情:一个很长很长的名字的表情包]", True), ("[表情]", True),
+        ("好", False), ("看[图片]", False), ("[图片:一只猫]", False), ("[语音]来了", False), ("[视频]", False),
+        ("[文件:a.pdf]", False), ("[手机号]", False), ("[卡片:歌]", False),
+    ],
+)  # fmt: skip
+def test_faces_are_faces_and_stickers_and_no_other_media(bubble: str, face: bool) -> None:
+    assert drift.STYLE["faces"]([[bubble]]) == face
+
+
 def test_the_person_stays_inside_their_own_bands() -> None:
     bands = drift.style_bands(answers(900), BLOCK, SIGMAS)
     assert set(bands) == set(drift.STYLE)

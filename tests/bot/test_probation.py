@@ -10,7 +10,7 @@ from chats import ACCOUNT, FRIEND, ME, at, say
 
 from bot import corrections, drift, probation
 from bot.archive import Archive, Decision
-from bot.config import Retrain, Settings
+from bot.config import Cleaning, Paths, Retrain, Settings
 from bot.corrections import How
 from bot.drift import MIN_BLOCKS, Answer, Outside
 from bot.message import Scene
@@ -63,11 +63,13 @@ def lives(
             corrections.correct(archive, said, How.HUSH, (), by=FRIEND, told=None, persona="xiaoman", now=at(when + 5))
 
 
-def judged(archive: Archive, after: float = DAY) -> Corrected | list[Outside] | None:
+def judged(
+    archive: Archive, after: float = DAY, settings: Settings = SETTINGS
+) -> Corrected | list[Outside] | None:  # fmt: skip
     def person(until: object) -> probation.Person:
-        return probation.person(archive, SPEC, SETTINGS, until)  # type: ignore[arg-type]
+        return probation.person(archive, SPEC, settings, until)  # type: ignore[arg-type]
 
-    return probation.judge(archive, "xiaoman", SPEC, "v2", SETTINGS, at(SWAP + after), person)
+    return probation.judge(archive, "xiaoman", SPEC, "v2", settings, at(SWAP + after), person)
 
 
 def test_a_version_like_the_person_stays(archive: Archive) -> None:
@@ -148,6 +150,50 @@ def test_of_versions_that_are_the_person_next_to_none_goes_back_in_a_week() -> N
     # And another's voice goes back, from as little history.
     other: list[Answer] = [tuple(f"{bubble}，{bubble}，{bubble}。" for bubble in answer) for answer in voice(rng, 60)]
     assert all(withdrawn(history, other, block) for history in histories)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_pictures_that_are_not_trained_are_no_part_of_the_persons_band(tmp_path: Path, drop: bool) -> None:
+    """A third of the person's bubbles are pictures, some answers nothing else; the twin says just their words."""
+    settings = Settings(
+        retrain=Retrain(watch_answers=30), corpus=Cleaning(drop_media=drop), paths=Paths(data=tmp_path / "data")
+    )
+    archive = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    rng = random.Random(3)
+    said, messages = [], []
+    for n in range(900):
+        bubbles = [words(rng) + rng.choice(["", "", "[捂脸]"]) for _ in range(rng.randrange(1, 3))]
+        said.append(bubbles)
+        for k, text in enumerate(["[图片]", *bubbles] if n % 2 else [bubbles[0], "[图片]", *bubbles[1:]]):
+            messages.append(say(n * 300 + k, ME, text, CHAT, seq=n))
+        messages.append(say(n * 300 + 100, "777", f"话{n}", CHAT, seq=n))
+        if n % 5 == 0:
+            messages.append(say(n * 300 + 150, ME, "[图片][语音]", CHAT, seq=n))
+            messages.append(say(n * 300 + 200, "777", "哇", CHAT, seq=n))
+    archive.append(messages)
+    bands = probation.person(archive, SPEC, settings, at(SWAP))
+    archive.close()
+    found = probation.outside(Live((), said[-60:]), bands, 30)
+    assert [o.measure for o in found] == ([] if drop else ["bubbles", "distinct"])
+
+
+def test_both_sides_are_read_as_the_model_sees_them(tmp_path: Path) -> None:
+    """The person mentions somebody in every line, the twin in every second; a model that is shown none reads none."""
+    mention = f"@{'阿强' * 10} "
+    settings = SETTINGS.model_copy(update={"corpus": Cleaning(strip_mentions=True), "paths": Paths(data=tmp_path)})
+    archive = Archive(f"sqlite:///{tmp_path / 'archive.db'}")
+    rng = random.Random(4)
+    for n in range(200):
+        line = words(rng)
+        archive.append([say(n * 300, ME, f"{mention}{line}", CHAT, seq=n), say(n * 300 + 9, "777", "嗯", CHAT, seq=n)])
+    for n in range(22):
+        when = SWAP + n * 60
+        twins = (mention if n % 2 else "") + words(rng)
+        archive.append([say(when, "777", "在", CHAT, seq=n), say(when + 3, ACCOUNT, twins, CHAT, seq=n)])
+        archive.decide(Decision(CHAT, f"777-{when:g}", at(when + 3), "xiaoman", "v2", "spoke"))
+    assert judged(archive, settings=settings) is None
+    assert isinstance(judged(archive), list), "with mentions in sight they differ"
+    archive.close()
 
 
 def test_a_rate_the_person_never_had_is_named_and_the_owners_bias_is_none(archive: Archive) -> None:
