@@ -597,15 +597,18 @@ class Retrain(Section):
     watch_days: float = Field(7.0, gt=0)
     """How long after its first decision a version is looked at (days); later the owner has got used to it."""
     watch_answers: int = Field(30, ge=10)
-    """Answers it is judged by, and the person's own are compared in. At 30 the shipped persona's 200 read answers and
-    the person's own all stayed inside the bands, and 211 of 221 blocks of other speakers did not."""
+    """Answers in a block: it goes back where two blocks in a row lie outside, so after twice as many at the soonest;
+    the person's own are compared in blocks of that many. At 30 all 60 pairs of blocks of other speakers on the demo
+    lay outside, from eight blocks of the person's on, and none of the person's own later blocks."""
     corrected_max: float = Field(0.1, gt=0, lt=1)
     """Part of its answers that the owner may correct: a version goes back where four or more were, and the 95 %
     interval of their part lies above this and above the part of the version before. Low, since an owner corrects only
     some of what is wrong."""
-    drift_sigmas: float = Field(4.0, gt=0)
-    """Half-width of the person's band in standard deviations of their own blocks. At 3 the shipped persona left it in
-    four blocks of six, at 4 in none."""
+    drift_sigmas: float = Field(3.5, gt=0)
+    """Half-width of the person's band in standard deviations of their own blocks, were there very many; with fewer it
+    is a prediction interval at that level: 4.0 of them at 30 blocks, 6.6 at eight. Of versions that were the person
+    (simulated, 30 answers a day) 0.2 % at most went back within the week, at 3 up to 1.5 %; at 4 half of the other
+    speakers stayed inside eight blocks."""
 
 
 class Api(Section):

@@ -1,26 +1,32 @@
 """A version in the days after it was swapped in: what the archive says of it → whether it must go back.
 
 Judged are the owner's corrections and the live answers (bot/drift.py), each against the version before as well: what
-that one did no better is no reason to return to it. Nothing is changed here.
+that one did no better is no reason to return to it. Both sides are read as the model sees and learns them
+(`bot.shown`, without media alone where those are not trained): pictures are no style it could have learned.
+Nothing is changed here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-from bot import corrections, drift
+from bot import corrections, drift, stickers
 from bot.archive import Archive, Decision
-from bot.config import Settings
+from bot.config import Cleaning, Settings
 from bot.drift import Answer, Band, Outside
 from bot.interval import wilson
 from bot.message import Message, Origin, Scene
 from bot.persona import Spec
+from bot.prompt import media_alone
+from bot.shown import shown
 
 MIN_CORRECTED = 4
 """Corrected answers at least: two of two are surely more than a tenth, and still the mood of one evening."""
 POINTS = 4
 """Decision points in a block for each answer in one: the rate of 30 moments alone says little."""
+RUNNING = 2
+"""Disjoint blocks in a row in which a measure must lie outside: a week holds many blocks, and each is looked at."""
 _BEFORE = timedelta(days=60)
 """How far back the version before is looked for."""
 RATE = {True: "rate_private", False: "rate_group"}
@@ -92,38 +98,41 @@ def judge(
     if hits >= MIN_CORRECTED and low > rules.corrected_max and low > other[0] / max(other[1], 1):
         return Corrected(hits, n, other)
     scenes = {d.scene for d in decisions}
-    now_live = Live(own, _answers(archive, scenes, spec, since, now))
-    if len(now_live.answers) < rules.watch_answers and len(own) < rules.watch_answers * POINTS:
+    seen = _Seen.by(settings)
+    now_live = Live(own, _answers(archive, scenes, spec, since, now, seen))
+    least = rules.watch_answers * RUNNING
+    if len(now_live.answers) < least and len(own) < least * POINTS:
         return None
     person = person_of(since)
     found = outside(now_live, person, rules.watch_answers)
     if not found or before is None:
         return found or None
     earlier = [d for d in decisions if d.version == before]
-    theirs = Live(earlier, _answers(archive, scenes, spec, earlier[0].time, since))
-    was = {o.measure for o in outside(theirs, person, rules.watch_answers)}
+    theirs = Live(earlier, _answers(archive, scenes, spec, earlier[0].time, since, seen))
+    # One block is enough to doubt that one.
+    was = {o.measure for o in outside(theirs, person, rules.watch_answers, running=1)}
     return [o for o in found if o.measure not in was] or None
 
 
-def outside(live: Live, person: Person, block: int) -> list[Outside]:
-    """The measures of a version's newest block that lie outside the person's bands.
+def outside(live: Live, person: Person, block: int, running: int = RUNNING) -> list[Outside]:
+    """The measures of a version that lie outside the person's bands in all of its newest blocks, valued in the newest.
 
     Args:
         live: what it did.
         person: the bands, of blocks of that size.
         block: answers in a block.
+        running: how many blocks; none is outside where it has fewer.
     """
-    found = []
-    if len(live.answers) >= block:
-        found += drift.style_outside(live.answers[-block:], person.style)
+    blocks = drift.newest(live.answers, block, running)
+    found = drift.lasting([drift.style_outside(answers, person.style) for answers in blocks])
     for private, band in person.rate.items():
+        if band is None:
+            continue
         inclined = [
             p for d in _final(live.decisions) if d.scene.private is private and (p := drift.inclination(d)) is not None
         ]
-        points = inclined[-block * POINTS :]
-        if band is not None and len(points) == block * POINTS:
-            rate = sum(points) / len(points)
-            found += [] if band.low <= rate <= band.high else [Outside(RATE[private], rate, band)]
+        points = drift.newest(inclined, block * POINTS, running)
+        found += drift.lasting([drift.left(RATE[private], sum(p) / len(p), band) for p in points])
     return found
 
 
@@ -134,14 +143,15 @@ def person(archive: Archive, spec: Spec, settings: Settings, until: datetime) ->
         ArchiveError: the store cannot be read.
     """
     people, rules, block = frozenset(spec.people), settings.retrain, settings.retrain.watch_answers
+    seen = _Seen.by(settings)
     answers: list[tuple[datetime, Answer]] = []
     points: dict[bool, list[tuple[datetime, bool]]] = {True: [], False: []}
     for summary in archive.scenes():
         scene = summary.scene
         if scene.private and scene.id in people:
             continue
-        messages = archive.history(scene, until)
-        answers += drift.answers_of(messages, lambda m: m.origin is Origin.HUMAN and m.sender_id in people)
+        messages = list(shown(archive.history(scene, until), seen.rules, seen.names))
+        answers += seen.answers(messages, lambda m: m.origin is Origin.HUMAN and m.sender_id in people)
         off = _before_any_twin(archive, scene, messages)
         points[scene.private] += drift.decision_points(off, people, settings.conversation)
     style = drift.style_bands([a for _, a in sorted(answers)], block, rules.drift_sigmas)
@@ -157,8 +167,28 @@ def remembered(read: Callable[[datetime], Person]) -> Callable[[datetime], Perso
     return lru_cache(maxsize=1)(read)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How histories are read: [corpus], and the names of the sticker library by key."""
+
+    rules: Cleaning
+    names: Mapping[str, str]
+
+    @classmethod
+    def by(cls, settings: Settings) -> "_Seen":
+        return cls(settings.corpus, stickers.names(settings))
+
+    def answers(
+        self, messages: Iterable[Message], wanted: Callable[[Message], bool]
+    ) -> list[tuple[datetime, Answer]]:  # fmt: skip
+        """Answers among messages as shown, without bubbles that are not learned; such a bubble parts no answer."""
+        drop = self.rules.drop_media
+        kept = (m for m in messages if not (drop and wanted(m) and media_alone(m.text)))
+        return drift.answers_of(kept, wanted)
+
+
 def _answers(
-    archive: Archive, scenes: set[Scene], spec: Spec, since: datetime, until: datetime
+    archive: Archive, scenes: set[Scene], spec: Spec, since: datetime, until: datetime, seen: _Seen
 ) -> list[Answer]:  # fmt: skip
     """What the persona's twin said in scenes within a time, oldest first."""
 
@@ -169,7 +199,7 @@ def _answers(
     found: list[tuple[datetime, Answer]] = []
     for scene in scenes:
         lived = archive.window(scene, _LIVE_MAX, since - timedelta(seconds=1))
-        found += drift.answers_of([m for m in lived if m.time <= until], said)
+        found += seen.answers(shown((m for m in lived if m.time <= until), seen.rules, seen.names), said)
     return [answer for _, answer in sorted(found)]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -23,8 +24,10 @@ from bot.child import TUNABLES, environment
 from bot.commands import Commands
 from bot.config import Paths, Retrain, Settings, Training
 from bot.doctor import missing_for_training
+from bot.drift import STYLE
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Personas, Spec, new_persona
+from bot.probation import RATE
 
 pytestmark = pytest.mark.skipif(bool(missing_for_training()), reason="nights need what trains")
 
@@ -333,16 +336,13 @@ async def test_a_night_with_too_few_messages_is_skipped_and_the_owner_is_told_so
 # -- the serving version, looked at ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("roll_back", "versions"), [(True, "12"), (False, "12"), (True, "2")])
-async def test_what_does_worse_goes_back_where_it_may_and_can_and_the_owner_is_told_once(
-    retrain: SimpleNamespace, tmp_path: Path, roll_back: bool, versions: str
-) -> None:
-    settings = Settings(paths=Paths(data=tmp_path), retrain=Retrain(roll_back=roll_back))
+def serving(settings: Settings, versions: str) -> Any:
+    """An owner whose persona 小满 has those versions, the last of them serving."""
     owner: Any = Owner(settings)
-    owner.archive, owner.personas = Archive(settings.archive_url), Personas(tmp_path / "personas")
-    new_persona(tmp_path / "personas", "xiaoman", "小满", ("30001",))
+    owner.archive, owner.personas = Archive(settings.archive_url), Personas(settings.data / "personas")
+    new_persona(settings.data / "personas", "xiaoman", "小满", ("30001",))
     for version in versions:
-        made = tmp_path / version
+        made = settings.data / version
         made.mkdir()
         (made / "lora.gguf").write_bytes(version.encode())
         manifest = {
@@ -352,6 +352,14 @@ async def test_what_does_worse_goes_back_where_it_may_and_can_and_the_owner_is_t
         }  # fmt: skip
         (made / "manifest.json").write_text(json.dumps(manifest), "utf-8")
         owner.personas.publish("xiaoman", made)
+    return owner
+
+
+@pytest.mark.parametrize(("roll_back", "versions"), [(True, "12"), (False, "12"), (True, "2")])
+async def test_what_does_worse_goes_back_where_it_may_and_can_and_the_owner_is_told_once(
+    retrain: SimpleNamespace, tmp_path: Path, roll_back: bool, versions: str
+) -> None:
+    owner = serving(Settings(paths=Paths(data=tmp_path), retrain=Retrain(roll_back=roll_back)), versions)
     scene, now = Scene("private", "777"), datetime.now(UTC).replace(microsecond=0)
     for n in range(6):
         heard = Message(f"h{n}", scene, "777", "阿泽", now + timedelta(seconds=n * 2 - 60), "在吗", seq=n)
@@ -369,3 +377,54 @@ async def test_what_does_worse_goes_back_where_it_may_and_can_and_the_owner_is_t
     assert await probation.look("xiaoman") is None
     assert owner.told == [told]
     owner.archive.close()
+
+
+def test_every_measure_has_words(retrain: SimpleNamespace) -> None:
+    assert set(retrain.texts.MEASURES) == {*STYLE, *RATE.values()}
+
+
+STYLES = {
+    "log_chars": ["走吧这条路一直走下去就到了{n:02d}"], "bubbles": ["走{n:03d}", "吧{n:03d}", "嗯{n:03d}"],
+    "punctuation": ["吧{n:02d}。"], "faces": ["{n:02d}[捂脸]"], "laughter": ["{n:02d}哈哈"], "distinct": ["走吧啊啊"],
+}  # fmt: skip
+"""Answers that leave, among others, the band of somebody who says 走吧00, 走吧01 and so on."""
+
+
+@pytest.mark.parametrize("measure", [*STYLE, *RATE.values()])
+async def test_what_answers_unlike_the_person_goes_back_and_the_owner_is_told_by_how_much(
+    retrain: SimpleNamespace, tmp_path: Path, measure: str
+) -> None:
+    settings = Settings(paths=Paths(data=tmp_path), retrain=Retrain(watch_answers=10))
+    owner = serving(settings, "12")
+    private = measure != "rate_group"
+    scene, now = Scene("private" if private else "group", "777"), datetime.now(UTC).replace(microsecond=0)
+    began, swapped = now - timedelta(days=20), now - timedelta(hours=3)
+    written = []
+    for n in range(800):  # the person answers every second moment
+        when = began + timedelta(minutes=5 * n)
+        written.append(Message(f"a{n}", scene, "777", "阿泽", when, "在吗", seq=n))
+        if n % 2:
+            said = f"走吧{n % 100:02d}"
+            written.append(Message(f"b{n}", scene, "30001", "小满", when + timedelta(seconds=5), said, seq=n))
+    owner.archive.append(written)
+    owner.archive.note(scene, "state", "on", swapped - timedelta(days=1))
+    rate = measure in RATE.values()
+    why = {"terms": {"intercept": 9.0 if rate else 0.0}}
+    for n in range(85 if rate else 25):  # two blocks, and a few
+        when = swapped + timedelta(minutes=n)
+        written = [Message(f"h{n}", scene, "777", "阿泽", when, "在吗", seq=n)]
+        for k, text in enumerate(STYLES.get(measure, ["走吧{n:02d}"])):
+            at = when + timedelta(seconds=2 + k)
+            written.append(Message(f"s{n}-{k}", scene, "9", "小满", at, text.format(n=n), Origin.TWIN, seq=n))
+        owner.archive.append(written)
+        owner.archive.decide(Decision(scene, f"h{n}", when, "xiaoman", "2", "spoke", why))
+    told = await retrain.probation.Probation(owner).look("xiaoman")
+    owner.archive.close()
+    assert owner.personas.current("xiaoman") == "1"
+    assert owner.told == [told]
+    words = re.escape(retrain.texts.MEASURES[measure])
+    found = re.search(rf"{words} (-?\d+\.\d\d)，本人一向在 (-?\d+\.\d\d) 到 (-?\d+\.\d\d)", told)
+    assert found is not None, told
+    value, low, high = map(float, found.groups())
+    assert low < high
+    assert not low <= value <= high
