@@ -6,6 +6,7 @@ that one did no better is no reason to return to it. Both sides are read as the 
 Nothing is changed here.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -99,7 +100,12 @@ def judge(
         return Corrected(hits, n, other)
     scenes = {d.scene for d in decisions}
     seen = _Seen.by(settings)
-    now_live = Live(own, _answers(archive, scenes, spec, since, now, seen))
+    of = _spoken_for(decisions)
+
+    def said(of_version: str, start: datetime, end: datetime) -> list[Answer]:
+        return _answers(archive, scenes, spec, start, end, seen, lambda m: of(m) == of_version)
+
+    now_live = Live(own, said(version, since, now))
     least = rules.watch_answers * RUNNING
     if len(now_live.answers) < least and len(own) < least * POINTS:
         return None
@@ -108,10 +114,40 @@ def judge(
     if not found or before is None:
         return found or None
     earlier = [d for d in decisions if d.version == before]
-    theirs = Live(earlier, _answers(archive, scenes, spec, earlier[0].time, since, seen))
-    # One block is enough to doubt that one.
+    theirs = Live(earlier, said(before, earlier[0].time, since))
+    # One block is enough to doubt that one; of less than a block nobody knows whether it did better.
     was = {o.measure for o in outside(theirs, person, rules.watch_answers, running=1)}
-    return [o for o in found if o.measure not in was] or None
+    known = _judged(theirs, person, rules.watch_answers)
+    return [o for o in found if o.measure in known - was] or None
+
+
+def _judged(live: Live, person: Person, block: int) -> set[str]:
+    """The measures there is a block of."""
+    style = set(person.style) if len(live.answers) >= block else set()
+    points = {private: len(_inclined(live, private)) for private in person.rate}
+    return style | {RATE[private] for private, n in points.items() if n >= block * POINTS}
+
+
+def _inclined(live: Live, private: bool) -> list[float]:
+    """P(speak) at the decision points of one kind of scene, without the owner's own shifts."""
+    final = (d for d in _final(live.decisions) if d.scene.private is private)
+    return [p for d in final if (p := drift.inclination(d)) is not None]
+
+
+def _spoken_for(decisions: Sequence[Decision]) -> Callable[[Message], str | None]:
+    """Tells which version said a message: that of the decision in its scene that is nearest in time."""
+    by_scene: dict[Scene, list[Decision]] = {}
+    for decision in sorted(decisions, key=lambda d: d.time):
+        by_scene.setdefault(decision.scene, []).append(decision)
+    times = {scene: [d.time for d in found] for scene, found in by_scene.items()}
+
+    def of(message: Message) -> str | None:
+        found = by_scene.get(message.scene, [])
+        place = bisect_left(times.get(message.scene, []), message.time)
+        near = found[max(0, place - 1) : place + 1]
+        return min(near, key=lambda d: abs(d.time - message.time)).version if near else None
+
+    return of
 
 
 def outside(live: Live, person: Person, block: int, running: int = RUNNING) -> list[Outside]:
@@ -128,10 +164,7 @@ def outside(live: Live, person: Person, block: int, running: int = RUNNING) -> l
     for private, band in person.rate.items():
         if band is None:
             continue
-        inclined = [
-            p for d in _final(live.decisions) if d.scene.private is private and (p := drift.inclination(d)) is not None
-        ]
-        points = drift.newest(inclined, block * POINTS, running)
+        points = drift.newest(_inclined(live, private), block * POINTS, running)
         found += drift.lasting([drift.left(RATE[private], sum(p) / len(p), band) for p in points])
     return found
 
@@ -188,13 +221,14 @@ class _Seen:
 
 
 def _answers(
-    archive: Archive, scenes: set[Scene], spec: Spec, since: datetime, until: datetime, seen: _Seen
+    archive: Archive, scenes: set[Scene], spec: Spec, since: datetime, until: datetime, seen: _Seen,
+    by: Callable[[Message], bool],
 ) -> list[Answer]:  # fmt: skip
-    """What the persona's twin said in scenes within a time, oldest first."""
+    """What the persona's twin said in scenes within a time, by the version that is asked for, oldest first."""
 
     def said(message: Message) -> bool:
         ours = message.origin is Origin.TWIN and message.sender_name == spec.display_name
-        return ours and since <= message.time + timedelta(seconds=1)  # OneBot's seconds are cut
+        return ours and since <= message.time + timedelta(seconds=1) and by(message)  # OneBot's seconds are cut
 
     found: list[tuple[datetime, Answer]] = []
     for scene in scenes:

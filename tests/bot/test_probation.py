@@ -221,3 +221,26 @@ def test_a_version_that_decided_nothing_yet_is_not_judged(archive: Archive) -> N
     lives(archive, "v1", SWAP - DAY, 20, corrected=10)
     assert judged(archive) is None
     assert timedelta(days=SETTINGS.retrain.watch_days) == timedelta(days=7)
+
+
+def test_a_bad_version_takes_no_good_one_before_it_along(archive: Archive) -> None:
+    lives(archive, "v0", SWAP - 2 * DAY, 21)
+    lives(archive, "v1", SWAP - DAY, 21)
+    lives(archive, "v2", SWAP, 21, longer=30)
+    found = judged(archive)
+    assert isinstance(found, list)
+    assert "log_chars" in {o.measure for o in found}
+
+    def person(until: object) -> probation.Person:
+        return probation.person(archive, SPEC, SETTINGS, until)  # type: ignore[arg-type]
+
+    # v2 is withdrawn, and v1 serves again: it is looked at before it says anything new.
+    for version in ("v1", "v0"):
+        assert probation.judge(archive, "xiaoman", SPEC, version, SETTINGS, at(SWAP + DAY), person) is None
+
+
+@pytest.mark.parametrize(("before", "back"), [(21, True), (5, False)])
+def test_nothing_goes_back_to_a_version_that_hardly_said_anything(archive: Archive, before: int, back: bool) -> None:
+    lives(archive, "v1", SWAP - DAY, before)
+    lives(archive, "v2", SWAP, 21, longer=30)
+    assert bool(judged(archive)) is back
