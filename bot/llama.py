@@ -124,14 +124,16 @@ class Model:
         main_gpu: the GPU it is put on where it is not split.
         tensor_split: each GPU's part, in any unit; empty: by their free memory.
         vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
+        stop: asked at every tensor; once it is true, loading ends.
 
     Raises:
-        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs.
+        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs; stopped.
     """
 
     def __init__(
         self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", split_mode: str = "layer",
         main_gpu: int = 0, tensor_split: Sequence[float] = (), vocab_only: bool = False,
+        stop: Callable[[], bool] | None = None,
     ) -> None:  # fmt: skip
         _start_backend()
         if not path.is_file():
@@ -147,9 +149,13 @@ class Model:
             params.tensor_split = (ctypes.c_float * most)(*tensor_split)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not _has_amx()
+        if stop is not None:  # params keeps the callback alive
+            params.progress_callback = lc.llama_progress_callback(lambda _progress, _: not stop())
         _LOG.lines.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
+            if stop is not None and stop():
+                raise EngineError(f"loading model {path.name!r} was stopped")
             raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
         self.path = path
         self._tokenizing = threading.Lock()
@@ -186,11 +192,11 @@ class Model:
         """What an answer never begins with: an end of turn, or nothing but blanks."""
 
     @classmethod
-    def of(cls, path: Path, settings: config.Engine) -> Model:
-        """A GGUF, put where `[engine]` says; raises EngineError."""
+    def of(cls, path: Path, settings: config.Engine, stop: Callable[[], bool] | None = None) -> Model:
+        """A GGUF, put where `[engine]` says, unless `stop` becomes true meanwhile; raises EngineError."""
         return cls(
             path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
-            main_gpu=settings.main_gpu, tensor_split=settings.tensor_split,
+            main_gpu=settings.main_gpu, tensor_split=settings.tensor_split, stop=stop,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -49,6 +49,22 @@ def test_control_tokens_are_parsed_where_we_write_them(models: dict[str, Model],
     assert not model.is_control("嗨")
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_ends_when_it_is_told_to_stop(tinies: dict[str, tinymodel.Tiny], architecture: str) -> None:
+    asked: list[bool] = []
+
+    def third() -> bool:
+        asked.append(len(asked) >= 2)
+        return asked[-1]
+
+    with pytest.raises(EngineError, match=r"loading model 'model.gguf' was stopped"):
+        Model(tinies[architecture].gguf, 0, stop=third)
+    assert asked[:3] == [False, False, True]
+    model = Model(tinies[architecture].gguf, 0, stop=lambda: False)
+    assert model.architecture == architecture
+    model.close()
+
+
 def test_a_token_of_many_bytes_reads_whole(tmp_path: Path) -> None:
     model = Model(tinymodel.build(tmp_path, "qwen3", texts=[*tinymodel.TEXTS, "哈" * 400]).gguf, 0)
     lengths = [len(model.piece(i)) for i in range(model.n_vocab) if i not in model.control_ids]
