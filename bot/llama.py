@@ -38,6 +38,13 @@ _PENALTY_LAST_N, _DRY_LAST_N = 64, 512
 """Tokens that the repetition penalty and DRY look back on."""
 _PIECES_REMEMBERED = 16_384
 """Texts whose tokens are kept: of 64 scenes with 200 bubbles each, a few megabytes."""
+_ORDINARY = re.compile(
+    "using full-size SWA cache|possible training context overflow"  # asked for: a cache of whole windows, many scenes
+    "|control-looking token|is not marked as EOG|special_eo._id|special_eog_ids|unused tensor"  # the model's makers'
+)
+"""What llama.cpp warns of at loads that are as they should be, or as nobody here can change."""
+_WARN, _ERROR = 3, 4
+"""Levels of llama.cpp's log that are kept; above are only ends of lines, the dots of a load's progress."""
 
 
 class _Log(threading.local):
@@ -59,7 +66,7 @@ def _start_backend() -> None:
         return
 
     def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level >= 3:
+        if level in (_WARN, _ERROR):
             _LOG.lines.append(text.decode("utf-8", "replace").strip())
 
     _log_callback = lc.llama_log_callback(keep)
@@ -71,6 +78,13 @@ def _start_backend() -> None:
 def _why() -> str:
     lines = [line for line in _LOG.lines if line][-3:]
     return "; ".join(lines) or "llama.cpp gave no reason"
+
+
+def _warn(name: str) -> None:
+    """Tell what llama.cpp warned of at a load that succeeded: that a wish of `[engine]` was not met, mostly."""
+    for line in dict.fromkeys(_LOG.lines):
+        if line and not _ORDINARY.search(line):
+            logger.warning("llama.cpp warns of {}: {}", name, " ".join(line.split()))
 
 
 def _has_amx() -> bool:
@@ -157,6 +171,7 @@ class Model:
             if stop is not None and stop():
                 raise EngineError(f"loading model {path.name!r} was stopped")
             raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
+        _warn(path.name)
         self.path = path
         self._tokenizing = threading.Lock()
         """Held while the vocabulary is asked, so that it is not freed meanwhile."""
@@ -194,6 +209,12 @@ class Model:
     @classmethod
     def of(cls, path: Path, settings: config.Engine, stop: Callable[[], bool] | None = None) -> Model:
         """A GGUF, put where `[engine]` says, unless `stop` becomes true meanwhile; raises EngineError."""
+        _start_backend()
+        if settings.n_gpu_layers > 0 and not lc.llama_supports_gpu_offload():
+            logger.warning(
+                "[engine] n_gpu_layers = {}, and this llama.cpp finds no GPU: the processor does it all; `twin doctor` "
+                "tells what it takes", settings.n_gpu_layers,
+            )  # fmt: skip
         return cls(
             path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
             main_gpu=settings.main_gpu, tensor_split=settings.tensor_split, stop=stop,
@@ -368,6 +389,7 @@ class Context:
                 f"no context of {n_tokens} tokens ({type_k}, {type_v}) for {model.path.name!r} ({_why()}); "
                 "lower kv_tokens"
             )
+        _warn(model.path.name)
         self._memory = lc.llama_get_memory(self._context)
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None
