@@ -190,7 +190,10 @@ class Model:
         found = format_for(self.architecture, self.is_control)
         if found is None:
             self.close()
-            raise EngineError(f"model {path.name!r} ({self.architecture}) has the markers of no known chat format")
+            raise EngineError(
+                f"model {path.name!r} ({self.architecture}) has the markers of no known chat format; take a "
+                "base that speaks ChatML, Gemma's or Llama 3's, such as Qwen 3, Gemma 3 and Llama 3"
+            )
         self.format: ChatFormat = found
         self.control_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_control(self._vocab, i)]
         self.end_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_eog(self._vocab, i)]
