@@ -38,6 +38,13 @@ _PENALTY_LAST_N, _DRY_LAST_N = 64, 512
 """Tokens that the repetition penalty and DRY look back on."""
 _PIECES_REMEMBERED = 16_384
 """Texts whose tokens are kept: of 64 scenes with 200 bubbles each, a few megabytes."""
+_ORDINARY = re.compile(
+    "using full-size SWA cache|possible training context overflow"  # asked for: a cache of whole windows, many scenes
+    "|control-looking token|is not marked as EOG|special_eo._id|special_eog_ids|unused tensor"  # the model's makers'
+)
+"""What llama.cpp warns of at loads that are as they should be, or as nobody here can change."""
+_WARN, _ERROR = 3, 4
+"""Levels of llama.cpp's log that are kept; above are only ends of lines, the dots of a load's progress."""
 
 
 class _Log(threading.local):
@@ -59,7 +66,7 @@ def _start_backend() -> None:
         return
 
     def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level >= 3:
+        if level in (_WARN, _ERROR):
             _LOG.lines.append(text.decode("utf-8", "replace").strip())
 
     _log_callback = lc.llama_log_callback(keep)
@@ -71,6 +78,13 @@ def _start_backend() -> None:
 def _why() -> str:
     lines = [line for line in _LOG.lines if line][-3:]
     return "; ".join(lines) or "llama.cpp gave no reason"
+
+
+def _warn(name: str) -> None:
+    """Tell what llama.cpp warned of at a load that succeeded: that a wish of `[engine]` was not met, mostly."""
+    for line in dict.fromkeys(_LOG.lines):
+        if line and not _ORDINARY.search(line):
+            logger.warning("llama.cpp warns of {}: {}", name, " ".join(line.split()))
 
 
 def _has_amx() -> bool:
@@ -124,14 +138,16 @@ class Model:
         main_gpu: the GPU it is put on where it is not split.
         tensor_split: each GPU's part, in any unit; empty: by their free memory.
         vocab_only: read the vocabulary and leave the weights: nothing can be evaluated.
+        stop: asked at every tensor; once it is true, loading ends.
 
     Raises:
-        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs.
+        EngineError: missing, truncated, or of a kind no chat format renders; no such GPUs; stopped.
     """
 
     def __init__(
         self, path: Path, n_gpu_layers: int = -1, *, load_mode: str = "auto", split_mode: str = "layer",
         main_gpu: int = 0, tensor_split: Sequence[float] = (), vocab_only: bool = False,
+        stop: Callable[[], bool] | None = None,
     ) -> None:  # fmt: skip
         _start_backend()
         if not path.is_file():
@@ -147,10 +163,15 @@ class Model:
             params.tensor_split = (ctypes.c_float * most)(*tensor_split)
         params.vocab_only = vocab_only
         params.use_extra_bufts = not _has_amx()
+        if stop is not None:  # params keeps the callback alive
+            params.progress_callback = lc.llama_progress_callback(lambda _progress, _: not stop())
         _LOG.lines.clear()
         self._model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
+            if stop is not None and stop():
+                raise EngineError(f"loading model {path.name!r} was stopped")
             raise EngineError(f"model {path.name!r} cannot be loaded ({_why()}); is the file complete?")
+        _warn(path.name)
         self.path = path
         self._tokenizing = threading.Lock()
         """Held while the vocabulary is asked, so that it is not freed meanwhile."""
@@ -169,7 +190,10 @@ class Model:
         found = format_for(self.architecture, self.is_control)
         if found is None:
             self.close()
-            raise EngineError(f"model {path.name!r} ({self.architecture}) has the markers of no known chat format")
+            raise EngineError(
+                f"model {path.name!r} ({self.architecture}) has the markers of no known chat format; take a "
+                "base that speaks ChatML, Gemma's or Llama 3's, such as Qwen 3, Gemma 3 and Llama 3"
+            )
         self.format: ChatFormat = found
         self.control_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_control(self._vocab, i)]
         self.end_ids = [i for i in range(self.n_vocab) if lc.llama_vocab_is_eog(self._vocab, i)]
@@ -186,11 +210,17 @@ class Model:
         """What an answer never begins with: an end of turn, or nothing but blanks."""
 
     @classmethod
-    def of(cls, path: Path, settings: config.Engine) -> Model:
-        """A GGUF, put where `[engine]` says; raises EngineError."""
+    def of(cls, path: Path, settings: config.Engine, stop: Callable[[], bool] | None = None) -> Model:
+        """A GGUF, put where `[engine]` says, unless `stop` becomes true meanwhile; raises EngineError."""
+        _start_backend()
+        if settings.n_gpu_layers > 0 and not lc.llama_supports_gpu_offload():
+            logger.warning(
+                "[engine] n_gpu_layers = {}, and this llama.cpp finds no GPU: the processor does it all; `twin doctor` "
+                "tells what it takes", settings.n_gpu_layers,
+            )  # fmt: skip
         return cls(
             path, settings.n_gpu_layers, load_mode=settings.load_mode, split_mode=settings.split_mode,
-            main_gpu=settings.main_gpu, tensor_split=settings.tensor_split,
+            main_gpu=settings.main_gpu, tensor_split=settings.tensor_split, stop=stop,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -362,6 +392,7 @@ class Context:
                 f"no context of {n_tokens} tokens ({type_k}, {type_v}) for {model.path.name!r} ({_why()}); "
                 "lower kv_tokens"
             )
+        _warn(model.path.name)
         self._memory = lc.llama_get_memory(self._context)
         self._batch = lc.llama_batch_init(n_batch, 0, 1)
         self.lora: Any = None

@@ -13,7 +13,7 @@ import hashlib
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,16 +38,18 @@ class Served:
         base_sha256: the base's hash, which LoRAs are checked against; empty for a merged model, which has none.
         spill: folder for `spill_disk_mb`; None: scenes are spilled to memory only.
         label: tells this model's files there from others'; empty for the base, which clears the folder.
+        stop: once it is true, loading ends.
 
     Raises:
-        EngineError: it cannot be loaded, or there is no memory for its cache.
+        EngineError: it cannot be loaded, there is no memory for its cache, or loading was stopped.
     """
 
     def __init__(
-        self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None, label: str = ""
-    ) -> None:
+        self, path: Path, settings: config.Engine, base_sha256: str, spill: Path | None = None, label: str = "",
+        stop: Callable[[], bool] | None = None,
+    ) -> None:  # fmt: skip
         with contextlib.ExitStack() as undo:
-            self.model = Model.of(path, settings)
+            self.model = Model.of(path, settings, stop)
             undo.callback(self.model.close)
             self.context = Context(
                 self.model, settings.kv_tokens, settings.n_seq_max, settings.n_batch, settings.n_threads,
@@ -171,7 +173,7 @@ class Models:
             self._merged[voice.model].holders.add(holder)
 
     async def close(self) -> None:
-        """Stop what runs and free everything."""
+        """Stop what runs, what is being loaded too, and free everything."""
         self._closed = True
         while self._merged:
             _, merged = self._merged.popitem()
@@ -197,8 +199,12 @@ class Models:
             async with self._loading:
                 # How large its cache is shows when it is loaded; the base's has as many cells.
                 await self._free(size + self.base.cache_bytes)
+                if self._closed:
+                    raise EngineError("the engine is closed")
                 served = await asyncio.to_thread(self._open, voice, path)
         except (OSError, EngineError) as e:
+            if self._closed:
+                raise EngineError("the engine is closed") from e
             persona = voice.name.partition("/")[0]
             raise EngineError(
                 f"the model of {voice.name!r} cannot be used: {e}; publish it anew or `twin persona rollback {persona}`"
@@ -211,7 +217,7 @@ class Models:
 
     def _open(self, voice: Voice, path: Path) -> Served:
         label = hashlib.sha256(str(path).encode()).hexdigest()[:16] + "-"
-        served = Served(path, self._settings, "", self._spill, label)
+        served = Served(path, self._settings, "", self._spill, label, stop=lambda: self._closed)
         if not served.model.is_control(voice.format.end):
             served.close()
             raise EngineError(

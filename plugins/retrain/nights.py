@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from bot import processors
 from bot.child import environment
 from bot.doctor import missing_for_training
 from bot.twin import Twin
@@ -90,7 +90,7 @@ class Nights:
         await self._twin.tell_owner(self.last)
 
     async def _run(self, persona: str, force: bool) -> str:
-        threads = self._twin.settings.training.threads or max(1, (os.cpu_count() or 2) - 1)
+        threads = self._twin.settings.training.threads or max(1, processors.usable() - 1)
         command = ["night", "--persona", persona, "--json", "--idle", "--config", str(self._config_path)]
         self._process = await asyncio.create_subprocess_exec(
             *self._program, *command, *(["--force"] if force else []), env=environment(threads),

@@ -29,6 +29,17 @@ def test_a_base_is_opened_and_told(tinies: dict[str, tinymodel.Tiny], tmp_path: 
     assert found.text.startswith("model 'half.gguf' cannot be loaded")
 
 
+def test_a_base_that_no_chat_format_renders_is_no_base(tinies: dict[str, tinymodel.Tiny], tmp_path: Path) -> None:
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(tinies["qwen3"].gguf.read_bytes().replace(b"<|im_end|>", b"<|im_odd|>"))
+    found = of_base(odd, tmp_path)
+    assert not found.ok
+    assert found.text == (
+        "model 'odd.gguf' (qwen3) has the markers of no known chat format; take a base that speaks ChatML, "
+        "Gemma's or Llama 3's, such as Qwen 3, Gemma 3 and Llama 3"
+    )
+
+
 def test_this_build_tells_its_parts() -> None:
     found = build()
     assert "cpu" in found.backends

@@ -3,7 +3,7 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from loguru import logger
 from nasty import TEXTS
 
 from bot.checksum import sha256
+from bot.config import Engine
 from bot.errors import EngineError
-from bot.llama import Context, Model, Sampler, log_probs
+from bot.llama import Context, Model, Sampler, build, log_probs
 from bot.persona import Sampling
 from bot.prompt import clean
 from bot.scorer import Scorer
@@ -47,6 +48,74 @@ def test_control_tokens_are_parsed_where_we_write_them(models: dict[str, Model],
     assert model.piece(model.end_id) == b""
     assert model.is_control(end)
     assert not model.is_control("嗨")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_ends_when_it_is_told_to_stop(tinies: dict[str, tinymodel.Tiny], architecture: str) -> None:
+    asked: list[bool] = []
+
+    def third() -> bool:
+        asked.append(len(asked) >= 2)
+        return asked[-1]
+
+    with pytest.raises(EngineError, match=r"loading model 'model.gguf' was stopped"):
+        Model(tinies[architecture].gguf, 0, stop=third)
+    assert asked[:3] == [False, False, True]
+    model = Model(tinies[architecture].gguf, 0, stop=lambda: False)
+    assert model.architecture == architecture
+    model.close()
+
+
+def warned(load: Callable[[], None]) -> list[str]:
+    found: list[str] = []
+    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
+    load()
+    logger.remove(sink)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_ordinary_load_warns_of_nothing(tinies: dict[str, tinymodel.Tiny], architecture: str) -> None:
+    def load() -> None:
+        model = Model.of(tinies[architecture].gguf, Engine())
+        Context(model, 8192, 4, 32, 1).close()  # more cells than it knows positions: they are of many scenes
+        model.close()
+
+    assert warned(load) == []
+
+
+@pytest.mark.skipif(build().gpu, reason="layers go to the GPU here")
+def test_layers_for_a_gpu_that_is_not_there_are_told(tinies: dict[str, tinymodel.Tiny]) -> None:
+    def load() -> None:
+        Model.of(tinies["gemma3"].gguf, Engine(n_gpu_layers=5)).close()
+
+    (told,) = warned(load)
+    assert told.startswith("[engine] n_gpu_layers = 5, and this llama.cpp finds no GPU")
+
+
+_LOCKS = """
+import ctypes, os, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+if os.geteuid() == 0:  # CAP_IPC_LOCK, which knows no limit
+    libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, data)
+    data[0] &= ~(1 << 14)
+    assert libc.capset(header, data) == 0
+from bot.llama import Context, Model
+model = Model(Path(sys.argv[1]), 0, load_mode="mmap_mlock")
+Context(model, 64, 1, 32, 1).close()
+model.close()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and capabilities as Linux has them")
+def test_weights_that_cannot_be_locked_are_told_once(tinies: dict[str, tinymodel.Tiny]) -> None:
+    command = [sys.executable, "-c", _LOCKS, str(tinies["gemma3"].gguf)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "WARNING" in line
+    assert "llama.cpp warns of model.gguf: warning: failed to mlock" in line
 
 
 def test_a_token_of_many_bytes_reads_whole(tmp_path: Path) -> None:

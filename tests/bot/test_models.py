@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -406,6 +407,36 @@ async def test_a_closed_engine_loads_nothing(tinies: dict[str, tinymodel.Tiny], 
         await engine.measure(voice(merged["two"]))
     assert engine.models.loaded == [engine.base]
     assert not [name for name in ("one", "two") if merged[name] in engine.models]
+    assert not mapped([merged["one"], merged["two"]])
+
+
+async def test_an_engine_that_is_closed_does_not_wait_for_a_whole_load(
+    tinies: dict[str, tinymodel.Tiny], merged: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(tinies)
+    begun, load, ended, refused = threading.Event(), engine.models._open, [], []
+
+    def held(spoken: Voice, path: Path) -> Served:
+        begun.set()
+        while not engine.models._closed:
+            time.sleep(0.002)
+        try:
+            served = load(spoken, path)
+        except EngineError as e:
+            refused.append(str(e))
+            raise
+        ended.append(path)
+        return served
+
+    monkeypatch.setattr(engine.models, "_open", held)
+    speakers = [voice(merged["one"]), voice(merged["two"])]
+    waiting = [asyncio.create_task(engine.p_silent(request("a", "在吗", speaker))) for speaker in speakers]
+    await until(begun.is_set)
+    await engine.close()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["the engine is closed"] * 2
+    assert refused == ["loading model 'model.gguf' was stopped"], "the second was not begun"
+    assert ended == []
     assert not mapped([merged["one"], merged["two"]])
 
 

@@ -28,6 +28,7 @@ from bot.drift import STYLE
 from bot.message import Message, Origin, Scene
 from bot.persona import Persona, Personas, Spec, new_persona
 from bot.probation import RATE
+from bot.processors import usable
 
 pytestmark = pytest.mark.skipif(bool(missing_for_training()), reason="nights need what trains")
 
@@ -156,11 +157,12 @@ async def test_a_night_is_started_idle_and_with_the_environment_and_threads_of_a
 ) -> None:
     for name in (TUNABLES, "OMP_NUM_THREADS", "TWIN__TRAINING__THREADS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     owner.settings = Settings(paths=owner.settings.paths, training=Training(threads=threads))
     assert telling.start("xiaoman") is None
     words, found = await started_with(telling, owner)
     assert words == ["night", "--persona", "xiaoman", "--json", "--idle", "--config", str(tmp_path / "bot.toml")]
-    limit = str(threads or max(1, (os.cpu_count() or 2) - 1))
+    limit = str(owner.settings.training.threads or max(1, usable() - 1))
     assert (found["OMP_NUM_THREADS"], found["TWIN__TRAINING__THREADS"]) == (limit, limit)
     assert found[TUNABLES] == environment()[TUNABLES]
 
