@@ -64,4 +64,5 @@ def here() -> Device:
         properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
         capability = (properties.major, properties.minor)
         return Device("cuda", properties.name, properties.total_memory, capability >= (8, 0), capability >= (8, 9))
-    return Device("cpu", f"{processors.usable()} cores", psutil.virtual_memory().total)
+    memory = psutil.virtual_memory().total
+    return Device("cpu", f"{processors.usable()} cores", memory, bfloat16=torch.ops.mkldnn._is_mkldnn_bf16_supported())

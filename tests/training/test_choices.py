@@ -1,5 +1,7 @@
 """What is left open is chosen from data and device, with its reason; what is set stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
@@ -72,6 +74,7 @@ def test_alpha_is_twice_a_rank_that_was_set() -> None:
 
 def test_the_device_decides_precision_window_and_optimizer() -> None:
     on_cpu, on_gpu, on_old = (chosen(device=d).settings for d in (CPU, GPU, OLD_GPU))
+    assert chosen(device=replace(CPU, bfloat16=False)).settings.compute_dtype == "float32", "16 bits would be emulated"
     assert (on_cpu.precision, on_cpu.compute_dtype, on_cpu.optim) == ("none", "bfloat16", "adamw_torch_fused")
     assert (on_gpu.precision, on_gpu.compute_dtype, on_gpu.optim) == ("nf4", "bfloat16", "paged_adamw_8bit")
     assert (on_old.precision, on_old.compute_dtype) == ("nf4", "float16")
