@@ -270,7 +270,8 @@ def _arguments(model: Any, out: Path, settings: Training, how: Precision, where:
         "learning_rate": settings.preference_learning_rate, "lr_scheduler_type": "constant",
         "max_grad_norm": settings.max_grad_norm, "optim": "adamw_torch", "bf16": False,
         "fp16": precision.scaled(how, where),
-        "gradient_checkpointing": model.num_parameters() > 1_000_000_000, "seed": settings.seed, "logging_steps": 1,
+        "gradient_checkpointing": bool(settings.gradient_checkpointing) or model.num_parameters() > 1_000_000_000,
+        "seed": settings.seed, "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": not cuda,
         "dataloader_pin_memory": cuda, "remove_unused_columns": False, "max_length": None,
     }  # fmt: skip
